@@ -1,0 +1,247 @@
+"""A loaded value adapter: its configuration, networks and tokenizer, and their way to and from a directory or the Hub.
+
+Knows nothing of base models; `valueadapter.modeling` attaches an adapter to one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter import artifact, card, hub, layout
+from valueadapter.config import NetworkSpec, ValueAdapterConfig
+from valueadapter.errors import AlignmentError, ConfigError, IncompatibleBaseError
+from valueadapter.network import load_hub_network, load_network, logits_width, save_network
+from valueadapter.staging import staged
+from valueadapter.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """The byte view of a transformers tokenizer.
+
+    Raises:
+        AlignmentError: a tokenizer without a fast (`tokenizers`) backend.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise AlignmentError(
+            f"{type(tokenizer).__name__} has no fast backend, so its vocabulary has no byte view; "
+            "save it with a tokenizer.json and load that"
+        )
+    return Vocabulary.from_tokenizer_json(backend.to_str())
+
+
+class ValueAdapter:
+    """What is published: value logits = Σ coefficient · network logits, and the tokenizer they speak.
+
+    Attributes:
+        config: everything but weights and tokenizer.
+        networks: one loaded model per entry of `config.networks`.
+        tokenizer: the training base's tokenizer, which the networks read.
+    """
+
+    def __init__(
+        self, config: ValueAdapterConfig, networks: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        if len(networks) != len(config.networks):
+            raise ConfigError(f"config lists {len(config.networks)} networks; got {len(networks)} models")
+        if (width := max(logits_width(n) for n in networks)) != config.vocabulary.logits_width:
+            raise ConfigError(
+                f"config says logits of {config.vocabulary.logits_width} columns; the networks have {width}"
+            )
+        self.config = config
+        self.networks = tuple(networks)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_networks(
+        cls,
+        networks: Sequence[PreTrainedModel | str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        base_model_name_or_path: str,
+        coefficients: Sequence[float] | None = None,
+        base_model_revision: str | None = None,
+        scale: float = 1.0,
+        token: str | bool | None = None,
+    ) -> ValueAdapter:
+        """Makes an adapter of networks that exist.
+
+        Args:
+            networks: loaded models, which will lie in the artifact, or Hub IDs (`user/model` or `user/model@revision`),
+                which are named in it at their present commit.
+            tokenizer: the tokenizer of all of them.
+            base_model_name_or_path: Hub ID of the base that the adapter was made on.
+            coefficients: weight of each network; 1 each by default. `[1, -1]` with an expert and a reference is
+                proxy-tuning (Liu et al. 2024, arXiv 2401.08565) and needs no training.
+            base_model_revision: commit of that base.
+            scale: recommended scale.
+            token: Hub token.
+
+        Raises:
+            ConfigError: no network, or another number of coefficients.
+            IncompatibleBaseError: a named network has another vocabulary.
+        """
+        weights = [1.0] * len(networks) if coefficients is None else [float(c) for c in coefficients]
+        if len(weights) != len(networks) or not networks:
+            raise ConfigError(f"expected one coefficient per network; got {len(weights)} for {len(networks)} networks")
+        specs, models = [], []
+        for index, (network, weight) in enumerate(zip(networks, weights, strict=True)):
+            if isinstance(network, str):
+                spec, model = _named_network(network, weight, tokenizer, token)
+            else:
+                spec, model = NetworkSpec(weight, path=layout.network_directory(index)), network
+            specs.append(spec)
+            models.append(model)
+        config = ValueAdapterConfig(
+            base_model_name_or_path=base_model_name_or_path,
+            base_model_revision=base_model_revision,
+            networks=tuple(specs),
+            vocabulary=vocabulary_of(tokenizer).spec(max(logits_width(model) for model in models)),
+            scale=scale,
+        )
+        return cls(config, models, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        download: hub.Download | None = None,
+        dtype: torch.dtype | str = "auto",
+        **options: Any,
+    ) -> ValueAdapter:
+        """Loads an adapter from a directory or the Hub, after verifying it.
+
+        Args:
+            name_or_path: directory or Hub ID.
+            download: how to get it from the Hub; or give its fields as keywords:
+                `revision, subfolder, token, cache_dir, local_files_only, force_download`.
+            dtype: dtype of the networks; `auto` as they are stored.
+            options: the fields of `hub.Download`.
+
+        Raises:
+            ArtifactError, ConfigError: what `artifact.verify` finds.
+            huggingface_hub.errors: the repository or revision is not there, private, gated, …
+        """
+        download = download or hub.Download(**options)
+        directory = hub.fetch(name_or_path, download)
+        config = artifact.read_config(directory)
+        places = {"cache_dir": download.cache_dir, "local_files_only": download.local_files_only}
+        networks = [
+            load_network(directory / spec.path, dtype=dtype, token=download.token)
+            if spec.path is not None
+            else load_hub_network(str(spec.repo), str(spec.revision), dtype=dtype, token=download.token, **places)
+            for spec in config.networks
+        ]
+        return cls(config, networks, AutoTokenizer.from_pretrained(directory))
+
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        state_dicts: Sequence[dict[str, torch.Tensor]] | None = None,
+    ) -> ValueAdapterConfig:
+        """Writes the artifact. `directory` holds the old adapter or the new one at every moment, never a mixture.
+
+        Args:
+            directory: new, empty, or an earlier adapter's. A model card that a person wrote or edited stays.
+            max_shard_size: weights larger than this are split over several files.
+            state_dicts: one per network, to save in place of its own weights.
+
+        Returns:
+            The configuration as written, with the checksums of the weights.
+
+        Raises:
+            ArtifactError: `directory` holds something else that would be lost.
+        """
+        target = Path(directory).absolute()
+        with staged(target) as staging:
+            self.tokenizer.save_pretrained(staging)
+            specs = []
+            for index, (spec, model) in enumerate(zip(self.config.networks, self.networks, strict=True)):
+                if spec.path is not None:
+                    state = state_dicts[index] if state_dicts is not None else None
+                    sums = save_network(model, staging / spec.path, max_shard_size=max_shard_size, state_dict=state)
+                    spec = dataclasses.replace(spec, sha256=sums)
+                specs.append(spec)
+            config = dataclasses.replace(self.config, networks=tuple(specs))
+            (staging / layout.CONFIG).write_text(config.to_json(), encoding="utf-8")
+            old_card = target / layout.CARD
+            if not old_card.exists() or card.is_generated(old_card.read_text(encoding="utf-8")):
+                (staging / layout.CARD).write_text(card.render_card(config, repo_id=None), encoding="utf-8")
+            artifact.verify(staging)
+        return config
+
+    def push_to_hub(self, repo_id: str, *, push: hub.Push | None = None, **options: Any) -> CommitInfo:
+        """Publishes the adapter in one commit: all of it arrives, or nothing.
+
+        Args:
+            repo_id: `user/name`; created if it does not exist.
+            push: how; or give its fields as keywords:
+                `commit_message, commit_description, private, token, revision, create_pr, tags, overwrite_card`.
+            options: the fields of `hub.Push`.
+
+        Raises:
+            ConfigError: the base model is named by a path of this machine.
+            huggingface_hub.errors: no permission, someone else pushed meanwhile, …
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder, "adapter"))
+            return hub.push(Path(folder, "adapter"), repo_id, push or hub.Push(**options))
+
+    def with_config(self, **changes: Any) -> ValueAdapter:
+        """The same networks and tokenizer under a changed configuration."""
+        return ValueAdapter(dataclasses.replace(self.config, **changes), self.networks, self.tokenizer)
+
+    def copy(self) -> ValueAdapter:
+        """An adapter whose weights are independent of this one's."""
+        return ValueAdapter(self.config, [copy.deepcopy(network) for network in self.networks], self.tokenizer)
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase, width: int, base: str) -> None:
+        """Raises unless a base model speaks this adapter's vocabulary (its logits may be padded to another width).
+
+        Args:
+            tokenizer: the base's tokenizer.
+            width: columns of the base's logits.
+            base: the base's name, for the message.
+
+        Raises:
+            IncompatibleBaseError: saying what differs.
+        """
+        spec, theirs = self.config.vocabulary, vocabulary_of(tokenizer)
+        if theirs.spec(width) == spec:
+            return
+        mine = vocabulary_of(self.tokenizer)
+        if differences := theirs.differences(width, mine, spec.logits_width):
+            raise IncompatibleBaseError(
+                f"base model '{base}' and this adapter (trained on '{self.config.base_model_name_or_path}') have "
+                f"different vocabularies, base against adapter: {'; '.join(differences)}. "
+                "Use a base of the adapter's model family"
+            )
+
+
+def _named_network(
+    name: str, coefficient: float, tokenizer: PreTrainedTokenizerBase, token: str | bool | None
+) -> tuple[NetworkSpec, PreTrainedModel]:
+    repo, _, wanted = name.partition("@")
+    commit = hub.resolve_commit(repo, wanted or None, token=token)
+    if commit is None:
+        raise ConfigError(f"network '{name}' has no commit on the Hub to pin; push it first, or pass the loaded model")
+    model = load_hub_network(repo, commit, token=token)
+    theirs = vocabulary_of(AutoTokenizer.from_pretrained(repo, revision=commit, token=token))
+    width = logits_width(model)
+    if differences := theirs.differences(width, vocabulary_of(tokenizer), width):
+        raise IncompatibleBaseError(f"network '{name}' has another vocabulary: {'; '.join(differences)}")
+    return NetworkSpec(coefficient, repo=repo, revision=commit), model

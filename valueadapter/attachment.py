@@ -1,0 +1,260 @@
+"""The adapters of a wrapped base model: which are attached, which are active, at which scale; computes nothing.
+
+Speaks PEFT's vocabulary. Every `PreTrainedModel` inherits methods of these names from transformers' PEFT integration
+that would put LoRA into base and networks; all of them are overridden here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.adapter import ValueAdapter
+from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.network import logits_width
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass
+class Attached:
+    """An adapter on this base, and how strongly it acts."""
+
+    adapter: ValueAdapter
+    scale: float
+
+
+class Term(NamedTuple):
+    """One network of the sum that runs now."""
+
+    part: str
+    """Its name in the cache: `<adapter>.<index>`."""
+    network: PreTrainedModel
+    weight: float
+    """scale · coefficient; never 0."""
+
+
+class AdapterMethods:
+    """The part of `ValueAdapterForCausalLM` that manages adapters."""
+
+    base: PreTrainedModel
+    base_tokenizer: PreTrainedTokenizerBase | None
+    value_networks: nn.ModuleDict
+    _attached: dict[str, Attached]
+    _active: tuple[str, ...]
+    _enabled: bool
+
+    # -- attaching ---------------------------------------------------------------------------------------------------
+    def load_adapter(
+        self,
+        name_or_path: str | Path,
+        adapter_name: str,
+        *,
+        scale: float | None = None,
+        is_trainable: bool = False,
+        **download: Any,
+    ) -> None:
+        """Loads an adapter and attaches it. As in PEFT, it is not active before `set_adapter`.
+
+        Args:
+            name_or_path: Hub ID or directory.
+            adapter_name: name to give it here.
+            scale: how strongly it acts; the adapter's own recommendation by default.
+            is_trainable: whether its weights take gradients.
+            download: `revision, subfolder, token, cache_dir, local_files_only, force_download`.
+
+        Raises:
+            AdapterNameError: the name is taken or not usable.
+            IncompatibleBaseError: another vocabulary.
+            ArtifactError, ConfigError, huggingface_hub.errors: it cannot be had or is damaged.
+        """
+        self._check_new_name(adapter_name)
+        self.add_adapter(
+            ValueAdapter.from_pretrained(name_or_path, **download), adapter_name, scale=scale, is_trainable=is_trainable
+        )
+
+    def add_adapter(
+        self, adapter: ValueAdapter, adapter_name: str, *, scale: float | None = None, is_trainable: bool = False
+    ) -> None:
+        """Attaches a loaded adapter. The first one is active at once, later ones with `set_adapter`.
+
+        Its networks move to the base's device and dtype. They are not copied: attach `adapter.copy()` to a second base.
+
+        Raises:
+            AdapterNameError: the name is taken or not usable.
+            IncompatibleBaseError: another vocabulary, or the base's tokenizer is not known.
+        """
+        self._check_new_name(adapter_name)
+        adapter.check_vocabulary(self._tokenizer_of_base(adapter), logits_width(self.base), self.base.name_or_path)
+        device = self.base.get_input_embeddings().weight.device
+        for network in adapter.networks:
+            network.to(device=device, dtype=self.base.dtype)
+            network.requires_grad_(is_trainable)
+        self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
+        self._attached[adapter_name] = Attached(adapter, adapter.config.scale)
+        if scale is not None:
+            self.set_scale(adapter_name, scale)
+        if not self._active:
+            self._active = (adapter_name,)
+        elif adapter_name not in self._active:
+            logger.info("attached %r; active is %s (set_adapter changes it)", adapter_name, list(self._active))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Detaches an adapter and forgets it.
+
+        Raises:
+            AdapterNameError: no such adapter.
+        """
+        self._get(adapter_name)
+        del self._attached[adapter_name]
+        del self.value_networks[adapter_name]
+        self._active = tuple(name for name in self._active if name != adapter_name)
+
+    def unload(self) -> PreTrainedModel:
+        """Detaches every adapter and gives the base back, as it came."""
+        for name in list(self._attached):
+            self.delete_adapter(name)
+        return self.base
+
+    # -- choosing ----------------------------------------------------------------------------------------------------
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Makes one or several attached adapters the active ones; their value logits add up.
+
+        Raises:
+            AdapterNameError: no such adapter, or one named twice.
+        """
+        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        for name in names:
+            self._get(name)
+        if len(set(names)) != len(names):
+            raise AdapterNameError(f"an adapter can be active once; got {list(names)}. Raise its scale instead")
+        self._active = names
+        self._enabled = True
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Sets how strongly an adapter acts: logits = base logits + scale · value logits. 0 switches it off.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: not a finite number.
+        """
+        if not math.isfinite(scale):
+            raise ConfigError(f"scale of '{adapter_name}' must be a finite number; got {scale}")
+        self._get(adapter_name).scale = float(scale)
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within the block the model is the base, bit for bit, and no network runs."""
+        before = self._enabled
+        self._enabled = False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def disable_adapters(self) -> None:
+        """Switches all adapters off until `enable_adapters`."""
+        self._enabled = False
+
+    def enable_adapters(self) -> None:
+        """Switches the active adapters on again."""
+        self._enabled = True
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+    @property
+    def adapters(self) -> dict[str, ValueAdapter]:
+        """Name -> attached adapter."""
+        return {name: attached.adapter for name, attached in self._attached.items()}
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that act now, in the order they were activated; empty while disabled."""
+        return list(self._active) if self._enabled else []
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Name -> scale of every attached adapter."""
+        return {name: attached.scale for name, attached in self._attached.items()}
+
+    def only_adapter(self, adapter_name: str | None = None) -> str:
+        """The named adapter, or the one that is meant when there is just one.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+        """
+        if adapter_name is not None:
+            self._get(adapter_name)
+            return adapter_name
+        candidates = list(self._attached)
+        if len(candidates) != 1:
+            raise AdapterNameError(f"name the adapter with adapter_name=; attached are {candidates or 'none'}")
+        return candidates[0]
+
+    def terms(self) -> list[Term]:
+        """The networks of the sum as it stands: active adapters, weights that are not 0."""
+        return [
+            Term(f"{name}.{index}", network, self._attached[name].scale * spec.coefficient)
+            for name in self.active_adapters
+            if self._attached[name].scale != 0
+            for index, (network, spec) in enumerate(
+                zip(self.value_networks[name], self._attached[name].adapter.config.networks, strict=True)
+            )
+        ]
+
+    # -- what cannot be ----------------------------------------------------------------------------------------------
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: a sum of logits is no change of the base's weights.
+
+        Raises:
+            UnsupportedModeError: always, naming what to do instead.
+        """
+        raise UnsupportedModeError(
+            "a value adapter cannot be merged: it is a second model, not a change of the base's weights. Keep the "
+            "wrapper (unload() gives the base back), or distil base + adapter into the base by training it"
+        )
+
+    merge_adapter = merge_and_unload
+
+    def enable_peft_hotswap(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: it is about LoRA weights.
+
+        Raises:
+            UnsupportedModeError: always, naming what to do instead.
+        """
+        raise UnsupportedModeError("hot-swapping is for LoRA; attach the other adapter and call set_adapter")
+
+    def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, torch.Tensor]:
+        """The weights of an adapter's networks, as `<index>.<tensor>`.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+        """
+        state: dict[str, torch.Tensor] = self.value_networks[self.only_adapter(adapter_name)].state_dict()
+        return state
+
+    # -- names -------------------------------------------------------------------------------------------------------
+    def _get(self, name: str) -> Attached:
+        if name not in self._attached:
+            raise AdapterNameError(f"there is no adapter '{name}'; attached are {list(self._attached) or 'none'}")
+        return self._attached[name]
+
+    def _check_new_name(self, name: str) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+            raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
+        if name in self._attached:
+            raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
+
+    def _tokenizer_of_base(self, adapter: ValueAdapter) -> PreTrainedTokenizerBase:
+        raise NotImplementedError

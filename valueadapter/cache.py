@@ -1,0 +1,73 @@
+"""One cache object for several models: `generate` carries exactly one; knows nothing of what the models compute.
+
+A transformers `Cache` is a list of layers, and everything generation does to it (reorder for beams, crop for
+speculation, repeat, select, reset) runs over that list. So a cache whose layers are those of all its parts does it to
+all of them, and each model is handed its own part, which shares the layer objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
+
+from valueadapter.errors import UnsupportedModeError
+
+BASE = "base"
+"""The part that belongs to the base model; it comes first, so that lengths are the base's."""
+
+
+class ValueAdapterCache(Cache):  # type: ignore[misc]  # transformers is untyped
+    """The base model's cache and one per value network.
+
+    Attributes:
+        parts: `base` and `<adapter>.<index of the network>` -> the cache that model reads and writes.
+    """
+
+    def __init__(self, parts: Mapping[str, Cache]) -> None:
+        self.parts = dict(parts)
+        self.layer_class_to_replicate = None  # layers are the parts' business
+        self.offloading = False  # and so is moving them
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of all parts, the base's first; the objects themselves, not copies."""
+        return [layer for part in self.parts.values() for layer in part.layers]
+
+    @classmethod
+    def around(cls, cache: Cache, networks: Mapping[str, Any]) -> ValueAdapterCache:
+        """Makes an empty cache of the caller's serve the base, with new ones of its kind for the networks.
+
+        Args:
+            cache: an empty cache of the base model's shape.
+            networks: part name -> configuration of the network.
+
+        Raises:
+            UnsupportedModeError: the cache has content, which the networks have not read.
+        """
+        if (length := cache.get_seq_length()) > 0:
+            raise UnsupportedModeError(
+                f"this {type(cache).__name__} holds {length} tokens of the base model alone, which the value networks "
+                "have not read. Pass the `cache` that an earlier call of this model returned, or an empty one"
+            )
+        static = isinstance(cache, StaticCache)
+        parts = {
+            name: StaticCache(config=config, max_cache_len=cache.get_max_length())
+            if static
+            else DynamicCache(config=config)
+            for name, config in networks.items()
+        }
+        return cls({BASE: cache, **parts})
+
+    def check_parts(self, expected: list[str]) -> None:
+        """Raises unless this cache serves exactly these models.
+
+        Raises:
+            UnsupportedModeError: it was made with other adapters active.
+        """
+        if list(self.parts) != expected:
+            raise UnsupportedModeError(
+                f"this cache was made for {', '.join(self.parts)}; the model now runs {', '.join(expected)}. "
+                "Start with a new cache after changing the active adapters (or a scale from or to 0)"
+            )

@@ -1,0 +1,34 @@
+"""The names of the files in an artifact, each once; knows nothing of what is in them."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"
+"""Everything the adapter is, except weights and tokenizer."""
+CARD = "README.md"
+"""The model card."""
+TOKENIZER = "tokenizer.json"
+"""The value network's tokenizer; the training base's is the same."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+"""Files that a tokenizer's `save_pretrained` may write."""
+NETWORK = "value_network"
+"""Directory of the (first) value network."""
+ALIGNMENTS = "alignments"
+"""Directory of prebuilt vocabulary alignment maps."""
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+"""Marks a PEFT checkpoint; allowed under a network's directory, never at the root."""
+SAFETENSORS = ".safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
+"""Endings of formats that can run code when opened, or that no reader of this format needs."""
+
+CHECKPOINT_ADAPTER = "adapter"
+"""Where a training checkpoint keeps its adapter, beside the optimizer's state."""
+
+
+def network_directory(index: int) -> str:
+    """The default directory of the value network at `index`: value_network, value_network_1, …"""
+    return NETWORK if index == 0 else f"{NETWORK}_{index}"

@@ -1,0 +1,358 @@
+"""The model that users hold: a frozen base whose logits its adapters' value networks add to.
+
+    logits = base_logits + Σ scale · coefficient · value_logits
+
+Composition, as a `PreTrainedModel` of its own: training, scoring and every mode of generation call the one `forward`
+that computes the sum. Knows nothing of how adapters are trained, stored or found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from valueadapter import hub
+from valueadapter.adapter import ValueAdapter
+from valueadapter.attachment import AdapterMethods, Attached
+from valueadapter.cache import BASE
+from valueadapter.config import MODEL_TYPE
+from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
+from valueadapter.generation import BASE_MASK, GenerationMethods
+from valueadapter.network import logits_width
+
+_LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
+
+
+class ValueAdapterModelConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped
+    """What transformers sees as the wrapper's configuration: the base's, under `text_config`.
+
+    It also lets `AutoConfig` recognise an adapter's config.json, whose meaning `ValueAdapterConfig` holds.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(self, text_config: PreTrainedConfig | None = None, **kwargs: Any) -> None:
+        self.text_config = text_config
+        super().__init__(**kwargs)
+
+
+@dataclass
+class ValueAdapterOutput(CausalLMOutputWithPast):  # type: ignore[misc]  # transformers is untyped
+    """What `forward` returns; `hidden_states` and `attentions` are the base's.
+
+    Attributes:
+        value_logits: what was added to the base's logits, (batch, seq, base_vocab); only with
+            `output_value_logits=True`.
+    """
+
+    value_logits: torch.Tensor | None = None
+
+
+def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
+    """The sum, written once: base_logits + weight · value_logits.
+
+    The vocabulary is the same, its padding may not be: value logits beyond the base's width belong to no token and are
+    dropped; base logits beyond the value logits' width are left as they are.
+
+    Args:
+        base_logits: (batch, seq, base_vocab). Without gradients it is overwritten by the sum.
+        value_logits: (batch, seq, value_vocab).
+        weight: scale · coefficient.
+
+    Returns:
+        (batch, seq, base_vocab), in the dtype and on the device of `base_logits`.
+    """
+    value = fit_width(value_logits, base_logits.shape[-1]).to(device=base_logits.device, dtype=base_logits.dtype)
+    if torch.is_grad_enabled():
+        return base_logits.add(value, alpha=weight)
+    return base_logits.add_(value, alpha=weight)
+
+
+def fit_width(value_logits: torch.Tensor, width: int) -> torch.Tensor:
+    """Value logits cut or zero-padded to `width` columns; themselves if they have that width."""
+    missing = width - value_logits.shape[-1]
+    return nn.functional.pad(value_logits, (0, missing)) if missing > 0 else value_logits[..., :width]
+
+
+class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # untyped bases
+    """A base model with value adapters.
+
+    `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and
+    `from_pretrained` does both. The base is frozen and never trained here, and stays in eval mode.
+
+    Args:
+        base: a causal language model (a PEFT-wrapped one works too).
+        tokenizer: the base's tokenizer, needed to compare vocabularies where the base's name does not lead to it.
+
+    Source: Lu et al., "Transferable Post-training via Inverse Value Learning", NAACL 2025, arXiv 2410.21027, eq. 4.
+    """
+
+    config_class = ValueAdapterModelConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        super().__init__(ValueAdapterModelConfig(text_config=base.config, name_or_path=base.config.name_or_path))
+        self.base = base.requires_grad_(False).eval()
+        self.base_tokenizer = tokenizer
+        self.value_networks = nn.ModuleDict()
+        self.generation_config = base.generation_config
+        self._attached: dict[str, Attached] = {}
+        self._active: tuple[str, ...] = ()
+        self._enabled = True
+        self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path | PreTrainedModel,
+        adapter: str | Path | ValueAdapter | None = None,
+        *,
+        scale: float | None = None,
+        revision: str | None = None,
+        adapter_name: str = "default",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        is_trainable: bool = False,
+        **kwargs: Any,
+    ) -> ValueAdapterForCausalLM:
+        """Loads base and adapter and puts them together.
+
+        Args:
+            base: a loaded model, or a Hub ID or directory. With one argument only, it names an *adapter*, and the
+                base is the one recorded in it, at its recorded revision.
+            adapter: Hub ID, directory, or loaded adapter.
+            scale: how strongly the adapter acts; its own recommendation by default.
+            revision: branch, tag or commit of the adapter's repository (`base_revision` for the base's).
+            adapter_name: the adapter's name on this model.
+            tokenizer: the base's tokenizer; found by the base's name by default.
+            is_trainable: whether the adapter's weights take gradients.
+            kwargs: `base_revision`; `subfolder`, `force_download` for the adapter; `token`, `cache_dir`,
+                `local_files_only` for both; anything else goes to the base's `from_pretrained` (`dtype`, `device_map`,
+                `attn_implementation`, …).
+
+        Returns:
+            The wrapper, in eval mode; the adapter has the base's device and dtype.
+
+        Raises:
+            IncompatibleBaseError: base and adapter speak different vocabularies.
+            ArtifactError, ConfigError: the adapter is damaged, or no adapter.
+            huggingface_hub.errors: a repository or revision cannot be had.
+        """
+        for given_by_auto_model in ("config", "adapter_kwargs", "_from_auto"):
+            kwargs.pop(given_by_auto_model, None)
+        base_revision = kwargs.pop("base_revision", None)
+        shared = {k: kwargs.pop(k) for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
+        own = {k: kwargs.pop(k) for k in ("subfolder", "force_download") if k in kwargs}
+        if adapter is None:
+            if isinstance(base, PreTrainedModel):
+                raise TypeError(
+                    "from_pretrained(base, adapter): the adapter is missing; use ValueAdapterForCausalLM(base)"
+                )
+            adapter = base
+            base = ""
+        if not isinstance(adapter, ValueAdapter):
+            adapter = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, **shared, **own))
+        if isinstance(base, (str, Path)):
+            if not base:
+                base = adapter.config.base_model_name_or_path
+                base_revision = base_revision or adapter.config.base_model_revision
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(base, revision=base_revision, **shared)
+            base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
+        model = cls(cast(PreTrainedModel, base), tokenizer=tokenizer)
+        model.add_adapter(adapter, adapter_name, scale=scale, is_trainable=is_trainable)
+        return model.eval()
+
+    # -- the sum -----------------------------------------------------------------------------------------------------
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, Any] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_value_logits: bool = False,
+        **kwargs: Any,
+    ) -> ValueAdapterOutput:
+        """Runs the base and the networks of the active adapters and adds their logits.
+
+        Args:
+            input_ids: (batch, seq) token ids of the base's vocabulary.
+            attention_mask: (batch, past + seq), 1 where there is a token, 0 where there is padding.
+            position_ids: (batch, seq).
+            cache: what an earlier call returned; an empty transformers cache also serves.
+            inputs_embeds: (batch, seq, hidden) in place of `input_ids`, only while no adapter is active.
+            labels: (batch, seq) token ids, -100 where there is no loss. The loss is in nats per token.
+            use_cache: whether to return a cache; by default as the base, and not in training.
+            logits_to_keep: compute only the last N positions, or those of an index tensor; 0 computes all.
+            output_value_logits: also return what was added to the base's logits.
+            kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`).
+
+        Raises:
+            UnsupportedModeError: `inputs_embeds` without ids while an adapter is active, or a cache of other models.
+        """
+        terms = self.terms()
+        if terms and input_ids is None:
+            raise UnsupportedModeError(
+                "value networks read token ids, and only `inputs_embeds` came, which are the base's own. "
+                "Pass `input_ids`, or use the base alone with disable_adapter()"
+            )
+        if use_cache is None:
+            use_cache = bool(getattr(self.base.config.get_text_config(), "use_cache", True)) and not self.training
+        parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None
+        loss_arguments = {key: kwargs.pop(key) for key in _LOSS_ARGUMENTS if key in kwargs}
+        kwargs["return_dict"] = True
+        common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
+        if position_ids is not None:
+            common["position_ids"] = position_ids
+        masks = attention_mask if isinstance(attention_mask, Mapping) and BASE_MASK in attention_mask else None
+        with torch.no_grad():
+            out = self.base(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=masks[BASE_MASK] if masks else attention_mask,
+                cache=parts.parts[BASE] if parts is not None else None,
+                **common,
+                **kwargs,
+            )
+        logits, added = out.logits, None
+        for term in terms:
+            value_logits = term.network(
+                input_ids=self._readable_ids(input_ids, term.network),
+                attention_mask=masks[term.part] if masks else attention_mask,
+                cache=parts.parts[term.part] if parts is not None else None,
+                return_dict=True,
+                **common,
+            ).logits
+            logits = add_value_logits(logits, value_logits, term.weight)
+            if output_value_logits:
+                weighted = term.weight * fit_width(value_logits, logits.shape[-1]).to(logits.device)
+                added = weighted if added is None else added + weighted
+        if output_value_logits and added is None:
+            added = torch.zeros_like(logits)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments)
+        return ValueAdapterOutput(loss, logits, parts, out.get("hidden_states"), out.get("attentions"), added)
+
+    def _readable_ids(self, input_ids: torch.LongTensor | None, network: PreTrainedModel) -> torch.LongTensor | None:
+        """Ids that only the base has rows for are padding of its logits: no token, read as the network's id 0."""
+        width = logits_width(network)
+        if input_ids is None or logits_width(self.base) <= width:
+            return input_ids
+        return cast(torch.LongTensor, input_ids.masked_fill(input_ids >= width, 0))
+
+    # -- being a PreTrainedModel -------------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> ValueAdapterForCausalLM:
+        """Switches the networks between training and evaluation; the base stays in evaluation (no dropout)."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    @property
+    def loss_function(self) -> Any:
+        """The base's loss, so that with no adapter active the loss is the base's too."""
+        return self.base.loss_function
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's input embedding."""
+        return cast(nn.Module, self.base.get_input_embeddings())
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The base's output head (the networks have heads of their own)."""
+        return cast(nn.Module, self.base.get_output_embeddings())
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: base and networks would no longer speak one vocabulary.
+
+        Raises:
+            UnsupportedModeError: always, naming what to do instead.
+        """
+        raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        adapter_name: str | None = None,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        max_shard_size: int | str = "5GB",
+        **kwargs: Any,
+    ) -> None:
+        """Saves an adapter (never the base) as an artifact; see `ValueAdapter.save_pretrained`.
+
+        Args:
+            save_directory: new, empty, or an earlier adapter's directory.
+            adapter_name: which one, where several are attached.
+            is_main_process: False writes nothing.
+            state_dict: weights of this wrapper to save in place of its own (gathered from shards).
+            max_shard_size: weights larger than this are split over several files.
+            kwargs: `push_to_hub=True` and `repo_id` also publish; any other is an error.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+            ArtifactError: the directory holds something else that would be lost.
+        """
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        if kwargs:
+            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs)}")
+        if not is_main_process:
+            return
+        name = self.only_adapter(adapter_name)
+        adapter = self._attached[name].adapter
+        states = None
+        if state_dict is not None:
+            states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
+        adapter.save_pretrained(save_directory, max_shard_size=max_shard_size, state_dicts=states)
+        if push:
+            adapter.push_to_hub(repo_id or Path(save_directory).name)
+
+    def push_to_hub(self, repo_id: str, *, adapter_name: str | None = None, **options: Any) -> Any:
+        """Publishes an adapter (never the base); see `ValueAdapter.push_to_hub` for the options."""
+        return self._attached[self.only_adapter(adapter_name)].adapter.push_to_hub(repo_id, **options)
+
+    def _tokenizer_of_base(self, adapter: ValueAdapter) -> PreTrainedTokenizerBase:
+        if self.base_tokenizer is None:
+            name = self.base.name_or_path
+            try:
+                self.base_tokenizer = AutoTokenizer.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise IncompatibleBaseError(
+                    f"the tokenizer of base model '{name}' was not found ({type(error).__name__}), so its vocabulary "
+                    "cannot be compared with the adapter's. Pass it: tokenizer=AutoTokenizer.from_pretrained(...)"
+                ) from error
+        return self.base_tokenizer
+
+
+def _under(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+AutoConfig.register(MODEL_TYPE, ValueAdapterModelConfig)
+AutoModelForCausalLM.register(ValueAdapterModelConfig, ValueAdapterForCausalLM)

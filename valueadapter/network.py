@@ -1,0 +1,192 @@
+"""Builds, loads and saves value networks, ordinary causal language models; knows nothing of the base's logits.
+
+A value network starts from a pretrained body. With its head set to zero (the default) its logits are exactly zero, so
+that training starts at the base model itself; with the pretrained head, step 0 would double the base's logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from valueadapter import layout
+from valueadapter.artifact import checksums, load_json
+from valueadapter.config import Initialisation
+from valueadapter.errors import ArtifactError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def build_network(
+    source: str | Path | PreTrainedModel,
+    *,
+    initialisation: Initialisation = "zero_head",
+    num_layers: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> PreTrainedModel:
+    """Makes a new value network from a causal language model.
+
+    Args:
+        source: Hub ID, directory, or loaded model that gives architecture, body and head. It is not changed.
+        initialisation: `zero_head` (pretrained body, head of zeros: value logits are exactly 0), `pretrained` (body
+            and head as they are), or `random` (all weights fresh, from torch's generator).
+        num_layers: keep only the first N layers of the body; 1 to the model's own number. None keeps all.
+        revision: branch, tag or commit of a Hub ID.
+        token: Hub token.
+
+    Returns:
+        A model of the same architecture in eval mode, its weights independent of `source`, in its dtype.
+
+    Raises:
+        ConfigError: unknown initialisation, or `num_layers` out of range.
+    """
+    if initialisation not in get_args(Initialisation):
+        raise ConfigError(
+            f"initialisation must be one of {', '.join(get_args(Initialisation))}; got {initialisation!r}"
+        )
+    if isinstance(source, (str, Path)):
+        source = AutoModelForCausalLM.from_pretrained(source, revision=revision, token=token)
+    config = _cut_config(source.config, num_layers)
+    if initialisation == "zero_head":
+        config.get_text_config().tie_word_embeddings = False  # the head must change alone, without the embedding
+    network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=source.dtype)
+    if initialisation != "random":
+        _copy_weights(source, network)
+    if initialisation == "zero_head":
+        _zero_head(network)
+    network.generation_config = copy.deepcopy(source.generation_config)
+    return network.eval()
+
+
+def _cut_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    depth = text.num_hidden_layers
+    if num_layers is None:
+        return config
+    if not 1 <= num_layers <= depth:
+        raise ConfigError(f"num_layers must be from 1 to {depth}, the depth of {config.model_type}; got {num_layers}")
+    for key, value in vars(text).items():
+        if isinstance(value, list) and len(value) == depth:  # one entry per layer, e.g. `layer_types`
+            setattr(text, key, value[:num_layers])
+    text.num_hidden_layers = num_layers
+    return config
+
+
+def _copy_weights(source: PreTrainedModel, network: PreTrainedModel) -> None:
+    weights, wanted = source.state_dict(), network.state_dict()
+    if missing := sorted(set(wanted) - set(weights)):
+        raise ConfigError(
+            f"{type(source).__name__} has no weights for {', '.join(missing[:3])}; use initialisation='random'"
+        )
+    network.load_state_dict({name: weights[name] for name in wanted})
+
+
+def _zero_head(network: PreTrainedModel) -> None:
+    head = network.get_output_embeddings()
+    if head is None:
+        raise ConfigError(
+            f"{type(network).__name__} has no output head to set to zero; use initialisation='pretrained'"
+        )
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+
+
+def logits_width(model: nn.Module) -> int:
+    """Columns of a model's logits: the rows of its output head, which may exceed the number of tokens."""
+    head = model.get_output_embeddings()  # type: ignore[operator]  # every causal language model has it
+    return int(head.weight.shape[0])
+
+
+def save_network(
+    network: PreTrainedModel,
+    directory: Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> dict[str, str]:
+    """Writes a network as an ordinary transformers (or PEFT) checkpoint, its own weights or those of `state_dict`.
+
+    Returns:
+        File name -> SHA-256 of the weight files.
+    """
+    network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
+    (directory / layout.CARD).unlink(missing_ok=True)  # PEFT writes a card of its own
+    return checksums(directory)
+
+
+def load_network(
+    directory: Path, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None
+) -> PreTrainedModel:
+    """Loads a network from a verified directory.
+
+    Args:
+        directory: a transformers checkpoint, or a PEFT one (its base is loaded from the Hub).
+        dtype: dtype of the weights; `auto` as they are stored.
+        token: Hub token, for the base of a PEFT network.
+
+    Raises:
+        ArtifactError: a tensor is missing, superfluous or of another shape than the architecture's.
+    """
+    if (directory / layout.PEFT_CONFIG).exists():
+        return _load_peft(directory, dtype=dtype, token=token)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below with our own words
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    _check_loaded(info, directory)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_hub_network(
+    repo: str, revision: str, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
+) -> PreTrainedModel:
+    """Loads a network that an adapter names by Hub ID, at its pinned commit.
+
+    Args:
+        repo: Hub ID of a causal language model.
+        revision: commit hash, 40 hex digits.
+        dtype: dtype of the weights; `auto` as they are stored.
+        token: Hub token.
+        download: `cache_dir`, `local_files_only`, `force_download`, as transformers takes them.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        repo, revision=revision, dtype=dtype, token=token, output_loading_info=True, use_safetensors=True, **download
+    )
+    _check_loaded(info, repo)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _load_peft(directory: Path, *, dtype: torch.dtype | str, token: str | bool | None) -> PreTrainedModel:
+    from peft import PeftModel  # slow to import, and few adapters need it
+
+    config = load_json(directory / layout.PEFT_CONFIG)
+    base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token)
+    return PeftModel.from_pretrained(base, directory).eval()  # type: ignore[no-any-return]
+
+
+def _check_loaded(info: Mapping[str, Any], place: Path | str) -> None:
+    for kind, what in (("missing_keys", "is missing"), ("unexpected_keys", "does not belong to the architecture")):
+        if names := sorted(info[kind]):
+            raise ArtifactError(
+                f"tensor '{names[0]}' {what} in '{place}' ({len(names)} such); download the adapter again"
+            )
+    if shapes := sorted(info["mismatched_keys"]):
+        name, got, expected = shapes[0]
+        raise ArtifactError(
+            f"tensor '{name}' in '{place}' has shape {tuple(got)}, the architecture expects {tuple(expected)}; "
+            "download the adapter again"
+        )

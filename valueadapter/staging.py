@@ -1,0 +1,105 @@
+"""Replaces a directory as a whole: its readers see the old content or the new, never a mixture.
+
+Knows nothing of what the directory holds beyond the names that belong to an adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from valueadapter import layout
+from valueadapter.errors import ArtifactError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Yields an empty directory beside `target`, which takes its place when the block ends without an error.
+
+    Files of the user's own at the root of an earlier adapter in `target` (a licence, a hand-written note) are kept.
+
+    Raises:
+        ArtifactError: `target` holds something that is not a value adapter and would be lost.
+    """
+    kept = _files_to_keep(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.saving-", dir=target.parent))
+    try:
+        yield staging
+        for path in kept:
+            if not (staging / path.name).exists():
+                shutil.copy2(path, staging / path.name)
+        staging.chmod(0o777 & ~_umask())
+        _replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _files_to_keep(target: Path) -> list[Path]:
+    if target.is_file():
+        raise ArtifactError(f"'{target}' is a file; expected a directory to save the adapter to")
+    entries = sorted(target.iterdir()) if target.is_dir() else []
+    if not entries:
+        return []
+    if not (target / layout.CONFIG).exists() or (target / layout.PEFT_CONFIG).exists():
+        names = ", ".join(entry.name for entry in entries[:3])
+        raise ArtifactError(f"'{target}' holds something else ({names}); choose an empty or a new directory")
+    for entry in entries:
+        ours = (
+            entry.name == layout.ALIGNMENTS or (entry / layout.CONFIG).exists() or (entry / layout.PEFT_CONFIG).exists()
+        )
+        if entry.is_dir() and not ours:
+            raise ArtifactError(
+                f"'{entry}' is not part of a value adapter and would be lost; move it or save elsewhere"
+            )
+    own = {layout.CONFIG, *layout.TOKENIZER_FILES}
+    return [entry for entry in entries if entry.is_file() and entry.name not in own]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _replace(staging: Path, target: Path) -> None:
+    """Moves `staging` to `target`; what was at `target` ends up at `staging`."""
+    if not target.exists() or not any(target.iterdir()):
+        staging.rename(target)  # POSIX lets a directory replace an empty one
+        return
+    if _exchange(staging, target):
+        return
+    # No atomic exchange here: between these two renames `target` is absent, and put back if the second fails.
+    old = target.with_name(f"{staging.name}.old")
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchanges two directories in one step (Linux renameat2); False where the system or file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(b))

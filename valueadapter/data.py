@@ -1,0 +1,161 @@
+"""Demonstrations as token ids with a loss on the responses; knows nothing of models.
+
+Three shapes of record: `prompt` and `completion`; `messages` (chat, loss on assistant turns); `text` (loss on all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from valueadapter.errors import ConfigError
+
+IGNORED = -100
+"""The label of a position without loss, as everywhere in transformers."""
+
+
+def load_demonstrations(source: str | Path | Dataset | Sequence[Mapping[str, Any]], *, split: str = "train") -> Dataset:
+    """Demonstrations from a JSONL file, a Hub dataset or objects at hand.
+
+    Args:
+        source: path that ends in .jsonl or .json, Hub ID, `datasets.Dataset`, or a list of records.
+        split: which split of a Hub dataset.
+
+    Raises:
+        ConfigError: no record, or records of no known shape.
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(source, Dataset):
+        data = source
+    elif isinstance(source, (str, Path)):
+        if str(source).endswith((".jsonl", ".json")):
+            if not Path(source).is_file():
+                raise FileNotFoundError(f"there is no file '{source}'; expected demonstrations as JSON lines")
+            data = load_dataset("json", data_files=str(source), split="train")
+        else:
+            data = load_dataset(str(source), split=split)
+    else:
+        data = Dataset.from_list([dict(record) for record in source])
+    if not len(data):
+        raise ConfigError("there are no demonstrations; expected at least one record")
+    record_shape(data.column_names)
+    return data
+
+
+def record_shape(columns: Sequence[str]) -> str:
+    """`prompt`, `messages` or `text`: which shape records with these columns have.
+
+    Raises:
+        ConfigError: none of them.
+    """
+    if {"prompt", "completion"} <= set(columns):
+        return "prompt"
+    for shape in ("messages", "text"):
+        if shape in columns:
+            return shape
+    raise ConfigError(
+        f"records must have 'prompt' and 'completion', or 'messages', or 'text'; got the columns {', '.join(columns)}"
+    )
+
+
+def encode(
+    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+) -> dict[str, list[int]]:
+    """One demonstration as `input_ids` and `labels` (-100 where there is no loss).
+
+    A completion is followed by the tokenizer's end-of-sequence token, so that the network learns to stop. Text beyond
+    `max_length` tokens is cut off at its end.
+
+    Raises:
+        ConfigError: nothing of the response is left to learn from.
+    """
+    shape = record_shape(list(record))
+    if shape == "messages":
+        ids, labels = _encode_messages(record["messages"], tokenizer)
+    else:
+        prompt = tokenizer(record["prompt"])["input_ids"] if shape == "prompt" else []
+        text = record["completion"] if shape == "prompt" else record["text"]
+        response = tokenizer(text, add_special_tokens=shape == "text")["input_ids"] + [tokenizer.eos_token_id]
+        ids = prompt + response
+        labels = [IGNORED] * len(prompt) + response
+    ids, labels = ids[:max_length], labels[:max_length]
+    if all(label == IGNORED for label in labels[1:]):
+        shown = str(record.get("prompt") or record.get("text") or record.get("messages"))[:80]
+        raise ConfigError(
+            f"no response token is left within max_length={max_length} tokens of {shown!r}; raise max_length"
+        )
+    return {"input_ids": ids, "labels": labels}
+
+
+def _encode_messages(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Renders turn by turn: what an assistant turn adds to the text before it carries the loss."""
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "records have 'messages', but the tokenizer has no chat template; use 'prompt' and 'completion'"
+        )
+    ids: list[int] = []
+    labels: list[int] = []
+    for index, message in enumerate(messages):
+        whole = _render(messages[: index + 1], tokenizer, generation=False)
+        if message["role"] == "assistant":
+            # the header that generation would start after is the prompt's, not the response's
+            header = _render(messages[:index], tokenizer, generation=True)
+            labels += [IGNORED] * (len(header) - len(labels)) + whole[len(header) :]
+        else:
+            labels += [IGNORED] * (len(whole) - len(labels))
+        if whole[: len(ids)] != ids:
+            raise ConfigError(
+                "the chat template renders earlier turns anew with each later one; use 'prompt'/'completion'"
+            )
+        ids = whole
+    return ids, labels
+
+
+def _render(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, generation: bool
+) -> list[int]:
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Dataset:
+    """All demonstrations as token ids; data that has `input_ids` already is returned as it is."""
+    if "input_ids" in data.column_names:
+        return data
+    columns = data.column_names
+    return data.map(lambda record: encode(record, tokenizer, max_length=max_length), remove_columns=columns)
+
+
+class Collator:
+    """Pads a batch on the left, so that responses end together and one number says which logits are needed.
+
+    Args:
+        pad_token_id: id to pad with; masked, so any id serves.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, records: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        """Records of different length -> `input_ids, attention_mask, position_ids, labels`, each (batch, seq)."""
+        width = max(len(record["input_ids"]) for record in records)
+
+        def padded(key: str, value: int) -> torch.Tensor:
+            return torch.tensor([[value] * (width - len(r[key])) + list(r[key]) for r in records])
+
+        lengths = torch.tensor([[width - len(record["input_ids"])] for record in records])
+        positions = torch.arange(width) - lengths
+        return {
+            "input_ids": padded("input_ids", self.pad_token_id),
+            "attention_mask": (positions >= 0).long(),
+            "position_ids": positions.clamp(min=0),
+            "labels": padded("labels", IGNORED),
+        }

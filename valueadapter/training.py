@@ -1,0 +1,259 @@
+"""Trains the value networks of one adapter on a frozen base; everything else is `transformers.Trainer`'s.
+
+    loss = cross-entropy(base_logits + value_logits, response) + coefficient · penalty(value_logits)
+
+both per response token. Knows nothing of how the sum is computed or the artifact is laid out.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from valueadapter import __version__, artifact, hub, layout
+from valueadapter.adapter import ValueAdapter
+from valueadapter.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
+from valueadapter.data import IGNORED, Collator, tokenize
+from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
+from valueadapter.losses import norm_penalty
+from valueadapter.modeling import ValueAdapterForCausalLM, ValueAdapterOutput
+from valueadapter.network import load_network
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ValueTrainingArguments(TrainingArguments):  # type: ignore[misc]  # transformers is untyped
+    """`TrainingArguments` with what value adapters need besides."""
+
+    penalty: PenaltyKind = field(
+        default="none", metadata={"help": "Penalty on the value logits: none, l1, l2, entropy."}
+    )
+    penalty_coefficient: float = field(default=1.0, metadata={"help": "Weight of the penalty, 0 or more."})
+    max_length: int | None = field(default=1024, metadata={"help": "Tokens kept of a demonstration."})
+    data_name: str = field(default="unnamed", metadata={"help": "Hub ID or name of the data, for the record."})
+    initialisation: Initialisation = field(default="zero_head", metadata={"help": "For the record: how it started."})
+    initialised_from: str | None = field(default=None, metadata={"help": "For the record: Hub ID of the body."})
+    num_layers: int | None = field(default=None, metadata={"help": "For the record: layers kept of the body."})
+    overwrite_card: bool = field(default=False, metadata={"help": "Replace a hand-written model card on the Hub."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its columns."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.regularisation()
+
+    def regularisation(self) -> Regularisation:
+        """The penalty as the artifact records it.
+
+        Raises:
+            ConfigError: unknown kind or a coefficient out of range.
+        """
+        if self.penalty not in ("none", "l1", "l2", "entropy"):
+            raise ConfigError(f"penalty must be none, l1, l2 or entropy; got {self.penalty!r}")
+        return Regularisation(self.penalty, 0.0 if self.penalty == "none" else self.penalty_coefficient)
+
+
+class ValueTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """`transformers.Trainer` for a `ValueAdapterForCausalLM` with one trainable adapter.
+
+    Args:
+        model: the wrapper; its adapter `default` must be attached with `is_trainable=True`.
+        args: the arguments.
+        train_dataset: demonstrations (see `valueadapter.data`) or tokenized records.
+        eval_dataset: held-out ones.
+        processing_class: the tokenizer; the adapter's by default.
+        kwargs: as `transformers.Trainer`.
+
+    Raises:
+        ConfigError: nothing is trainable, or the base is not frozen.
+    """
+
+    def __init__(
+        self,
+        model: ValueAdapterForCausalLM,
+        args: ValueTrainingArguments,
+        *,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not any(p.requires_grad for p in model.value_networks.parameters()):
+            raise ConfigError("no weight is trainable; attach the adapter with is_trainable=True")
+        if any(p.requires_grad for p in model.base.parameters()):
+            raise ConfigError("the base must be frozen; call model.base.requires_grad_(False)")
+        model.only_adapter()
+        tokenizer = processing_class or model.adapters[model.only_adapter()].tokenizer
+        kwargs.setdefault("data_collator", Collator(tokenizer.pad_token_id or 0))
+        prepare = _Prepare(tokenizer, args.max_length)
+        with args.main_process_first(desc="tokenizing"):
+            train_dataset, eval_dataset = prepare(train_dataset), prepare(eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.penalty = args.regularisation()
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ValueAdapterOutput]:
+        """Cross-entropy on the responses as the Trainer computes it, plus the penalty on the same positions.
+
+        Only the logits from the first response token on are computed, in base and networks.
+        """
+        labels = inputs["labels"]
+        keep = _positions_needed(labels)
+        labels = labels[:, -keep:]
+        penalised = self.penalty.kind != "none"
+        inputs = {
+            **inputs,
+            "labels": labels,
+            "logits_to_keep": keep,
+            "use_cache": False,
+            "output_value_logits": penalised,
+        }
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if penalised:
+            mask = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))  # position i predicts token i + 1
+            count = mask.sum() if num_items_in_batch is None else num_items_in_batch
+            penalty = norm_penalty(outputs.value_logits, mask, self.penalty.kind) / count
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                penalty = penalty * self.accelerator.num_processes  # as the Trainer scales the cross-entropy
+            loss = loss + self.penalty.coefficient * penalty
+        outputs.value_logits = None  # the Trainer gathers every tensor of the output in evaluation
+        return (loss, outputs) if return_outputs else loss
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the adapter: `<checkpoint>/adapter` within training, `<output_dir>/adapter` at its end.
+
+        A directory that you name yourself becomes the adapter's directory.
+        """
+        place = Path(output_dir or self.args.output_dir)
+        if _internal_call or output_dir is None:
+            place = place / layout.CHECKPOINT_ADAPTER
+        if self.args.should_save:
+            self.trained_adapter().save_pretrained(place)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub()
+
+    def trained_adapter(self) -> ValueAdapter:
+        """The adapter as it stands, with the record of its training."""
+        model = cast(ValueAdapterForCausalLM, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        return model.adapters[model.only_adapter()].with_config(training=self._training_record())
+
+    def _training_record(self) -> TrainingRecord:
+        args, losses = self.args, [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        data = self.train_dataset
+        tokens = sum(sum(label != IGNORED for label in record["labels"][1:]) for record in data) if data else 0
+        return TrainingRecord(
+            valueadapter_version=__version__,
+            initialisation=args.initialisation,
+            initialised_from=args.initialised_from,
+            num_layers=args.num_layers,
+            regularisation=self.penalty,
+            data=args.data_name,
+            num_examples=len(data) if data else 0,
+            num_response_tokens=math.floor(tokens * (self.state.epoch or 0)),
+            steps=self.state.global_step,
+            loss_first=losses[0] if losses else None,
+            loss_last=losses[-1] if losses else None,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Puts a checkpoint's weights into the networks; anything that does not fit is an error."""
+        place = Path(resume_from_checkpoint, layout.CHECKPOINT_ADAPTER)
+        own = self.trained_adapter()
+        try:
+            config = artifact.verify(place)
+        except ArtifactError as error:
+            raise CheckpointError(f"checkpoint '{resume_from_checkpoint}' cannot be resumed: {error}") from error
+        if [n.path for n in config.networks] != [n.path for n in own.config.networks]:
+            raise CheckpointError(f"checkpoint '{place}' holds other networks than the adapter being trained")
+        if config.vocabulary != own.config.vocabulary:
+            raise CheckpointError(f"checkpoint '{place}' speaks another vocabulary than the adapter being trained")
+        for spec, network in zip(config.networks, own.networks, strict=True):
+            saved = load_network(place / str(spec.path), dtype=network.dtype).state_dict()
+            mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+            theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+            if mine != theirs:
+                name = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))[0]
+                raise CheckpointError(
+                    f"checkpoint '{place}' does not fit the network: tensor '{name}' has shape {theirs.get(name)}, "
+                    f"expected {mine.get(name)}. Build the network as it was built for that run"
+                )
+            network.load_state_dict(saved)
+
+    def _load_best_model(self) -> None:
+        logger.info("loading the best adapter, from %s", self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    # -- the Hub -----------------------------------------------------------------------------------------------------
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publishes the adapter (never optimizer state or training arguments) to `args.hub_model_id`."""
+        if not self.is_world_process_zero():
+            return None
+        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        return self.trained_adapter().push_to_hub(
+            repo_id,
+            push=hub.Push(
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+                revision=revision or self.args.hub_revision,
+                private=private if private is not None else self.args.hub_private_repo,
+                overwrite_card=self.args.overwrite_card,
+            ),
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy != "end":
+            self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: saving the adapter writes its card."""
+
+
+class _Prepare:
+    """Tokenizes whatever form the data comes in."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, data: Any) -> Any:
+        if isinstance(data, Dataset):
+            return tokenize(data, self.tokenizer, max_length=self.max_length)
+        if isinstance(data, Mapping):
+            return {name: self(part) for name, part in data.items()}
+        return cast("TorchDataset[Any] | None", data)
+
+
+def _positions_needed(labels: torch.Tensor) -> int:
+    """How many trailing positions hold a label, plus the one that predicts the first of them; at least 2."""
+    first = int((labels != IGNORED).any(dim=0).int().argmax())
+    return min(labels.shape[1], max(2, labels.shape[1] - first + 1))

@@ -5,8 +5,9 @@ value adapters. The weights in the packages are quantised (mostly to 4 bits). Th
 the largest type that `from_pretrained` needs no conversion for on a CPU, and the only one that holds every
 dequantised value exactly (bfloat16 would round them a second time). Models are not retrained or repaired.
 
-Folders live under `cache_directory()/models`. Each call verifies the folder's checksums; a damaged folder is
-rebuilt and said to be so.
+Folders live under `cache_directory()/models`. Each call verifies the folder: a file whose size and time of
+change are as recorded is taken as good, any other has its SHA-256 compared. A damaged folder is rebuilt and said
+to be so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from valueadapter.testing.packages import (
     ChecksumError,
@@ -90,13 +91,21 @@ GEMMA_3_270M_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c0
 SMOLLM2_DROPPED_LAYERS = range(14, 18)
 """The layers, counted from 0, that the derived model lacks."""
 
-RECIPE = 1
+RECIPE = 2
 """Raise it when a change here alters what a folder holds: older folders are then rebuilt."""
 
 MARKER = ".converted.json"
-"""The file that says what a folder was made from, and its files' checksums."""
+"""The file that says what a folder was made from, and the checksum, size and time of change of its files."""
 
 logger = logging.getLogger(__name__)
+
+
+class FileRecord(TypedDict):
+    """What is known of one file of a converted folder."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
 
 
 def smollm2_instruct(*, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
@@ -168,33 +177,57 @@ def _kept(name: str, sources: Sequence[str], build: Callable[[Path], None], cach
             if fault is None:
                 return folder
             say(f"rebuilding {name}: {fault}")
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as scratch:
+        for abandoned in folder.parent.glob(f".building-{name}-*"):
+            shutil.rmtree(abandoned)  # a process was killed; nobody else writes here while we hold the lock
+        with tempfile.TemporaryDirectory(prefix=f".building-{name}-", dir=folder.parent) as scratch:
             fresh = Path(scratch) / name
             fresh.mkdir()
             build(fresh)
-            checksums = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
-            marker = {"recipe": recipe, "files": checksums}
-            (fresh / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+            _write_marker(fresh, recipe, {path.name: _record(path) for path in sorted(fresh.iterdir())})
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
     return folder
+
+
+def _record(path: Path) -> FileRecord:
+    status = path.stat()
+    return {"sha256": sha256_of(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _write_marker(folder: Path, recipe: list[str], records: dict[str, FileRecord]) -> None:
+    marker = {"recipe": recipe, "files": records}
+    partial = folder / f"{MARKER}.partial"
+    partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MARKER)
 
 
 def _fault(folder: Path, recipe: list[str]) -> str | None:
     """Says what is wrong with a converted folder, or None."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        built_by, checksums = marker["recipe"], dict(marker["files"])
+        built_by, records = marker["recipe"], dict(marker["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"the cached folder is damaged ({MARKER}: {error})"
     if built_by != recipe:
         return "the cached folder was converted by another version of this library"
-    for name, expected in checksums.items():
+    return _files_fault(folder, recipe, records)
+
+
+def _files_fault(folder: Path, recipe: list[str], records: dict[str, FileRecord]) -> str | None:
+    """Says which file is missing or changed; records the new times of files that were touched or copied."""
+    current = dict(records)
+    for name, expected in records.items():
         path = folder / name
         if not path.is_file():
             return f"the cached folder is damaged ({name} is missing)"
-        if sha256_of(path) != expected:
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) == (expected["size"], expected["mtime_ns"]):
+            continue
+        current[name] = _record(path)
+        if current[name]["sha256"] != expected["sha256"]:
             return f"the cached folder is damaged ({name} has another checksum)"
+    if current != records:
+        _write_marker(folder, recipe, current)
     return None
 
 

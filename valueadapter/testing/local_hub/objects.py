@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 _LARGE_SUFFIXES = (
     "7z arrow bin bz2 ckpt gguf gz h5 joblib msgpack npy npz onnx parquet pb pickle pkl pt pth safetensors tar tgz "
@@ -102,4 +102,4 @@ def build_commit(
 
 def timestamp() -> str:
     """Now, as the Hub writes times."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -1,0 +1,157 @@
+"""Every decoding mode gives what decoding without any cache gives, for every pair of architectures (fp32)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny import KINDS, tiny_model
+from transformers import DynamicCache, StaticCache, pipeline
+
+from valueadapter import UnsupportedModeError, ValueAdapterForCausalLM
+
+Wrapped = Callable[..., ValueAdapterForCausalLM]
+GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+IDS = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
+REPEATING = torch.randint(3, 20, (1, 3), generator=torch.Generator().manual_seed(1)).repeat(1, 4)
+
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "static cache": {"cache_implementation": "static"},
+    "chunked prefill": {"prefill_chunk_size": 3},
+    "beams on a static cache": {"num_beams": 2, "cache_implementation": "static"},
+}
+
+pairs = pytest.mark.parametrize(("base", "network"), [(b, n) for b in KINDS for n in KINDS])
+
+
+@pairs
+def test_sum_is_base_plus_network(wrapped: Wrapped, base: str, network: str) -> None:
+    """logits = base logits + value logits, position by position."""
+    model = wrapped(base, network)
+    expected = tiny_model(base, seed=1)(IDS).logits + tiny_model(network, seed=2)(IDS).logits
+    torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0)
+
+
+@pairs
+@pytest.mark.parametrize("mode", MODES)
+def test_cached_equals_uncached(wrapped: Wrapped, base: str, network: str, mode: str) -> None:
+    """A cache changes speed, never tokens."""
+    model = wrapped(base, network)
+    uncached = {"num_beams": MODES[mode].get("num_beams", 1), "use_cache": False}
+    assert torch.equal(model.generate(IDS, **GREEDY, **MODES[mode]), model.generate(IDS, **GREEDY, **uncached))
+
+
+@pairs
+def test_sampling_with_a_seed_equals_uncached(wrapped: Wrapped, base: str, network: str) -> None:
+    """The same seed draws the same tokens with and without cache."""
+    model = wrapped(base, network)
+    outputs = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        outputs.append(model.generate(IDS, **{**GREEDY, "do_sample": True}, use_cache=use_cache))
+    assert torch.equal(*outputs)
+
+
+@pairs
+def test_speculation_equals_plain_decoding(wrapped: Wrapped, base: str, network: str) -> None:
+    """Prompt lookup, and assisted generation with the wrapper on either side, give the target's own greedy tokens."""
+    model, other = wrapped(base, network), tiny_model("llama", seed=5)
+    plain = model.generate(REPEATING, **GREEDY, use_cache=False)
+    assert torch.equal(model.generate(REPEATING, **GREEDY, prompt_lookup_num_tokens=4), plain)
+    assert torch.equal(model.generate(REPEATING, **GREEDY, assistant_model=other), plain)
+    theirs = other.generate(REPEATING, **GREEDY, use_cache=False)
+    assert torch.equal(other.generate(REPEATING, **GREEDY, assistant_model=model), theirs)
+
+
+@pairs
+def test_left_padded_batch_equals_single_rows(wrapped: Wrapped, base: str, network: str) -> None:
+    """A short row in a batch gets the tokens that it gets alone."""
+    model = wrapped(base, network)
+    padded = IDS.clone()
+    padded[1, :3] = 0
+    mask = torch.ones_like(padded)
+    mask[1, :3] = 0
+    batch = model.generate(padded, attention_mask=mask, **GREEDY)
+    assert torch.equal(batch[0], model.generate(IDS[:1], **GREEDY)[0])
+    assert torch.equal(batch[1, 7:], model.generate(IDS[1:, 3:], **GREEDY)[0, 4:])
+
+
+@pairs
+def test_second_turn_on_the_first_turns_cache(wrapped: Wrapped, base: str, network: str) -> None:
+    """A conversation that keeps its cache goes on as one that reads everything again."""
+    model = wrapped(base, network)
+    first = model.generate(IDS, **GREEDY, return_dict_in_generate=True)
+    longer = torch.cat([first.sequences, IDS], dim=1)
+    again = model.generate(longer, **GREEDY, use_cache=False)
+    assert torch.equal(model.generate(longer, **GREEDY, cache=first.cache), again)
+
+
+@pairs
+def test_logits_to_keep_selects_positions(wrapped: Wrapped, base: str, network: str) -> None:
+    """The last N logits are those of the whole forward pass."""
+    model = wrapped(base, network)
+    torch.testing.assert_close(model(IDS, logits_to_keep=2).logits, model(IDS).logits[:, -2:], rtol=1e-5, atol=1e-5)
+
+
+@pairs
+def test_scale_zero_is_the_base_and_runs_no_network(wrapped: Wrapped, base: str, network: str) -> None:
+    """At scale 0 the logits are the base's bit for bit, and the network is not called."""
+    model, alone = wrapped(base, network, scale=0.0), tiny_model(base, seed=1)
+
+    def must_not_run(*args: object) -> None:
+        raise AssertionError("the network ran")
+
+    model.adapters["default"].networks[0].register_forward_pre_hook(must_not_run)
+    assert torch.equal(model(IDS).logits, alone(IDS).logits)
+    assert torch.equal(model.generate(IDS, **GREEDY), alone.generate(IDS, **GREEDY))
+    model.set_scale("default", 1.0)
+    with model.disable_adapter():
+        assert torch.equal(model(IDS).logits, alone(IDS).logits)
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+def test_an_empty_cache_of_the_callers_serves(wrapped: Wrapped, kind: type) -> None:
+    """A transformers cache made for the base is taken up, with networks' caches beside it."""
+    model = wrapped()
+    cache = kind(config=model.base.config, **({"max_cache_len": 32} if kind is StaticCache else {}))
+    assert torch.equal(model.generate(IDS, cache=cache, **GREEDY), model.generate(IDS, **GREEDY, use_cache=False))
+
+
+def test_a_cache_of_the_base_alone_is_refused(wrapped: Wrapped) -> None:
+    """Networks cannot go on from text that they have not read."""
+    model = wrapped()
+    used = model.base(IDS, use_cache=True).cache
+    with pytest.raises(UnsupportedModeError, match="have not read"):
+        model(IDS, cache=used)
+
+
+def test_a_cache_of_other_adapters_is_refused(wrapped: Wrapped) -> None:
+    """Changing the active adapters in mid-conversation is an error, not silence."""
+    model = wrapped()
+    cache = model(IDS, use_cache=True).cache
+    with model.disable_adapter(), pytest.raises(UnsupportedModeError, match=r"made for base, default\.0"):
+        model(IDS, cache=cache)
+
+
+def test_modes_that_cannot_work_say_why(wrapped: Wrapped) -> None:
+    """Continuous batching and lone embeddings raise with a reason and a way out."""
+    model = wrapped()
+    with pytest.raises(UnsupportedModeError, match="left-padded batch"):
+        model.generate_batch([[3, 4]])
+    embeds = model.get_input_embeddings()(IDS)
+    with pytest.raises(UnsupportedModeError, match="read token ids"):
+        model(inputs_embeds=embeds)
+    with model.disable_adapter():
+        assert torch.equal(model(inputs_embeds=embeds).logits, model.base(inputs_embeds=embeds).logits)
+
+
+def test_pipeline_and_chat_template(wrapped: Wrapped, tokenizer: object) -> None:
+    """`pipeline("text-generation")` takes the wrapper, with text and with chat messages."""
+    generate = pipeline("text-generation", model=wrapped(), tokenizer=tokenizer)
+    text = generate("ABC", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text.startswith("ABC")
+    chat = generate([{"role": "user", "content": "HI"}], max_new_tokens=5, do_sample=False)
+    assert chat[0]["generated_text"][-1]["role"] == "assistant"

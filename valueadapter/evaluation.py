@@ -1,0 +1,115 @@
+"""Measures a model on held-out demonstrations: bits per UTF-8 byte of the response, and exact match.
+
+Knows nothing of adapters: every arm (base alone, small tuned model alone, base + adapter) is just a model here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.data import IGNORED, Collator, encode
+
+Record = Mapping[str, str]
+"""`prompt` and `completion`."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured of one model."""
+
+    bits_per_byte: float
+    """Bits per UTF-8 byte of the responses; lower is better. The end-of-sequence token does not count."""
+    exact_match: float | None
+    """Share of responses, 0 to 1, that match after normalisation; None where not asked for."""
+    answers: tuple[str, ...]
+    """What the model said to each prompt; empty where exact match was not asked for."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    generate: bool = True,
+    batch_size: int = 16,
+    on_progress: Callable[[int], None] | None = None,
+) -> Score:
+    """Scores a model on prompts with known completions.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        records: held-out `prompt`/`completion` pairs.
+        generate: also let it answer greedily and compare.
+        batch_size: rows per forward pass.
+        on_progress: called with the number of records done since the last call.
+    """
+    nats, answers = 0.0, []
+    for batch in _batches(records, batch_size):
+        nats += _nats(model, tokenizer, batch)
+        if generate:
+            answers += answer(model, tokenizer, [record["prompt"] for record in batch])
+        if on_progress is not None:
+            on_progress(len(batch))
+    size = sum(len(record["completion"].encode()) for record in records)
+    hits = [
+        normalised(said) == normalised(record["completion"]) for said, record in zip(answers, records, strict=False)
+    ]
+    return Score(nats / math.log(2) / size, sum(hits) / len(hits) if hits else None, tuple(answers))
+
+
+def _nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Record]) -> float:
+    """Negative log-likelihood of the completions of a batch, their end-of-sequence tokens left out."""
+    encoded = [encode(record, tokenizer) for record in batch]
+    for row in encoded:
+        row["input_ids"], row["labels"] = row["input_ids"][:-1], row["labels"][:-1]
+    inputs = Collator(tokenizer.pad_token_id or 0)(encoded)
+    labels = inputs.pop("labels").to(model.device)
+    keep = labels.shape[1] - int((labels != IGNORED).any(dim=0).int().argmax()) + 1
+    logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, use_cache=False, logits_to_keep=keep).logits
+    return float(
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            labels[:, 1:][:, -keep + 1 :].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+    )
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int = 16
+) -> list[str]:
+    """The first line of what the model says to each prompt, greedily."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    inputs = Collator(pad)([{"input_ids": row, "labels": row} for row in rows])
+    out = model.generate(
+        input_ids=inputs["input_ids"].to(model.device),
+        attention_mask=inputs["attention_mask"].to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=[tokenizer.eos_token_id],
+    )
+    texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip().split("\n")[0].strip() for text in texts]
+
+
+def normalised(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (as SQuAD's script does, Rajpurkar et al. 2016)."""
+    text = "".join(" " if c in string.punctuation else c for c in text.lower())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    return (records[start : start + size] for start in range(0, len(records), size))

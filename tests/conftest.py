@@ -1,39 +1,20 @@
-"""Fixtures: a Hub on loopback, a small tokenizer, tiny models whose broken caches show.
-
-The Hub's address must be in the environment before huggingface_hub is first imported, so it starts here, at import.
-"""
+"""Fixtures: a small tokenizer, tiny models whose broken caches show. No test goes to the network."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from valueadapter.testing.local_hub import LocalHub
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
 
-_root = tempfile.TemporaryDirectory()
-_hub = LocalHub(Path(_root.name, "server"))
-_hub.__enter__()
-os.environ.update(_hub.env(token="hf_alice", home=Path(_root.name, "home")))
-os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+import pytest
+import torch
+from tiny import TinyModel, byte_tokenizer, tiny_model
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
-
-@atexit.register
-def _stop_hub() -> None:
-    _hub.__exit__(None, None, None)
-    _root.cleanup()
-
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from tiny import TinyModel, byte_tokenizer, tiny_model  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
-from transformers.utils import logging as transformers_logging  # noqa: E402
-
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM  # noqa: E402
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(2)
@@ -55,11 +36,6 @@ def _no_deprecated_calls() -> Iterator[None]:
     logging.getLogger("transformers").addHandler(handler)
     yield
     logging.getLogger("transformers").removeHandler(handler)
-
-
-@pytest.fixture(scope="session")
-def hub() -> LocalHub:
-    return _hub
 
 
 @pytest.fixture(scope="session")

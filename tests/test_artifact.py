@@ -191,7 +191,7 @@ def test_a_failed_save_leaves_the_old_adapter(saved: Path, tiny_adapter: Callabl
     """An error in the middle of saving leaves every byte of the old directory, and no debris."""
     before = contents(saved)
     adapter = tiny_adapter(seed=9)
-    with pytest.raises(TypeError, match="max_shard_size|unsupported|not"):
+    with pytest.raises(TypeError, match=r"max_shard_size|unsupported|not"):
         adapter.save_pretrained(saved, max_shard_size=object())
     assert contents(saved) == before
     assert os.listdir(saved.parent) == [saved.name]

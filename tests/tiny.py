@@ -36,7 +36,10 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_TEMPLATE = "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+_TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}{{ '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}[a]{% endif %}"
+)
 
 
 def byte_tokenizer(size: int = SIZE) -> PreTrainedTokenizerFast:

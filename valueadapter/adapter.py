@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,6 +170,7 @@ class ValueAdapter:
         target = Path(directory).absolute()
         with staged(target) as staging:
             self.tokenizer.save_pretrained(staging)
+            _forget_where_it_was_loaded_from(staging / layout.TOKENIZER_CONFIG)
             specs = []
             for index, (spec, model) in enumerate(zip(self.config.networks, self.networks, strict=True)):
                 if spec.path is not None:
@@ -230,6 +232,14 @@ class ValueAdapter:
                 f"different vocabularies, base against adapter: {'; '.join(differences)}. "
                 "Use a base of the adapter's model family"
             )
+
+
+def _forget_where_it_was_loaded_from(path: Path) -> None:
+    """transformers records the circumstances of loading in what it saves; equal tokenizers must give equal bytes."""
+    settings = artifact.load_json(path)
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        settings.pop(key, None)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _named_network(

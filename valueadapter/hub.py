@@ -1,6 +1,7 @@
 """Moves adapters between a local directory and the Hub; knows nothing of what they compute.
 
-Everything is a local directory before it is anything else: a download is verified before use, an upload before it leaves.
+Everything is a local directory before it is anything else: a download is verified before use, an upload before it
+leaves.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def resolve_commit(repo_id: str, revision: str | None = None, *, token: str | bo
 def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
     """Publishes the adapter in `directory` in one commit, after verifying it.
 
-    Files of the earlier adapter that this one no longer has are deleted in the same commit. A model card on the Hub that
-    a person wrote or edited stays, unless `overwrite_card`.
+    Files of the earlier adapter that this one no longer has are deleted in the same commit. A model card on the Hub
+    that a person wrote or edited stays, unless `overwrite_card`.
 
     Raises:
         ConfigError: the base model is named by a path of this machine.

@@ -279,6 +279,10 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         """The base's loss, so that with no adapter active the loss is the base's too."""
         return self.base.loss_function
 
+    def _get_name(self) -> str:
+        """The base's class name: the Trainer shifts labels for smoothing only for names in a table of its own."""
+        return str(self.base._get_name())
+
     def get_input_embeddings(self) -> nn.Module:
         """The base's input embedding."""
         return cast(nn.Module, self.base.get_input_embeddings())

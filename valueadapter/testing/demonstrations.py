@@ -80,10 +80,14 @@ def jeopardy(*, cache_dir: str | os.PathLike[str] | None = None, progress: Progr
 
 
 def read_requests(lines: Iterable[str]) -> Iterator[Demonstration]:
-    """Yields the zero-shot demonstration of each line of an evaluation request file."""
+    """Yields the zero-shot demonstration of each line of an evaluation request file.
+
+    White space around an answer is not part of it: a few of the published ones end with a space.
+    """
     for line in lines:
         record = json.loads(line)
-        yield {"prompt": record["doc"]["query"], "completion": record["request"]["continuation"]}
+        answer = record["request"]["continuation"].strip()
+        yield {"prompt": record["doc"]["query"], "completion": f" {answer}"}
 
 
 def shuffled(demonstrations: Iterable[Demonstration]) -> list[Demonstration]:

@@ -150,7 +150,7 @@ def test_penalty_keeps_value_logits_small_and_is_recorded(fresh: Fresh, tmp_path
         run = trainer(model, tmp_path / name, **changes)
         run.train()
         run.save_model(str(tmp_path / name / "final"))
-        norms.append(float(model.eval()(ids, output_value_logits=True).value_logits.abs().mean()))
+        norms.append(float(model.eval()(ids, output_value_logits=True).value_logits.detach().abs().mean()))
     assert norms[1] < norms[0]
     record = json.loads((tmp_path / "tight" / "final" / "config.json").read_text())["training"]["regularisation"]
     assert record == {"kind": "l2", "coefficient": 50.0, "mask": "response", "centred": True}

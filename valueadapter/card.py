@@ -1,7 +1,7 @@
 """The model card of an adapter, rendered from `hub_templates/`; knows nothing of weights or the Hub.
 
-A generated card ends with a comment that holds the hash of its own text, so that one that a person edited is told apart.
-"""
+A generated card ends with a comment that holds the hash of its own text, so that one that a person edited is told
+apart.
 
 from __future__ import annotations
 

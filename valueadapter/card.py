@@ -2,6 +2,7 @@
 
 A generated card ends with a comment that holds the hash of its own text, so that one that a person edited is told
 apart.
+"""
 
 from __future__ import annotations
 

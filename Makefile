@@ -1,26 +1,44 @@
-# Each target sets up what it needs; later runs reuse it.
+# Every command makes .venv first if need be, with the exact versions in constraints.txt.
+# PYTHON names the interpreter to make it with (3.11 or newer): make test PYTHON=python3.12
+
 PYTHON ?= python3
-VENV := .venv
-PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help test check clean
-help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+.PHONY: help demo test check docs bench clean
+.DEFAULT_GOAL := help
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo "setting up $(VENV): pinned CPU torch, transformers and the test tools (once, a few minutes)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install -q -c constraints.txt torch
-	@$(PY) -m pip install -q -c constraints.txt -e '.[test]'
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## train an adapter, publish it, load it by its Hub ID onto another model, compare
+	@$(PY) examples/demo.py
+
+test: $(INSTALLED) ## run every test and name the ten slowest
+	@$(PY) -m pytest -q --durations=10
+
+check: $(INSTALLED) ## lint, formatting, types
+	@echo "==> ruff check" && $(PY) -m ruff check .
+	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
+	@echo "==> mypy" && $(PY) -m mypy
+
+docs: $(INSTALLED) ## build the documentation into site/
+	@$(PY) -m mkdocs build --strict
+
+bench: $(INSTALLED) ## measure speed and memory
+	@$(PY) -m benchmarks
+
+clean: ## remove .venv and everything built here (downloaded models stay in their cache)
+	@rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: '$(PYTHON)' is missing or older than Python 3.11; name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+		echo "==> creating .venv with $$($(PYTHON) --version)" && $(PYTHON) -m venv --clear .venv; }
+	@echo "==> installing the versions in constraints.txt into .venv (a few minutes the first time)"
+	@$(PIP_INSTALL) hatchling editables
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[test,docs]'
 	@touch $@
-
-test: $(STAMP)  ## run the tests
-	$(PY) -m pytest -q --durations=5
-
-check: $(STAMP)  ## lint, formatting
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-
-clean:  ## remove the environment and build products
-	rm -rf $(VENV) build dist site

@@ -1,4 +1,7 @@
-"""Fixtures: a small tokenizer, tiny models whose broken caches show. No test goes to the network."""
+"""Fixtures: a small tokenizer, tiny models whose broken caches show.
+
+Only tests marked `real` download anything: packages, once.
+"""
 
 from __future__ import annotations
 

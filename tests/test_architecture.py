@@ -24,6 +24,7 @@ FLOORS = [
     ["generation"],
     ["modeling"],
     ["training", "evaluation"],
+    ["recipes"],
     ["cli"],
 ]
 LIGHT = ["errors", "layout", "records", "config", "vocabulary", "artifact", "staging", "card", "hub", "cli"]

@@ -205,11 +205,11 @@ class AdapterMethods:
     def terms(self) -> list[Term]:
         """The networks of the sum as it stands: active adapters, weights that are not 0."""
         return [
-            Term(f"{name}.{index}", network, self._attached[name].scale * spec.coefficient)
-            for name in self.active_adapters
-            if self._attached[name].scale != 0
+            Term(f"{name}.{index}", network, attached.scale * spec.coefficient)
+            for name, attached in ((name, self._attached[name]) for name in self.active_adapters)
+            if attached.scale != 0
             for index, (network, spec) in enumerate(
-                zip(self.value_networks[name], self._attached[name].adapter.config.networks, strict=True)
+                zip(attached.adapter.networks, attached.adapter.config.networks, strict=True)
             )
         ]
 

@@ -18,7 +18,7 @@ BASE = "base"
 """The part that belongs to the base model; it comes first, so that lengths are the base's."""
 
 
-class ValueAdapterCache(Cache):  # type: ignore[misc]  # transformers is untyped
+class ValueAdapterCache(Cache):
     """The base model's cache and one per value network.
 
     Attributes:

@@ -39,7 +39,7 @@ from valueadapter.network import logits_width
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
 
 
-class ValueAdapterModelConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is untyped
+class ValueAdapterModelConfig(PreTrainedConfig):
     """What transformers sees as the wrapper's configuration: the base's, under `text_config`.
 
     It also lets `AutoConfig` recognise an adapter's config.json, whose meaning `ValueAdapterConfig` holds.
@@ -53,7 +53,7 @@ class ValueAdapterModelConfig(PreTrainedConfig):  # type: ignore[misc]  # transf
 
 
 @dataclass
-class ValueAdapterOutput(CausalLMOutputWithPast):  # type: ignore[misc]  # transformers is untyped
+class ValueAdapterOutput(CausalLMOutputWithPast):
     """What `forward` returns; `hidden_states` and `attentions` are the base's.
 
     Attributes:
@@ -90,7 +90,7 @@ def fit_width(value_logits: torch.Tensor, width: int) -> torch.Tensor:
     return nn.functional.pad(value_logits, (0, missing)) if missing > 0 else value_logits[..., :width]
 
 
-class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # untyped bases
+class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel, GenerationMixin):
     """A base model with value adapters.
 
     `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and
@@ -183,7 +183,8 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
             base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
         model = cls(cast(PreTrainedModel, base), tokenizer=tokenizer)
         model.add_adapter(adapter, adapter_name, scale=scale, is_trainable=is_trainable)
-        return model.eval()
+        model.eval()
+        return model
 
     # -- the sum -----------------------------------------------------------------------------------------------------
     def forward(

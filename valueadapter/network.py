@@ -148,7 +148,7 @@ def load_network(
         local_files_only=True,
     )
     _check_loaded(info, directory)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def load_hub_network(
@@ -167,7 +167,7 @@ def load_hub_network(
         repo, revision=revision, dtype=dtype, token=token, output_loading_info=True, use_safetensors=True, **download
     )
     _check_loaded(info, repo)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _load_peft(directory: Path, *, dtype: torch.dtype | str, token: str | bool | None) -> PreTrainedModel:
@@ -175,7 +175,7 @@ def _load_peft(directory: Path, *, dtype: torch.dtype | str, token: str | bool |
 
     config = load_json(directory / layout.PEFT_CONFIG)
     base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token)
-    return PeftModel.from_pretrained(base, directory).eval()  # type: ignore[no-any-return]
+    return PeftModel.from_pretrained(base, directory).eval()
 
 
 def _check_loaded(info: Mapping[str, Any], place: Path | str) -> None:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ValueTrainingArguments(TrainingArguments):  # type: ignore[misc]  # transformers is untyped
+class ValueTrainingArguments(TrainingArguments):
     """`TrainingArguments` with what value adapters need besides."""
 
     penalty: PenaltyKind = field(
@@ -62,7 +62,7 @@ class ValueTrainingArguments(TrainingArguments):  # type: ignore[misc]  # transf
         return Regularisation(self.penalty, 0.0 if self.penalty == "none" else self.penalty_coefficient)
 
 
-class ValueTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+class ValueTrainer(Trainer):
     """`transformers.Trainer` for a `ValueAdapterForCausalLM` with one trainable adapter.
 
     Args:

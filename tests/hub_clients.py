@@ -1,0 +1,77 @@
+"""Clients of a loopback Hub: `huggingface_hub` in this process, and in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, close_session, constants
+
+from valueadapter.testing.local_hub import LocalHub
+
+ID = "alice/adapter"
+WEIGHTS = os.urandom(1_000_000) + b"compressible" * 100_000 + os.urandom(800_000)
+CARD = """---
+library_name: peft
+base_model: org/base
+base_model_relation: adapter
+tags: [value-adapter, lora]
+pipeline_tag: text-generation
+license: mit
+---
+# hi
+"""
+FILES = {
+    "README.md": CARD.encode(),
+    "adapter_config.json": b'{"base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"}',
+    "adapter_model.safetensors": WEIGHTS,
+    "sub/a.txt": b"a",
+    "empty.safetensors": b"",
+}
+
+
+@contextmanager
+def online(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[LocalHub]:
+    """A hub, and this process's `huggingface_hub` (imported offline) able to reach it, through LFS."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub(root, **options) as hub:
+        yield hub
+    close_session()
+
+
+def client(hub: LocalHub, name: str = "alice") -> HfApi:
+    """The Hub's client as alice, bob, alice_read, or anonymous."""
+    return HfApi(endpoint=hub.endpoint, token=False if name == "anonymous" else f"hf_{name}")
+
+
+def publish(hub: LocalHub, folder: Path, repo_id: str = ID) -> str:
+    """Make alice's repository with `FILES`; the id of its commit."""
+    for name, content in FILES.items():
+        path = folder / "upload" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    alice = client(hub)
+    alice.create_repo(repo_id)
+    commit = alice.upload_folder(repo_id=repo_id, folder_path=folder / "upload", commit_message="v1")
+    return str(commit.oid)
+
+
+def put(api: HfApi, path: str, content: bytes = b"x", repo_id: str = ID, **options: Any) -> Any:
+    """Commit one file."""
+    return api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=repo_id, **options)
+
+
+def run(hub: LocalHub, code: str, token: str | None = None, **variables: str) -> str:
+    """What a Python program that uses the hub prints."""
+    fixed = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, **fixed, **hub.env(token), **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,70 @@
+"""The commands put together, and errors turned into one line and an exit code; knows nothing of what commands do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+from click.exceptions import Abort, ClickException, Exit
+
+from valueadapter import __version__
+from valueadapter.cli import artifacts, generate, output, train
+from valueadapter.errors import ValueAdapterError
+
+app = typer.Typer(
+    help="Train, publish and use value adapters: small models whose logits are added to a base model's.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+for command in (
+    train.train,
+    artifacts.push,
+    artifacts.fetch,
+    artifacts.inspect,
+    artifacts.verify,
+    generate.generate,
+):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[  # noqa: ARG001  # its callback does the work
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    # this option is read by `main`, which also sees errors from before it was parsed
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Runs the command line; the exit code is 0, 1 for an error, 2 for wrong usage."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except Exit as leave:
+        sys.exit(leave.exit_code)
+    except ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (Abort, KeyboardInterrupt):
+        output.error("interrupted")
+        sys.exit(130)
+    except (ValueAdapterError, OSError, ValueError) as error:  # OSError: files, and every error of the Hub client
+        if "--debug" in sys.argv:
+            raise
+        output.error(str(error))
+        sys.exit(1)

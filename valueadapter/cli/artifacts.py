@@ -1,0 +1,91 @@
+"""The commands that move and look at adapters: push, fetch, inspect, verify. None of them needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valueadapter import artifact, hub
+from valueadapter.cli import output
+from valueadapter.config import ValueAdapterConfig
+
+Source = Annotated[str, typer.Argument(help="Hub ID (user/name) or directory of an adapter.", metavar="ADAPTER")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Token = Annotated[str | None, typer.Option(help="Hub token; by default the one you are logged in with.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def push(
+    directory: Annotated[Path, typer.Argument(help="Directory of the adapter to publish.")],
+    repo_id: Annotated[str, typer.Argument(help="Hub ID to publish it under (user/name).")],
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    private: Annotated[bool | None, typer.Option("--private/--public", help="For a repository that is new.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag for the model card; may be given again.")] = None,
+    overwrite_card: Annotated[bool, typer.Option("--overwrite-card", help="Replace a hand-written card.")] = False,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish an adapter in one commit: all of it arrives, or nothing."""
+    options = hub.Push(
+        commit_message=message,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        tags=tuple(tag or ()),
+        overwrite_card=overwrite_card,
+    )
+    commit = hub.push(directory, repo_id, options)
+    output.facts({"repository": repo_id, "commit": commit.oid, "url": commit.commit_url}, as_json=as_json)
+
+
+def fetch(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
+    """Download an adapter into the cache, verify it, and say where it lies."""
+    directory = hub.fetch(adapter, hub.Download(revision=revision, token=token))
+    output.facts({"adapter": adapter, "directory": str(directory)}, as_json=as_json)
+
+
+def inspect(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
+    """Show what an adapter is, without downloading its weights."""
+    download = hub.Download(revision=revision, token=token)
+    config = hub.fetch_config(adapter, download)
+    facts = hub.repository_facts(adapter, download)
+    shown = {"adapter": adapter, "commit": facts.commit, **_described(config)}
+    shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
+    output.facts(shown, as_json=as_json)
+
+
+def verify(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
+    """Check every file of an adapter: complete, unchanged, safe, of a known format."""
+    directory = hub.fetch(adapter, hub.Download(revision=revision, token=token))
+    config = artifact.verify(directory)
+    output.facts({"verified": str(directory), **_described(config)}, as_json=as_json)
+
+
+def _described(config: ValueAdapterConfig) -> dict[str, object]:
+    networks = [f"{n.coefficient:+g} x {n.path or f'{n.repo}@{n.revision}'}" for n in config.networks]
+    described: dict[str, object] = {
+        "format_version": config.format_version,
+        "base_model": config.base_model_name_or_path,
+        "base_revision": config.base_model_revision,
+        "networks": networks,
+        "scale": config.scale,
+        "logits_width": config.vocabulary.logits_width,
+        "vocabulary": config.vocabulary.byte_fingerprint[:16],
+    }
+    if config.training is not None:
+        record = config.training
+        described["trained"] = (
+            f"{record.steps} steps on {record.num_examples} demonstrations ({record.data}), "
+            f"start {record.initialisation}, penalty {record.regularisation.kind}"
+        )
+    for result in config.evaluation:
+        described[f"on {result.base}"] = (
+            f"{result.base_bits_per_byte:.3f} -> {result.adapted_bits_per_byte:.3f} bits per byte "
+            f"at scale {result.scale:g} ({result.num_examples} held-out examples of {result.data})"
+        )
+    return described

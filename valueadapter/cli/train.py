@@ -1,0 +1,60 @@
+"""The command that trains an adapter: arguments to a run, a run to a summary; knows nothing of the loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from valueadapter.cli import output
+from valueadapter.errors import ConfigError
+
+
+def train(
+    base: Annotated[str, typer.Option(help="Hub ID or directory of the base model; it stays frozen.")],
+    data: Annotated[str, typer.Option(help="Demonstrations: JSONL file or Hub dataset.")],
+    output_dir: Annotated[Path, typer.Option("--output", help="Where checkpoints and the adapter go.")],
+    eval_data: Annotated[str | None, typer.Option(help="Held-out demonstrations, for the summary.")] = None,
+    base_name: Annotated[str | None, typer.Option(help="The base's Hub ID to record, if --base is a path.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Keep the first N layers of the body.", min=1)] = None,
+    init: Annotated[str, typer.Option(help="zero_head, pretrained or random.")] = "zero_head",
+    penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
+    penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Peak of a cosine schedule.")] = 1e-4,
+    max_length: Annotated[int, typer.Option(help="Tokens kept of a demonstration.", min=2)] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of order and initialisation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    push_to: Annotated[str | None, typer.Option(help="Hub ID to publish the adapter under.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train a value adapter on a frozen base from demonstrations.
+
+    A record has `prompt` and `completion`, or `messages` (chat; the loss is on assistant turns), or `text`.
+    """
+    from valueadapter.recipes import Recipe, run  # torch and transformers load here
+
+    if Path(base).exists() and base_name is None and push_to is not None:
+        raise ConfigError(f"--base is a path ('{base}'), which others do not have; give its Hub ID with --base-name")
+    recipe = Recipe(
+        base=base,
+        data=data,
+        output_dir=output_dir,
+        eval_data=eval_data,
+        base_name=base_name,
+        num_layers=layers,
+        initialisation=init,  # type: ignore[arg-type]  # checked by build_network
+        arguments={
+            "penalty": penalty,
+            "penalty_coefficient": penalty_coefficient,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "max_length": max_length,
+            "seed": seed,
+        },
+    )
+    summary = run(recipe, resume=resume, push_to=push_to, say=output.err.print)
+    output.facts(summary, as_json=as_json)

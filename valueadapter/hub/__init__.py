@@ -1,0 +1,28 @@
+"""Moves adapters between a local directory and the Hub; knows nothing of what they compute.
+
+Everything is a local directory before it is anything else: a download is verified before use, an upload before it
+leaves.
+"""
+
+from __future__ import annotations
+
+from valueadapter.hub.download import (
+    Download,
+    RepositoryFacts,
+    fetch,
+    fetch_config,
+    repository_facts,
+    resolve_commit,
+)
+from valueadapter.hub.upload import Push, push
+
+__all__ = [
+    "Download",
+    "Push",
+    "RepositoryFacts",
+    "fetch",
+    "fetch_config",
+    "push",
+    "repository_facts",
+    "resolve_commit",
+]

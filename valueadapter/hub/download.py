@@ -1,0 +1,209 @@
+"""From a Hub ID or a directory to a verified local directory; knows nothing of pushing.
+
+Reads one commit from beginning to end: first `config.json`, which says at once whether this is an adapter and which
+files belong to it, then those files and no others.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from valueadapter import artifact, layout
+from valueadapter.config import ValueAdapterConfig
+from valueadapter.errors import ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
+from valueadapter.hub.failures import Asked, readable
+from valueadapter.hub.snapshots import remember, resolve, sizes_at, sizes_in, snapshot
+
+
+@dataclass(frozen=True)
+class Download:
+    """How to get an adapter from the Hub.
+
+    Raises:
+        ConfigError: `force_download` and `local_files_only` together.
+    """
+
+    revision: str | None = None
+    """Branch, tag or commit hash; the default branch by default."""
+    subfolder: str = ""
+    """Where in the repository or directory the adapter lies."""
+    token: str | bool | None = None
+    """A token; True for the stored one, False for none; by default the stored one, where there is one."""
+    cache_dir: str | Path | None = None
+    """The cache; by default the Hub client's (`HF_HUB_CACHE`)."""
+    local_files_only: bool = False
+    """Take it from the cache, without asking the Hub."""
+    force_download: bool = False
+    """Download again what the cache has."""
+
+    def __post_init__(self) -> None:
+        if self.force_download and self.local_files_only:
+            raise ConfigError("force_download=True and local_files_only=True contradict each other; choose one")
+
+
+@dataclass(frozen=True)
+class RepositoryFacts:
+    """What can be said of an adapter without its weights."""
+
+    name: str
+    """Hub ID or directory, as it was asked for."""
+    commit: str | None
+    """Commit hash; None for a directory."""
+    files: Mapping[str, int]
+    """Path inside the adapter -> size in bytes, sorted by path; hidden files left out."""
+    config: ValueAdapterConfig
+
+
+def fetch(name_or_path: str | Path, download: Download | None = None) -> Path:
+    """A verified local directory of an adapter: what this returns is exactly what was verified.
+
+    Args:
+        name_or_path: an existing directory, which is used as it is, or a Hub ID.
+        download: how to get it.
+
+    Raises:
+        MissingFileError: neither a directory nor the form of a Hub ID; or a file of the adapter is missing.
+        NotAValueAdapterError: it is something else; the message says what.
+        ArtifactError, ConfigError: what else `artifact.verify` finds.
+        huggingface_hub.errors: RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError,
+            LocalEntryNotFoundError (offline and not in the cache), HfHubHTTPError.
+    """
+    how = download or Download()
+    directory = _local_directory(name_or_path, how)
+    if directory is not None:
+        artifact.verify(directory)
+        return directory
+    asked = _asked(name_or_path, how)
+    with readable(asked):
+        commit, config = _first_look(asked, how.subfolder)
+        directory = snapshot(asked, commit=commit, patterns=_files_of(config, how.subfolder)) / how.subfolder
+    try:
+        artifact.verify(directory)
+    except ArtifactError as error:
+        error.add_note(
+            f"It is the download of '{asked.repo_id}' at commit {commit}; force_download=True downloads it again."
+        )
+        raise
+    remember(asked, commit)
+    return directory
+
+
+def fetch_config(name_or_path: str | Path, download: Download | None = None) -> ValueAdapterConfig:
+    """The configuration of an adapter, whose other files are neither downloaded nor verified.
+
+    Raises:
+        The same as `fetch`, except for what only the other files show.
+    """
+    how = download or Download()
+    directory = _local_directory(name_or_path, how)
+    if directory is not None:
+        return artifact.read_config(directory)
+    asked = _asked(name_or_path, how)
+    with readable(asked):
+        return _first_look(asked, how.subfolder)[1]
+
+
+def repository_facts(name_or_path: str | Path, download: Download | None = None) -> RepositoryFacts:
+    """The configuration, commit and file sizes of an adapter; downloads no weights.
+
+    Raises:
+        The same as `fetch_config`.
+    """
+    how = download or Download()
+    directory = _local_directory(name_or_path, how)
+    if directory is not None:
+        config = artifact.read_config(directory)
+        return RepositoryFacts(str(name_or_path), None, _visible(sizes_in(directory)), config)
+    asked = _asked(name_or_path, how)
+    with readable(asked):
+        commit, config = _first_look(asked, how.subfolder)
+        return RepositoryFacts(asked.repo_id, commit, _visible(sizes_at(asked, commit), how.subfolder), config)
+
+
+def resolve_commit(
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> str | None:
+    """The commit hash that a revision of a model repository stands for; None for a local path.
+
+    Args:
+        repo_id: Hub ID, or a path, which has no commits.
+        revision: branch, tag or commit hash; the default branch by default.
+        token: Hub token.
+        cache_dir: the cache that answers when the Hub cannot be reached.
+        local_files_only: ask the cache only.
+
+    Raises:
+        huggingface_hub.errors: the same as `fetch`.
+    """
+    if Path(repo_id).exists():
+        return None
+    asked = Asked(repo_id, revision, token, cache_dir, local_files_only)
+    with readable(asked):
+        return resolve(asked)
+
+
+def _local_directory(name_or_path: str | Path, how: Download) -> Path | None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, without __all__
+
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path / how.subfolder
+    try:
+        validate_repo_id(str(name_or_path))
+    except HFValidationError:
+        raise MissingFileError(
+            f"'{name_or_path}' is neither a directory here nor of the form of a Hub ID ('user/name'); check it"
+        ) from None
+    if isinstance(name_or_path, Path):
+        raise MissingFileError(f"there is no directory '{name_or_path}'; for a Hub ID pass a string")
+    return None
+
+
+def _asked(name: str | Path, how: Download) -> Asked:
+    return Asked(str(name), how.revision, how.token, how.cache_dir, how.local_files_only, how.force_download)
+
+
+def _first_look(asked: Asked, subfolder: str) -> tuple[str, ValueAdapterConfig]:
+    """The commit and its config.json; raises if that is no value adapter."""
+    commit = resolve(asked)
+    # the card is in every repository, and the client complains if nothing matches
+    heads = [glob.escape(_inside(subfolder) + name) for name in (layout.CONFIG, layout.PEFT_CONFIG, layout.CARD)]
+    directory = snapshot(asked, commit=commit, patterns=heads) / subfolder
+    try:
+        if (directory / layout.CONFIG).exists():
+            return commit, artifact.read_config(directory)
+    except NotAValueAdapterError:
+        pass  # the listing on the Hub, not the two files here, says what it is
+    names = {name.split("/")[0] for name in _visible(sizes_at(asked, commit), subfolder)}
+    raise artifact.what_is_it(names, f"{asked.repo_id}/{subfolder}".rstrip("/"))
+
+
+def _files_of(config: ValueAdapterConfig, subfolder: str) -> list[str]:
+    """Patterns of the files that make up an adapter. In these a star also matches what lies deeper."""
+    inside = _inside(subfolder)
+    exact = [layout.CONFIG, layout.CARD, *layout.TOKENIZER_FILES]
+    folders = [network.path for network in config.networks if network.path is not None]
+    return [
+        *(glob.escape(inside + name) for name in exact),
+        *(f"{glob.escape(inside + folder)}/*{end}" for folder in folders for end in (".json", layout.SAFETENSORS)),
+        f"{glob.escape(inside)}{layout.ALIGNMENTS}/*{layout.SAFETENSORS}",
+    ]
+
+
+def _inside(subfolder: str) -> str:
+    return f"{subfolder.strip('/')}/" if subfolder else ""
+
+
+def _visible(sizes: Mapping[str, int], subfolder: str = "") -> dict[str, int]:
+    inside = _inside(subfolder)
+    below = {name.removeprefix(inside): size for name, size in sizes.items() if name.startswith(inside)}
+    return {name: below[name] for name in sorted(below) if not any(p.startswith(".") for p in name.split("/"))}

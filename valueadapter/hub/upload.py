@@ -1,0 +1,195 @@
+"""From a verified local directory to one commit on the Hub; knows nothing of downloading adapters.
+
+Every commit replaces the adapter that was there as a whole and leaves files that belong to nobody's adapter alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from valueadapter import artifact, card, layout
+from valueadapter.config import ValueAdapterConfig
+from valueadapter.errors import ArtifactError, ConfigError, NotAValueAdapterError
+from valueadapter.hub.failures import Asked, readable
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+_LOG = logging.getLogger(__name__)
+# a person's own files at the root of an adapter that travel with it
+_DOCUMENTS = ("", ".md", ".txt", ".cff")
+
+
+@dataclass(frozen=True)
+class Push:
+    """How to publish an adapter."""
+
+    commit_message: str | None = None
+    """First line of the commit message; `Upload value adapter` by default."""
+    commit_description: str | None = None
+    """The rest of it."""
+    private: bool | None = None
+    """Whether a new repository is private; by default as the account's settings say."""
+    token: str | bool | None = None
+    """A token with write access; by default the stored one."""
+    revision: str | None = None
+    """Branch to push to, created if it does not exist; `main` by default."""
+    create_pr: bool = False
+    """Open a pull request in place of committing to the branch; needs no write access."""
+    tags: tuple[str, ...] = ()
+    """Tags for the model card, besides `value-adapter`."""
+    overwrite_card: bool = False
+    """Replace a model card that a person wrote or edited."""
+
+
+def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
+    """Publishes the adapter in `directory` in one commit, after verifying it: all of it arrives, or nothing.
+
+    Files of the earlier adapter that this one no longer has are deleted in the same commit. A model card on the Hub
+    that a person wrote or edited stays, unless `overwrite_card`; one in `directory` is published if the Hub has none.
+    Hidden files and folders that are not part of the adapter do not travel.
+
+    Args:
+        directory: what `save_pretrained` wrote.
+        repo_id: `user/name`, or `name` for the account of the token; created if it does not exist.
+        how: message, branch, visibility, …
+
+    Raises:
+        ArtifactError, ConfigError: what `artifact.verify` finds; the base model is named by a path of this machine;
+            the repository is public and `private=True` was asked for.
+        NotAValueAdapterError: the repository holds something else, which this would spoil.
+        huggingface_hub.errors: HfHubHTTPError without permission (403), if someone else pushed meanwhile (412), …
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    how = how or Push()
+    config = artifact.verify(directory)
+    _check_base(config.base_model_name_or_path)
+    asked = Asked(repo_id, how.revision, how.token)
+    with readable(asked):
+        api = asked.api
+        repo_id = api.create_repo(repo_id, private=how.private, exist_ok=True).repo_id
+        head = _head(api, repo_id, how)
+        files = _files(directory, config)
+        _check_ignored(api, head, list(files))
+        adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        text = _card(api, head, directory, config=config, how=how)
+        adds += [CommitOperationAdd(layout.CARD, text.encode())] if text is not None else []
+        return api.create_commit(
+            repo_id,
+            [*adds, *(CommitOperationDelete(name) for name in _stale(api, head, config, files))],
+            commit_message=how.commit_message or "Upload value adapter",
+            commit_description=how.commit_description,
+            revision=how.revision,
+            create_pr=how.create_pr,
+            parent_commit=head.sha,
+        )
+
+
+def _check_base(base: str) -> None:
+    if os.path.isabs(base) or Path(base).exists():
+        raise ConfigError(
+            f"base_model_name_or_path is '{base}', a path of this machine, which nobody else has; name the base's "
+            "Hub ID, for instance adapter.with_config(base_model_name_or_path='user/model')"
+        )
+
+
+def _head(api: HfApi, repo_id: str, how: Push) -> ModelInfo:
+    """The commit to build on; creates the branch if there is none."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        head = api.model_info(repo_id, revision=how.revision)
+    except RevisionNotFoundError:
+        if how.revision is None or how.create_pr:
+            raise
+        api.create_branch(repo_id, branch=how.revision)
+        head = api.model_info(repo_id, revision=how.revision)
+    if how.private and not head.private:
+        raise ConfigError(
+            f"private=True, but '{repo_id}' exists and is public; nothing was pushed. Make it private in its settings, "
+            "or choose another name"
+        )
+    return head
+
+
+def _names(head: ModelInfo) -> set[str]:
+    return {sibling.rfilename for sibling in head.siblings or []}
+
+
+def _read(api: HfApi, head: ModelInfo, name: str) -> str:
+    return Path(api.hf_hub_download(head.id, name, revision=head.sha)).read_text(encoding="utf-8")
+
+
+def _files(directory: Path, config: ValueAdapterConfig) -> dict[str, Path]:
+    """Path on the Hub -> local path of everything that travels, except the model card."""
+    known = {layout.CONFIG, *layout.TOKENIZER_FILES}
+    found = [path for path in directory.iterdir() if path.name in known or path.suffix in _DOCUMENTS]
+    for folder in _folders(config):
+        found += (directory / folder).rglob("*")
+    named = {path.relative_to(directory).as_posix(): path for path in found if path.is_file()}
+    named.pop(layout.CARD, None)
+    return {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in name.split("/"))}
+
+
+def _folders(config: ValueAdapterConfig) -> list[str]:
+    return [network.path for network in config.networks if network.path is not None] + [layout.ALIGNMENTS]
+
+
+def _check_ignored(api: HfApi, head: ModelInfo, names: list[str]) -> None:
+    """The Hub leaves out, without an error, what a .gitignore in the repository names; half an adapter would arrive."""
+    if ".gitignore" not in _names(head):
+        return
+    for line in _read(api, head, ".gitignore").splitlines():
+        pattern = line.strip().strip("/")
+        for name in names if pattern and not pattern.startswith(("#", "!")) else ():
+            parts = name.split("/")
+            if any(fnmatch(part, pattern) for part in (name, *parts)) or fnmatch(name, f"{pattern}/*"):
+                raise ConfigError(
+                    f"'{name}' would not arrive: .gitignore in '{head.id}' names it ({line.strip()!r}); nothing was "
+                    "pushed. Remove that line on the Hub"
+                )
+
+
+def _stale(api: HfApi, head: ModelInfo, config: ValueAdapterConfig, files: dict[str, Path]) -> list[str]:
+    """The files on the Hub that belong to the earlier adapter, or lie in a folder of this one, and are not in it."""
+    there = _names(head)
+    folders = {*_folders(config), *_folders_of_earlier(api, head)}
+    ours = {name for name in there if any(name.startswith(f"{folder}/") for folder in folders)}
+    return sorted((ours | (there & set(layout.TOKENIZER_FILES))) - set(files))
+
+
+def _folders_of_earlier(api: HfApi, head: ModelInfo) -> list[str]:
+    there = _names(head)
+    if layout.PEFT_CONFIG in there:
+        raise _occupied(head)
+    if layout.CONFIG not in there:
+        return []
+    try:
+        return _folders(ValueAdapterConfig.from_json(_read(api, head, layout.CONFIG)))
+    except NotAValueAdapterError:
+        raise _occupied(head) from None
+    except (ArtifactError, ConfigError):  # of another version or damaged: go by the usual names
+        return [name.split("/")[0] for name in there if name.startswith(layout.NETWORK)]
+
+
+def _occupied(head: ModelInfo) -> ArtifactError:
+    found = artifact.what_is_it({name.split("/")[0] for name in _names(head)}, head.id)
+    return NotAValueAdapterError(f"{found}. Pushing an adapter there would spoil it: choose another repository")
+
+
+def _card(api: HfApi, head: ModelInfo, directory: Path, *, config: ValueAdapterConfig, how: Push) -> str | None:
+    """The card to publish, or None where the one on the Hub is a person's and stays."""
+    if layout.CARD in _names(head) and not how.overwrite_card and not card.is_generated(_read(api, head, layout.CARD)):
+        _LOG.warning("The model card of '%s' was written by hand and stays; overwrite_card=True replaces it.", head.id)
+        return None
+    own = directory / layout.CARD
+    if own.exists() and not card.is_generated(text := own.read_text(encoding="utf-8")):
+        return text
+    return card.render_card(config, repo_id=head.id, tags=how.tags)

@@ -1,0 +1,155 @@
+"""A whole training run from names to a published adapter, as the command line and the demo do it.
+
+Knows which pieces to put together and what a person wants to read at the end; each piece is another module's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from valueadapter import hub, layout
+from valueadapter.adapter import ValueAdapter
+from valueadapter.config import Initialisation
+from valueadapter.data import load_demonstrations, record_shape
+from valueadapter.evaluation import evaluate
+from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.network import build_network
+from valueadapter.training import ValueTrainer, ValueTrainingArguments
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train on what."""
+
+    base: str
+    """Hub ID or directory of the base model."""
+    data: Any
+    """Demonstrations, as `load_demonstrations` takes them."""
+    output_dir: Path
+    """Where checkpoints and the adapter go."""
+    eval_data: Any = None
+    """Held-out demonstrations with `prompt` and `completion`."""
+    base_name: str | None = None
+    """Hub ID of the base to record, where `base` is a path."""
+    data_name: str | None = None
+    """Name of the data to record, where `data` is no Hub ID."""
+    num_layers: int | None = None
+    """First N layers of the body."""
+    initialisation: Initialisation = "zero_head"
+    """How the network starts."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """More `ValueTrainingArguments`."""
+
+
+def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say: Say) -> dict[str, object]:
+    """Trains, saves and, where asked, publishes an adapter.
+
+    Args:
+        recipe: what to train.
+        resume: go on from the last checkpoint in the output directory.
+        push_to: Hub ID to publish under.
+        say: called with a line for every step worth knowing of.
+
+    Returns:
+        The summary: tokens, loss before and after, held-out bits per byte of base and base + adapter, the place.
+    """
+    transformers_logging.disable_progress_bar()
+    say(f"base model {recipe.base}, frozen")
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
+    base = AutoModelForCausalLM.from_pretrained(recipe.base)
+    network = build_network(base, initialisation=recipe.initialisation, num_layers=recipe.num_layers)
+    say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    name = recipe.base_name or recipe.base
+    commit = None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base)
+    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path=name, base_model_revision=commit)
+    model.add_adapter(adapter, "default", is_trainable=True)
+    data = load_demonstrations(recipe.data)
+    trainer = ValueTrainer(model, _arguments(recipe, name), train_dataset=data)
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    trainer.add_callback(_Progress(say))
+    say(f"training on {len(data):,} demonstrations")
+    trainer.train(resume_from_checkpoint=resume)
+    place = recipe.output_dir / layout.CHECKPOINT_ADAPTER
+    adapter = trainer.trained_adapter()
+    adapter.save_pretrained(place)
+    record = adapter.config.training
+    summary: dict[str, object] = {"adapter": str(place)}
+    if record is not None:
+        summary |= {
+            "demonstrations": record.num_examples,
+            "response_tokens": record.num_response_tokens,
+            "steps": record.steps,
+            "loss_before": _rounded(record.loss_first),
+            "loss_after": _rounded(record.loss_last),
+        }
+    if recipe.eval_data is not None:
+        summary |= _held_out(model.eval(), tokenizer, recipe.eval_data, say)
+    if push_to is not None:
+        summary["published"] = adapter.push_to_hub(push_to).commit_url
+    return summary
+
+
+def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(recipe.output_dir),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 5,
+        "logging_steps": 10,
+        "save_total_limit": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "initialisation": recipe.initialisation,
+        "initialised_from": None if recipe.initialisation == "random" else base_name,
+        "num_layers": recipe.num_layers,
+        "data_name": recipe.data_name or Path(str(recipe.data)).name,
+    }
+    return ValueTrainingArguments(**{**settings, **recipe.arguments})
+
+
+def _held_out(model: ValueAdapterForCausalLM, tokenizer: Any, source: Any, say: Say) -> dict[str, object]:
+    records = list(load_demonstrations(source))
+    if record_shape(list(records[0])) != "prompt":
+        say("held-out bits per byte need records with 'prompt' and 'completion'; left out")
+        return {}
+    say(f"scoring {len(records):,} held-out demonstrations")
+    with model.disable_adapter():
+        alone = evaluate(model, tokenizer, records, generate=False).bits_per_byte
+    adapted = evaluate(model, tokenizer, records, generate=False).bits_per_byte
+    return {
+        "held_out_bits_per_byte_base": round(alone, 4),
+        "held_out_bits_per_byte_base_and_adapter": round(adapted, 4),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+class _Progress(TrainerCallback):
+    """One line per logged step: how far, the loss, the time left."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.begun = time.monotonic()
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        done = state.global_step - self.first
+        left = (time.monotonic() - self.begun) / max(done, 1) * (state.max_steps - state.global_step)
+        self.say(f"  step {state.global_step:>4}/{state.max_steps}  loss {logs['loss']:.3f}  about {left:,.0f} s left")

@@ -1,0 +1,100 @@
+"""Reads the directory into which the `hf_xet` client writes for a `local://` address; writes nothing itself.
+
+Such a directory holds *shards* (which files exist, and of which pieces of which xorbs they consist) and *xorbs* (the
+pieces). Only uncompressed xorbs are read: clients run with `HF_XET_XORB_COMPRESSION_POLICY=none`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from valueadapter.testing.local_hub.messages import HubError
+
+_RECORD = 48
+"""Bytes of a shard's header and of each record in it."""
+_END = b"\xff" * 32
+"""Where a file's hash would stand after the last file."""
+_HAS_VERIFICATION, _HAS_METADATA = 1 << 31, 1 << 30
+_CHUNK_HEADER = 8
+
+
+class Segment(NamedTuple):
+    """Chunks `first` (included) to `last` (excluded) of a xorb."""
+
+    xorb: str
+    first: int
+    last: int
+
+
+class XetFile(NamedTuple):
+    """A file as a shard describes it."""
+
+    hash: str
+    sha256: str | None
+    segments: list[Segment]
+
+
+class XetStorage:
+    """What clients have uploaded to the directory `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, sha256: str) -> XetFile | None:
+        """The file whose content has this SHA-256, if a client uploaded it."""
+        for shard in self.folder.rglob("shards/*.mdb"):
+            for file in _files(shard.read_bytes()):
+                if file.sha256 == sha256:
+                    return file
+        return None
+
+    def read(self, file: XetFile) -> bytes:
+        """The content of a file.
+
+        Raises:
+            HubError: a client compressed it (500).
+        """
+        pieces: list[bytes] = []
+        for segment in file.segments:
+            xorb = next(self.folder.rglob(f"default.{segment.xorb}"))
+            pieces += list(_chunks(xorb.read_bytes(), segment.last))[segment.first :]
+        return b"".join(pieces)
+
+
+def _files(shard: bytes) -> Iterator[XetFile]:
+    """The files of a shard; each is a header, its segments, as many verifications, and its SHA-256."""
+    offset = _RECORD
+    while shard[offset : offset + 32] != _END:
+        file_hash = _hash(shard, offset)
+        flags, count = struct.unpack_from("<II", shard, offset + 32)
+        first = offset + _RECORD
+        segments = [_segment(shard, first + _RECORD * index) for index in range(count)]
+        offset = first + _RECORD * count * (2 if flags & _HAS_VERIFICATION else 1)
+        sha256 = _hash(shard, offset) if flags & _HAS_METADATA else None
+        offset += _RECORD if flags & _HAS_METADATA else 0
+        yield XetFile(file_hash, sha256, segments)
+
+
+def _segment(shard: bytes, offset: int) -> Segment:
+    first, last = struct.unpack_from("<II", shard, offset + 40)
+    return Segment(_hash(shard, offset), first, last)
+
+
+def _hash(data: bytes, offset: int) -> str:
+    """Xet writes a hash as four little-endian numbers and prints each as hexadecimal."""
+    return "".join(f"{number:016x}" for number in struct.unpack_from("<4Q", data, offset))
+
+
+def _chunks(xorb: bytes, count: int) -> Iterator[bytes]:
+    """The first `count` chunks of a xorb; each is a header (version, length, scheme, length) and data."""
+    offset = 0
+    for _ in range(count):
+        length, scheme = int.from_bytes(xorb[offset + 1 : offset + 4], "little"), xorb[offset + 4]
+        if scheme:
+            raise HubError(500, "a xorb is compressed; run the client with HF_XET_XORB_COMPRESSION_POLICY=none")
+        offset += _CHUNK_HEADER
+        yield xorb[offset : offset + length]
+        offset += length

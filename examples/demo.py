@@ -70,7 +70,13 @@ def train_and_publish() -> None:
         data_name="Jeopardy",
         output_dir=BUILD / "training",
         num_layers=12,
-        arguments={"per_device_train_batch_size": 8, "learning_rate": 1e-4, "save_strategy": "no", "use_cpu": True},
+        arguments={
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-4,
+            "save_strategy": "no",
+            "use_cpu": True,
+        },
     )
     summary = run(recipe, push_to=ADAPTER, say=console.print)
     for name, value in summary.items():

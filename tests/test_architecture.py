@@ -43,7 +43,7 @@ def modules() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name not in ("__init__", "testing"):
+        if name not in ("__init__", "__main__", "testing"):
             found.setdefault(name, []).append(path)
     return found
 

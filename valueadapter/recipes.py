@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import disable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -63,6 +64,7 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
         The summary: tokens, loss before and after, held-out bits per byte of base and base + adapter, the place.
     """
     transformers_logging.disable_progress_bar()
+    disable_progress_bars()
     say(f"base model {recipe.base}, frozen")
     tokenizer = AutoTokenizer.from_pretrained(recipe.base)
     base = AutoModelForCausalLM.from_pretrained(recipe.base)
@@ -105,7 +107,8 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "output_dir": str(recipe.output_dir),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 5,
-        "logging_steps": 10,
+        "logging_steps": 0.05,
+        "logging_first_step": True,
         "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,

@@ -8,7 +8,6 @@ import sys
 from typing import Annotated
 
 import typer
-from click.exceptions import Abort, ClickException, Exit
 
 from valueadapter import __version__
 from valueadapter.cli import artifacts, generate, output, train
@@ -18,6 +17,7 @@ app = typer.Typer(
     help="Train, publish and use value adapters: small models whose logits are added to a base model's.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,  # `main` shows errors
     rich_markup_mode="markdown",
 )
 for command in (
@@ -53,16 +53,7 @@ def _options(
 def main() -> None:
     """Runs the command line; the exit code is 0, 1 for an error, 2 for wrong usage."""
     try:
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except Exit as leave:
-        sys.exit(leave.exit_code)
-    except ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (Abort, KeyboardInterrupt):
-        output.error("interrupted")
-        sys.exit(130)
+        app()
     except (ValueAdapterError, OSError, ValueError) as error:  # OSError: files, and every error of the Hub client
         if "--debug" in sys.argv:
             raise

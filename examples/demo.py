@@ -142,7 +142,9 @@ def show(base, donor, adapted, scale, held_out) -> None:  # type: ignore[no-unty
     for name, score in rows.items():
         table.add_row(name, f"{score.bits_per_byte:.3f}", f"{score.exact_match:.1%}")
     console.print(table)
-    for index in range(3):
+    changed = [i for i in range(len(held_out)) if base.answers[i] != adapted.answers[i]]
+    console.print("\nThe first three questions on which the answers differ:")
+    for index in changed[:3]:
         question = held_out[index]["prompt"].split("\n")[1]
         console.print(f"\n{question}\n  right: {held_out[index]['completion'].strip()}")
         console.print(f"  base alone:     {base.answers[index]}\n  base + adapter: {adapted.answers[index]}")

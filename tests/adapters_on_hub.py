@@ -9,6 +9,7 @@ import pytest
 from hub_clients import online
 from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from tiny import byte_tokenizer, tiny_model
+from transformers.utils import hub as transformers_hub
 
 from valueadapter import ValueAdapter, hub
 from valueadapter.testing.local_hub import LocalHub
@@ -28,6 +29,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", local, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_alice")
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # made once, for the endpoint of that moment
         yield server
 
 

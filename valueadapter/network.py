@@ -119,7 +119,11 @@ def save_network(
     Returns:
         File name -> SHA-256 of the weight files.
     """
-    network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
+    if isinstance(getattr(network, "peft_config", None), dict):
+        # "auto" would ask the Hub whether the base's embedding was resized; an adapter is saved offline too
+        network.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
+    else:
+        network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
     (directory / layout.CARD).unlink(missing_ok=True)  # PEFT writes a card of its own
     return checksums(directory)
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -207,6 +208,14 @@ class ValueTrainer(Trainer):
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     # -- the Hub -----------------------------------------------------------------------------------------------------
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Creates the repository before training, so that a missing permission shows at once."""
+        if self.is_world_process_zero():
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            private = self.args.hub_private_repo if private is None else private
+            url = HfApi(token=token or self.args.hub_token).create_repo(name, private=private, exist_ok=True)
+            self.hub_model_id = url.repo_id
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -219,9 +228,10 @@ class ValueTrainer(Trainer):
         """Publishes the adapter (never optimizer state or training arguments) to `args.hub_model_id`."""
         if not self.is_world_process_zero():
             return None
-        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
         return self.trained_adapter().push_to_hub(
-            repo_id,
+            str(self.hub_model_id),
             push=hub.Push(
                 commit_message=commit_message,
                 token=token or self.args.hub_token,

@@ -6,7 +6,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -23,6 +23,12 @@ check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
 	@echo "==> mypy" && $(PY) -m mypy
 
+docs: $(INSTALLED) ## build the documentation into site/
+	@$(PY) -m mkdocs build --strict --quiet && echo "open site/index.html"
+
+bench: $(INSTALLED) ## measure speed as ratios against plain transformers
+	@$(PY) -m benchmarks
+
 clean: ## remove .venv and everything built here (downloaded models stay in their cache)
 	@rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -34,5 +40,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "==> creating .venv with $$($(PYTHON) --version)" && $(PYTHON) -m venv --clear .venv; }
 	@echo "==> installing the versions in constraints.txt into .venv (a few minutes the first time)"
 	@$(PIP_INSTALL) hatchling editables
-	@$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[test,docs]'
 	@touch $@

@@ -29,10 +29,12 @@ pairs = pytest.mark.parametrize(("base", "network"), [(b, n) for b in KINDS for 
 
 @pairs
 def test_sum_is_base_plus_network(wrapped: Wrapped, base: str, network: str) -> None:
-    """logits = base logits + value logits, position by position."""
-    model = wrapped(base, network)
-    expected = tiny_model(base, seed=1)(IDS).logits + tiny_model(network, seed=2)(IDS).logits
-    torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0)
+    """logits = base logits + scale · value logits, in place (inference) as well as with gradients (training)."""
+    model = wrapped(base, network, scale=0.5)
+    expected = tiny_model(base, seed=1)(IDS).logits + 0.5 * tiny_model(network, seed=2)(IDS).logits
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-6)
 
 
 @pairs

@@ -39,6 +39,7 @@ def test_first_layers_are_the_sources(kind: str) -> None:
     source = tiny_model(kind, seed=1)
     network = build_network(source, initialisation="pretrained", num_layers=1)
     assert network.config.num_hidden_layers == 1
+    assert len(getattr(network.config, "layer_types", None) or [1]) == 1
     weights = source.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
     assert len(network.state_dict()) < len(weights)

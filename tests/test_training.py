@@ -25,7 +25,7 @@ from valueadapter import (
 from valueadapter.data import IGNORED, encode
 from valueadapter.losses import norm_penalty
 
-DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * 3} for i in range(32)])
+DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(32)])
 Fresh = Callable[..., ValueAdapterForCausalLM]
 
 
@@ -108,7 +108,7 @@ def test_ways_of_computing_give_the_same_weights(fresh: Fresh, tmp_path: Path, c
 def test_gradient_accumulation_equals_a_larger_batch(fresh: Fresh, tmp_path: Path) -> None:
     """The loss is per token of the whole accumulated batch, penalty included."""
     plain, other = fresh(), fresh()
-    args = {"penalty": "l2", "max_steps": 3, "optim": "sgd"}
+    args = {"penalty": "l2", "penalty_coefficient": 10.0, "max_steps": 4, "optim": "sgd", "learning_rate": 0.3}
     one = ValueTrainingArguments(
         output_dir=str(tmp_path / "a"), per_device_train_batch_size=8, report_to=[], use_cpu=True, seed=0, **args
     )
@@ -123,7 +123,8 @@ def test_gradient_accumulation_equals_a_larger_batch(fresh: Fresh, tmp_path: Pat
     )
     ValueTrainer(plain, one, train_dataset=DATA).train()
     ValueTrainer(other, two, train_dataset=DATA).train()
-    assert distance(plain, other) < 1e-6
+    assert distance(plain, other) < 1e-5
+    assert distance(plain, fresh()) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "entropy"])

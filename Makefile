@@ -24,7 +24,7 @@ check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> mypy" && $(PY) -m mypy
 
 docs: $(INSTALLED) ## build the documentation into site/
-	@$(PY) -m mkdocs build --strict --quiet && echo "open site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo "open site/index.html"
 
 bench: $(INSTALLED) ## measure speed as ratios against plain transformers
 	@$(PY) -m benchmarks

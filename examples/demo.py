@@ -38,7 +38,7 @@ def main() -> None:
 
     begun = time.monotonic()
     with LocalHub(BUILD / "hub") as hub:
-        os.environ.update(hub.env(token="hf_alice", home=BUILD / "home"))
+        os.environ.update(hub.env(token="hf_alice"))
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         train_and_publish()
         step("A fresh process loads the adapter by its Hub ID onto a model that it was not trained on")
@@ -64,8 +64,7 @@ def train_and_publish() -> None:
         publish_folder(name, folder)
     step("Training a value network on the derived model (26 of 30 layers) with 800 Jeopardy questions")
     recipe = Recipe(
-        base=str(folders[DONOR]),
-        base_name=DONOR,
+        base=DONOR,
         data=questions.train,
         data_name="Jeopardy",
         output_dir=BUILD / "training",
@@ -131,14 +130,15 @@ def use_published_adapter() -> None:
 
 def show(base, donor, adapted, scale, held_out) -> None:  # type: ignore[no-untyped-def]  # three Scores and plain values
     """Prints the table and three examples, and writes the same to report.json."""
-    table = Table(title=f"{len(held_out)} held-out Jeopardy questions")
-    for column in ("model", "bits per byte (lower is better)", "exact match"):
+    table = Table(title=f"{len(held_out)} held-out Jeopardy questions (fewer bits are better)")
+    for column in ("model", "bits per byte", "exact match"):
         table.add_column(column, justify="left" if column == "model" else "right")
     rows = {
-        f"base alone: {TARGET}": base,
-        f"small tuned model alone: {DONOR} + adapter": donor,
-        f"base + adapter at scale {scale:g}": adapted,
+        "base alone": base,
+        "small tuned model alone": donor,
+        f"base + adapter, scale {scale:g}": adapted,
     }
+    console.print(f"base: {TARGET}, never trained on\nsmall tuned model: {DONOR} + adapter")
     for name, score in rows.items():
         table.add_row(name, f"{score.bits_per_byte:.3f}", f"{score.exact_match:.1%}")
     console.print(table)
@@ -181,7 +181,7 @@ def publish_result(arm: dict[str, object]) -> None:
     names = {field.name for field in dataclasses.fields(EvaluationRecord)}
     known = {key: value for key, value in arm.items() if key in names}
     record = EvaluationRecord(data="Jeopardy, held out", num_examples=arm["examples"], **known)
-    adapter = ValueAdapter.from_pretrained(ADAPTER).with_config(evaluation=(record,))
+    adapter = ValueAdapter.from_pretrained(ADAPTER).with_config(evaluation=(record,), scale=record.scale)
     adapter.save_pretrained(BUILD / "training" / "adapter")
     adapter.push_to_hub(ADAPTER, commit_message="Measured on the full model")
 

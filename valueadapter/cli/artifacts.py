@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,10 +52,9 @@ def fetch(adapter: Source, revision: Revision = None, token: Token = None, as_js
 
 def inspect(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
     """Show what an adapter is, without downloading its weights."""
-    download = hub.Download(revision=revision, token=token)
-    config = hub.fetch_config(adapter, download)
-    facts = hub.repository_facts(adapter, download)
-    shown = {"adapter": adapter, "commit": facts.commit, **_described(config)}
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # two small files
+    facts = hub.repository_facts(adapter, hub.Download(revision=revision, token=token))
+    shown = {"adapter": adapter, "commit": facts.commit, **_described(facts.config)}
     shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
     output.facts(shown, as_json=as_json)
 

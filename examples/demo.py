@@ -144,9 +144,18 @@ def show(base, donor, adapted, scale, held_out) -> None:  # type: ignore[no-unty
     console.print(table)
     changed = [i for i in range(len(held_out)) if base.answers[i] != adapted.answers[i]]
     console.print("\nThe first three questions on which the answers differ:")
+    questions = []
     for index in changed[:3]:
         question = held_out[index]["prompt"].split("\n")[1]
         console.print(f"\n{question}\n  right: {held_out[index]['completion'].strip()}")
+        questions.append(
+            {
+                "question": question,
+                "right": held_out[index]["completion"].strip(),
+                "base_answer": base.answers[index],
+                "adapted_answer": adapted.answers[index],
+            }
+        )
         console.print(f"  base alone:     {base.answers[index]}\n  base + adapter: {adapted.answers[index]}")
     arm = {
         "base": TARGET,
@@ -161,7 +170,9 @@ def show(base, donor, adapted, scale, held_out) -> None:  # type: ignore[no-unty
         "examples": len(held_out),
     }
     publish_result(arm)
-    (BUILD / "report.json").write_text(json.dumps({"arms": [arm]}, indent=2) + "\n", encoding="utf-8")
+    (BUILD / "report.json").write_text(
+        json.dumps({"arms": [arm], "questions": questions}, indent=2) + "\n", encoding="utf-8"
+    )
     console.print(f"\nThe same table: {BUILD / 'report.json'}")
     console.print(f"The model card: {BUILD / 'training' / 'adapter' / 'README.md'}")
     console.print("To look further, start the Hub again, run the export lines that it prints, and then:")

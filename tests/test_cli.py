@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, constants
 from tiny import byte_tokenizer, tiny_model
 
 from valueadapter import ValueAdapter
@@ -95,12 +96,18 @@ def test_errors_are_one_line_and_the_exit_code_is_one(shell: Shell, tmp_path: Pa
     assert "Usage" in shell("inspect", code=2).stderr
 
 
-def test_train_then_generate(shell: Shell, base: Path, tmp_path: Path) -> None:
-    """Training from a file ends with a summary and a published adapter, which then speaks."""
+def test_train_then_generate(shell: Shell, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training from a dataset on the Hub ends with a summary and a published adapter, which then speaks."""
     rows = [{"prompt": f"Q{i % 7}:", "completion": "AB"} for i in range(16)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["train", "--base", base, "--base-name", "alice/base", "--data", data, "--eval-data", data]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    api = HfApi(endpoint=shell.hub.endpoint, token="hf_alice")
+    api.create_repo("alice/questions", repo_type="dataset")
+    api.upload_file(
+        path_or_fileobj=data.read_bytes(), path_in_repo="data.jsonl", repo_id="alice/questions", repo_type="dataset"
+    )
+    arguments = ["train", "--base", base, "--base-name", "alice/base", "--data", "alice/questions", "--eval-data", data]
     arguments += ["--output", tmp_path / "out", "--learning-rate", "0.01", "--epochs", "3", "--push-to", "alice/t"]
     summary = json.loads(shell(*arguments, "--json").stdout)
     assert summary["loss_after"] < summary["loss_before"]

@@ -22,7 +22,7 @@ from valueadapter import (
     ValueTrainingArguments,
     build_network,
 )
-from valueadapter.data import IGNORED, encode
+from valueadapter.data import IGNORED, encode, load_demonstrations
 from valueadapter.losses import norm_penalty
 
 DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(32)])
@@ -155,6 +155,38 @@ def test_penalty_keeps_value_logits_small_and_is_recorded(fresh: Fresh, tmp_path
     assert norms[1] < norms[0]
     record = json.loads((tmp_path / "tight" / "final" / "config.json").read_text())["training"]["regularisation"]
     assert record == {"kind": "l2", "coefficient": 50.0, "mask": "response", "centred": True}
+
+
+def test_evaluation_during_training_and_the_best_adapter(fresh: Fresh, tmp_path: Path) -> None:
+    """Held-out loss at every interval; the adapter that scored best is the one that is kept."""
+    model = fresh()
+    every = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "learning_rate": 0.3}
+    run = trainer(model, tmp_path, **every)
+    run.train()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 2
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["list", "file", "dataset"])
+def test_demonstrations_come_in_every_form(tmp_path: Path, source: str) -> None:
+    """Records at hand, a JSONL file and a `datasets` object are the same demonstrations."""
+    rows = list(DATA)
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"list": rows, "file": path, "dataset": DATA}[source]
+    assert list(load_demonstrations(given)) == rows
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_demonstrations(tmp_path / "none.jsonl")
+    with pytest.raises(ConfigError, match="at least one record"):
+        load_demonstrations([])
+
+
+def test_plain_text_carries_the_loss_everywhere(tokenizer: Any) -> None:
+    """Every token of the text and the end are learned."""
+    row = encode({"text": "ABC"}, tokenizer)
+    assert row["labels"] == row["input_ids"]
+    assert tokenizer.decode(row["labels"]) == "ABC</s>"
 
 
 def test_label_smoothing_shifts_labels(fresh: Fresh, tmp_path: Path) -> None:

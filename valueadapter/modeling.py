@@ -100,7 +100,7 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         base: a causal language model (a PEFT-wrapped one works too).
         tokenizer: the base's tokenizer, needed to compare vocabularies where the base's name does not lead to it.
 
-    Source: Lu et al., "Transferable Post-training via Inverse Value Learning", NAACL 2025, arXiv 2410.21027, eq. 4.
+    Source: Lu et al., "Transferable Post-training via Inverse Value Learning", NAACL 2025, arXiv 2410.21027.
     """
 
     config_class = ValueAdapterModelConfig

@@ -1,0 +1,63 @@
+"""The promises that hold on tiny models hold on a real one: SmolLM2-135M-Instruct."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
+from valueadapter.testing.reference_models import smollm2_derived, smollm2_instruct
+
+pytestmark = pytest.mark.real
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(smollm2_instruct())
+
+
+@pytest.fixture(scope="module")
+def base() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(smollm2_instruct())
+
+
+def attach(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, initialisation: str) -> ValueAdapterForCausalLM:
+    network = build_network(smollm2_derived(), initialisation=initialisation, num_layers=2)
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/derived")
+    model.add_adapter(adapter, "default", scale=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_fresh_network_leaves_the_base_as_it_is(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """With a head of zeros the first step of training starts at the base, bit for bit."""
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    alone = base(ids).logits
+    assert torch.equal(attach(base, tokenizer, "zero_head")(ids).logits, alone)
+
+
+@torch.no_grad()
+def test_decoding_with_and_without_cache_alone_and_in_a_batch(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Chat prompts of different length: the same tokens with a cache, without, in a left-padded batch, speculating."""
+    model = attach(base, tokenizer, "pretrained")
+    questions = ["What is the capital of France?", "Name a colour, please, and say why you like it."]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
+        for q in questions
+    ]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    together = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :]
+    for row, text in enumerate(texts):
+        one = tokenizer(text, return_tensors="pt")
+        length = one["input_ids"].shape[1]
+        cached = model.generate(**one, **GREEDY)
+        assert torch.equal(model.generate(**one, **GREEDY, use_cache=False), cached)
+        assert torch.equal(model.generate(**one, **GREEDY, prompt_lookup_num_tokens=3), cached)
+        assert torch.equal(together[row, : cached.shape[1] - length], cached[0, length:])
+    with model.disable_adapter():
+        assert torch.equal(model.generate(**batch, **GREEDY), base.generate(**batch, **GREEDY))

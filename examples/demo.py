@@ -72,7 +72,7 @@ def train_and_publish() -> None:
         arguments={
             "num_train_epochs": 1,
             "per_device_train_batch_size": 8,
-            "learning_rate": 3e-4,
+            "learning_rate": 6e-4,
             "save_strategy": "no",
             "use_cpu": True,
         },
@@ -173,6 +173,8 @@ def show(base, donor, adapted, scale, held_out) -> None:  # type: ignore[no-unty
     (BUILD / "report.json").write_text(
         json.dumps({"arms": [arm], "questions": questions}, indent=2) + "\n", encoding="utf-8"
     )
+    if adapted.bits_per_byte >= base.bits_per_byte:
+        sys.exit("The adapter did not improve the base; the claim of this demo does not hold.")
     console.print(f"\nThe same table: {BUILD / 'report.json'}")
     console.print(f"The model card: {BUILD / 'training' / 'adapter' / 'README.md'}")
     console.print("To look further, start the Hub again, run the export lines that it prints, and then:")

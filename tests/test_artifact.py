@@ -117,6 +117,19 @@ def change_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
     return damage
 
 
+IMPOSSIBLE = {
+    "base": "a/b",
+    "relation": "same",
+    "data": "d",
+    "num_examples": 3,
+    "scale": 1.0,
+    "base_bits_per_byte": 1.0,
+    "donor_bits_per_byte": None,
+    "adapted_bits_per_byte": 1.0,
+    "base_exact_match": 7,
+}
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
@@ -164,6 +177,16 @@ DAMAGE = {
         NotAValueAdapterError,
         "plain model",
     ),
+    "code in the tokenizer": (
+        lambda d: (d / "tokenizer_config.json").write_text('{"auto_map": {}}'),
+        ArtifactError,
+        "custom code",
+    ),
+    "impossible result": (
+        lambda d: edit(d, lambda c: c.update(evaluation=[IMPOSSIBLE])),
+        ConfigError,
+        "between 0 and 1; got 7",
+    ),
     "not JSON": (lambda d: (d / "config.json").write_text("{"), ConfigError, "not JSON"),
 }
 
@@ -197,9 +220,12 @@ def test_a_failed_save_leaves_the_old_adapter(saved: Path, tiny_adapter: Callabl
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_a_killed_save_leaves_the_old_adapter_or_the_new(saved: Path) -> None:
+def test_a_killed_save_leaves_the_old_adapter_or_the_new(
+    saved: Path, tiny_adapter: Callable[..., ValueAdapter]
+) -> None:
     """SIGKILL right before and right after the exchange: never a mixture, and the next save works."""
     old = contents(saved)
+    kept = {"README.md": old["README.md"]}
     program = """
         import os, signal, sys
         from pathlib import Path
@@ -213,11 +239,13 @@ def test_a_killed_save_leaves_the_old_adapter_or_the_new(saved: Path) -> None:
         with staging.staged(Path(sys.argv[1])) as new:
             (new / "config.json").write_text("new")
     """
-    for moment, expected in (("before", old), ("after", {"config.json": b"new", "README.md": old["README.md"]})):
+    for moment, expected in (("before", old), ("after", {"config.json": b"new", **kept})):
         command = [sys.executable, "-c", textwrap.dedent(program), str(saved), moment]
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-        assert contents(saved) == expected or moment == "after"
-        assert (contents(saved)["config.json"] == b"new") == (moment == "after")
+        assert contents(saved) == expected
+    (saved / "config.json").write_bytes(old["config.json"])
+    tiny_adapter().save_pretrained(saved)
+    assert contents(saved) == old
 
 
 def test_saving_over_something_else_is_refused(tiny_adapter: Callable[..., ValueAdapter], tmp_path: Path) -> None:
@@ -225,6 +253,39 @@ def test_saving_over_something_else_is_refused(tiny_adapter: Callable[..., Value
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ArtifactError, match=r"holds something else \(thesis\.tex\)"):
         tiny_adapter().save_pretrained(tmp_path)
+
+
+def test_what_would_be_lost_stops_the_save(
+    saved: Path, tiny_adapter: Callable[..., ValueAdapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the user's own inside the directory, a link, the current directory: refused, and nothing changes."""
+    (saved / "my_model").mkdir()
+    (saved / "my_model" / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"my_model' is not part"):
+        tiny_adapter().save_pretrained(saved)
+    assert (saved / "my_model" / "config.json").exists()
+    (saved / "my_model" / "config.json").unlink()
+    (saved / "my_model").rmdir()
+    (saved / "link.txt").symlink_to("/etc/hostname")
+    with pytest.raises(ArtifactError, match=r"link\.txt' is not part"):
+        tiny_adapter().save_pretrained(saved)
+    (saved / "link.txt").unlink()
+    monkeypatch.chdir(saved)
+    with pytest.raises(ArtifactError, match="current directory"):
+        tiny_adapter().save_pretrained(".")
+
+
+def test_saving_through_a_link_replaces_what_it_points_to(
+    saved: Path, tiny_adapter: Callable[..., ValueAdapter]
+) -> None:
+    """The link stays a link."""
+    link = saved.parent / "latest"
+    link.symlink_to(saved)
+    tiny_adapter(seed=9).save_pretrained(link)
+    assert link.is_symlink()
+    assert torch.equal(
+        ValueAdapter.from_pretrained(saved).networks[0].lm_head.weight, tiny_model("llama", seed=9).lm_head.weight
+    )
 
 
 def test_a_hand_written_card_survives_saving(saved: Path, tiny_adapter: Callable[..., ValueAdapter]) -> None:

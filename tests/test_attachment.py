@@ -83,6 +83,11 @@ def test_padded_widths_of_one_vocabulary_fit(
     logits = model(IDS).logits
     assert logits.shape[-1] == base_width
     torch.testing.assert_close(logits[..., :97], base(IDS).logits[..., :97] + network(IDS).logits[..., :97])
+    padding = torch.tensor([[5, 100, 7]])  # a row that stands for no token; the network reads its id 0 there
+    if base_width == 104:
+        readable = padding.masked_fill(padding >= 97, 0)
+        expected = base(padding).logits[..., :97] + network(readable).logits
+        torch.testing.assert_close(model(padding).logits[..., :97], expected)
     greedy = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(model.generate(IDS, **greedy), model.generate(IDS, **greedy, use_cache=False))
 
@@ -109,6 +114,33 @@ def test_the_adapter_follows_the_bases_dtype(tokenizer: object, tiny_adapter: Ma
     model.add_adapter(tiny_adapter(), "default")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model(IDS).logits.dtype == torch.bfloat16
+
+
+def test_the_adapter_follows_the_bases_device(tokenizer: object, tiny_adapter: Make) -> None:
+    """Networks go where the base is."""
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1).to("meta"), tokenizer=tokenizer)
+    model.add_adapter(tiny_adapter(), "default")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_a_cache_of_a_deleted_adapter_is_refused(wrapped: Wrapped, tiny_adapter: Make) -> None:
+    """Another adapter of the same name did not read that text."""
+    model = wrapped()
+    cache = model(IDS, use_cache=True).cache
+    model.delete_adapter("default")
+    model.add_adapter(tiny_adapter(seed=9), "default")
+    with pytest.raises(UnsupportedModeError, match="this cache was made for"):
+        model(IDS, cache=cache)
+
+
+def test_deleting_the_active_adapter_warns(
+    wrapped: Wrapped, tiny_adapter: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model would otherwise be the base without a word."""
+    model = wrapped()
+    model.add_adapter(tiny_adapter(), "second")
+    model.delete_adapter("default")
+    assert "no adapter is active now" in caplog.text
 
 
 def test_no_method_of_transformers_peft_mixin_is_left_as_it_is() -> None:

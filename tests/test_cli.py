@@ -79,7 +79,8 @@ def test_push_inspect_fetch_verify(shell: Shell, adapter: Path) -> None:
     seen = len(shell.hub.log)
     facts = json.loads(shell("inspect", "alice/a", "--json").stdout)
     assert facts["commit"] == pushed["commit"]
-    assert facts["base_model"] == "alice/base"
+    assert facts["base_model_name_or_path"] == "alice/base"
+    assert facts["bytes"] > 0
     assert not any("safetensors" in request.path and request.method == "GET" for request in shell.hub.log[seen:])
     place = json.loads(shell("fetch", "alice/a", "--json").stdout)["directory"]
     assert (Path(place) / "value_network" / "model.safetensors").exists()
@@ -92,6 +93,13 @@ def test_errors_are_one_line_and_the_exit_code_is_one(shell: Shell, tmp_path: Pa
         done = shell(*arguments, code=1)
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.strip().splitlines()) == 1
+    lines = tmp_path / "bad.jsonl"
+    lines.write_text("{nonsense")
+    bad = ["train", "--base", tmp_path, "--data", lines, "--output", tmp_path / "o"]
+    assert "Traceback" not in shell(*bad, code=1).stderr
+    offline = {**shell.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([*RUN, "inspect", "alice/x"], env=offline, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "Traceback" in shell("--debug", "verify", tmp_path, code=1).stderr
     assert "Usage" in shell("inspect", code=2).stderr
 

@@ -32,6 +32,20 @@ def test_bits_per_byte_is_the_likelihood_of_the_completion(tokenizer: object, ba
     assert score.exact_match is None
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_text_and_chat_are_scored_too(tokenizer: object, batch_size: int) -> None:
+    """Rows of different length in a batch score as they do alone."""
+    model = tiny_model("llama", seed=1)
+    turn = [{"role": "user", "content": "HI"}, {"role": "assistant", "content": "YO"}]
+    for records in (
+        [{"text": "ABC"}, {"text": "DEFGHI"}, {"text": "JK"}],
+        [{"messages": turn}, {"messages": turn * 2}],
+    ):
+        score = evaluate(model, tokenizer, records, generate=False, batch_size=batch_size)
+        alone = evaluate(model, tokenizer, records, generate=False, batch_size=1)
+        assert score.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-5)
+
+
 def test_exact_match_counts_what_the_model_says(tokenizer: object) -> None:
     """A model's own answers match; others do not."""
     model = tiny_model("llama", seed=1)

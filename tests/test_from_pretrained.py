@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from adapters_on_hub import server as server
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
 from tiny import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, pipeline
 
 from valueadapter import (
+    ArtifactError,
     ConfigError,
     IncompatibleBaseError,
     ValueAdapter,
@@ -23,6 +26,7 @@ from valueadapter import (
     ValueTrainingArguments,
     build_network,
 )
+from valueadapter.artifact import sha256
 from valueadapter.testing.local_hub import LocalHub
 
 IDS = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(0))
@@ -102,6 +106,36 @@ def test_a_lora_network_saves_and_loads(base: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(IDS).logits, expected)
     greedy = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     assert torch.equal(loaded.generate(IDS, **greedy), loaded.generate(IDS, **greedy, use_cache=False))
+    trainable = ValueAdapterForCausalLM.from_pretrained("alice/base", tmp_path / "a", is_trainable=True)
+    assert {name.split(".")[-2] for name, p in trainable.named_parameters() if p.requires_grad} == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(next(iter(t))), "is missing"),
+        (lambda t: t.update(more=torch.zeros(2)), "'more' does not belong"),
+    ],
+    ids=["missing tensor", "extra tensor"],
+)
+def test_a_damaged_lora_network_is_refused(base: str, tmp_path: Path, change: Any, message: str) -> None:
+    """As for any other network: missing and extra tensors, and a base that is not pinned."""
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    network = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("alice/base"), lora)
+    network.peft_config["default"].revision = "main"
+    with pytest.raises(ArtifactError, match="40-hex commit"):
+        adapter_of(network).save_pretrained(tmp_path / "a")
+    network.peft_config["default"].revision = base
+    adapter_of(network).save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "value_network" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["networks"][0]["sha256"] = {path.name: sha256(path)}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=message):
+        ValueAdapter.from_pretrained(tmp_path / "a")
 
 
 def test_a_base_may_be_a_peft_model(tmp_path: Path) -> None:
@@ -133,8 +167,7 @@ def test_the_trainer_publishes_the_adapter_alone(base: str, tmp_path: Path) -> N
         data_name="letters",
     )
     trainer = ValueTrainer(model, args, train_dataset=Dataset.from_list([{"prompt": "Q", "completion": "AB"}] * 8))
-    trainer.train()
-    trainer.push_to_hub()
+    trainer.train()  # pushes at every save, and at the end
     files = set(HfApi().list_repo_files("alice/trained"))
     assert files >= {"config.json", "README.md", "tokenizer.json", "value_network/model.safetensors"}
     assert not any(name.endswith((".bin", ".pt", ".pth")) or "checkpoint" in name for name in files)

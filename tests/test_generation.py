@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tiny import KINDS, tiny_model
 from transformers import DynamicCache, StaticCache, pipeline
 
-from valueadapter import UnsupportedModeError, ValueAdapterForCausalLM
+from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
 
 Wrapped = Callable[..., ValueAdapterForCausalLM]
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -93,9 +94,25 @@ def test_second_turn_on_the_first_turns_cache(wrapped: Wrapped, base: str, netwo
 
 @pairs
 def test_logits_to_keep_selects_positions(wrapped: Wrapped, base: str, network: str) -> None:
-    """The last N logits are those of the whole forward pass."""
+    """The last N logits, or those at given positions, are those of the whole forward pass."""
     model = wrapped(base, network)
-    torch.testing.assert_close(model(IDS, logits_to_keep=2).logits, model(IDS).logits[:, -2:], rtol=1e-5, atol=1e-5)
+    whole = model(IDS).logits
+    torch.testing.assert_close(model(IDS, logits_to_keep=2).logits, whole[:, -2:], rtol=1e-5, atol=1e-5)
+    some = torch.tensor([1, 4])
+    torch.testing.assert_close(model(IDS, logits_to_keep=some).logits, whole[:, some], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_adapters_and_a_pair_cached_equal_uncached(wrapped: Wrapped, tiny_adapter: Any, mode: str) -> None:
+    """Several networks of several adapters, one of them subtracted, each with a cache of its own."""
+    model = wrapped("gemma3", "mistral")
+    pair = [tiny_model("gpt2", seed=4), tiny_model("qwen3", seed=5)]
+    tokenizer = model.base_tokenizer
+    both = ValueAdapter.from_networks(pair, tokenizer, base_model_name_or_path="a/b", coefficients=[1, -1])
+    model.add_adapter(both, "pair", scale=0.5)
+    model.set_adapter(["default", "pair"])
+    uncached = {"num_beams": MODES[mode].get("num_beams", 1), "use_cache": False}
+    assert torch.equal(model.generate(IDS, **GREEDY, **MODES[mode]), model.generate(IDS, **GREEDY, **uncached))
 
 
 @pairs
@@ -114,12 +131,28 @@ def test_scale_zero_is_the_base_and_runs_no_network(wrapped: Wrapped, base: str,
         assert torch.equal(model(IDS).logits, alone(IDS).logits)
 
 
+@pytest.mark.parametrize("network", KINDS)
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-def test_an_empty_cache_of_the_callers_serves(wrapped: Wrapped, kind: type) -> None:
+def test_an_empty_cache_of_the_callers_serves(wrapped: Wrapped, kind: type, network: str) -> None:
     """A transformers cache made for the base is taken up, with networks' caches beside it."""
-    model = wrapped()
+    model = wrapped("gemma3", network)
     cache = kind(config=model.base.config, **({"max_cache_len": 32} if kind is StaticCache else {}))
     assert torch.equal(model.generate(IDS, cache=cache, **GREEDY), model.generate(IDS, **GREEDY, use_cache=False))
+
+
+def test_a_static_cache_that_hides_its_length_is_refused(wrapped: Wrapped) -> None:
+    """All layers of Mistral slide, so the cache knows its window only."""
+    model = wrapped("mistral", "llama")
+    with pytest.raises(UnsupportedModeError, match="cache_implementation='static'"):
+        model.generate(IDS, cache=StaticCache(config=model.base.config, max_cache_len=32), **GREEDY)
+
+
+def test_the_old_name_of_the_cache_is_refused(wrapped: Wrapped) -> None:
+    """`past_key_values` would reach the base alone and give wrong logits."""
+    model = wrapped()
+    cache = model(IDS, use_cache=True).cache
+    with pytest.raises(TypeError, match="called `cache`"):
+        model(IDS, past_key_values=cache)
 
 
 def test_a_cache_of_the_base_alone_is_refused(wrapped: Wrapped) -> None:
@@ -134,7 +167,7 @@ def test_a_cache_of_other_adapters_is_refused(wrapped: Wrapped) -> None:
     """Changing the active adapters in mid-conversation is an error, not silence."""
     model = wrapped()
     cache = model(IDS, use_cache=True).cache
-    with model.disable_adapter(), pytest.raises(UnsupportedModeError, match=r"made for base, default\.0"):
+    with model.disable_adapter(), pytest.raises(UnsupportedModeError, match=r"made for base, default\."):
         model(IDS, cache=cache)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -61,9 +62,13 @@ def test_only_the_network_learns(fresh: Fresh, tmp_path: Path) -> None:
     model = fresh()
     before = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
     run = trainer(model, tmp_path, max_steps=12)
+    seen: list[bool] = []
+    model.base.register_forward_hook(lambda module, inputs, out: seen.append(out.logits.requires_grad))
     run.train()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.base.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.base.parameters())
+    assert seen
+    assert not any(seen), "the base's output carried a graph, so gradients could reach it"
+    assert not any(parameter.requires_grad for parameter in model.base.parameters())
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] - 0.2
 
@@ -89,6 +94,9 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(fresh: Fresh, tmp_path: Path
     shutil.rmtree(tmp_path / "checkpoint-3" / "adapter" / "value_network")
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         trainer(fresh(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"has no optimizer\.pt"):
+        trainer(fresh(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -183,10 +191,10 @@ def test_demonstrations_come_in_every_form(tmp_path: Path, source: str) -> None:
 
 
 def test_plain_text_carries_the_loss_everywhere(tokenizer: Any) -> None:
-    """Every token of the text and the end are learned."""
+    """Every token of the text that another precedes, and the end, are learned."""
     row = encode({"text": "ABC"}, tokenizer)
-    assert row["labels"] == row["input_ids"]
-    assert tokenizer.decode(row["labels"]) == "ABC</s>"
+    assert row["labels"] == [IGNORED, *row["input_ids"][1:]]
+    assert tokenizer.decode(row["input_ids"]) == "ABC</s>"
 
 
 def test_label_smoothing_shifts_labels(fresh: Fresh, tmp_path: Path) -> None:
@@ -201,6 +209,49 @@ def test_chat_loss_is_on_assistant_turns_only(tokenizer: Any) -> None:
     row = encode({"messages": messages * 2}, tokenizer)
     learned = tokenizer.decode([label for label in row["labels"] if label != IGNORED])
     assert learned == "YO</s>YO</s>"
+
+
+def test_gradient_checkpointing_recomputes(fresh: Fresh, tmp_path: Path) -> None:
+    """It is really on: each layer of the network runs twice a step, each of the base once."""
+    runs = {"network": 0, "base": 0}
+    model = fresh()
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*args: object) -> None:
+            runs[name] += 1
+
+        return hook
+
+    model.adapters["default"].networks[0].model.layers[0].self_attn.register_forward_hook(count("network"))
+    model.base.model.layers[0].self_attn.register_forward_hook(count("base"))
+    with pytest.warns(FutureWarning, match="gradient_checkpointing"):
+        run = trainer(model, tmp_path, gradient_checkpointing=True, max_steps=2, save_strategy="no")
+    run.train()
+    assert runs == {"network": 4, "base": 2}
+
+
+def test_a_chat_template_that_hides_where_the_answer_begins_is_refused(tokenizer: Any) -> None:
+    """Templates of reasoning models open an answer with more than they render for a finished one."""
+    template = tokenizer.chat_template
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template.replace("[a]{% endif %}", "[a]<think>{% endif %}")
+    messages = [{"role": "user", "content": "HI"}, {"role": "assistant", "content": "HELLOWORLD"}]
+    with pytest.raises(ConfigError, match="where the response begins"):
+        encode({"messages": messages}, other)
+
+
+def test_the_record_says_what_happened(fresh: Fresh, tmp_path: Path) -> None:
+    """Steps, tokens, scale and data as they were."""
+    model = fresh()
+    model.set_scale("default", 0.5)
+    run = trainer(model, tmp_path, max_steps=8, data_name="letters")
+    run.train()
+    config = run.trained_adapter().config
+    tokens = sum(2 + i % 5 for i in range(32))  # a completion of 1 to 5 letters and the end, one epoch of 8 x 4
+    assert config.scale == 0.5
+    assert config.training is not None
+    assert (config.training.steps, config.training.num_response_tokens) == (8, tokens)
+    assert (config.training.num_examples, config.training.data) == (32, "letters")
 
 
 def test_misuse_is_refused(fresh: Fresh, tokenizer: object, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class ValueAdapter:
         config = artifact.read_config(directory)
         places = {"cache_dir": download.cache_dir, "local_files_only": download.local_files_only}
         networks = [
-            load_network(directory / spec.path, dtype=dtype, token=download.token)
+            load_network(directory / spec.path, dtype=dtype, token=download.token, **places)
             if spec.path is not None
             else load_hub_network(str(spec.repo), str(spec.revision), dtype=dtype, token=download.token, **places)
             for spec in config.networks
@@ -167,7 +167,7 @@ class ValueAdapter:
         Raises:
             ArtifactError: `directory` holds something else that would be lost.
         """
-        target = Path(directory).absolute()
+        target = Path(directory).resolve()
         with staged(target) as staging:
             self.tokenizer.save_pretrained(staging)
             _forget_where_it_was_loaded_from(staging / layout.TOKENIZER_CONFIG)
@@ -186,22 +186,49 @@ class ValueAdapter:
             artifact.verify(staging)
         return config
 
-    def push_to_hub(self, repo_id: str, *, push: hub.Push | None = None, **options: Any) -> CommitInfo:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] = (),
+        overwrite_card: bool = False,
+    ) -> CommitInfo:
         """Publishes the adapter in one commit: all of it arrives, or nothing.
 
         Args:
             repo_id: `user/name`; created if it does not exist.
-            push: how; or give its fields as keywords:
-                `commit_message, commit_description, private, token, revision, create_pr, tags, overwrite_card`.
-            options: the fields of `hub.Push`.
+            commit_message: title of the commit.
+            commit_description: its longer text.
+            private: make a new repository private.
+            token: Hub token; by default the one you are logged in with.
+            revision: branch to push to; made if it does not exist.
+            create_pr: open a pull request instead.
+            tags: for the model card.
+            overwrite_card: replace a card on the Hub that a person wrote or edited.
 
         Raises:
             ConfigError: the base model is named by a path of this machine.
             huggingface_hub.errors: no permission, someone else pushed meanwhile, …
         """
+        how = hub.Push(
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tuple(tags),
+            overwrite_card=overwrite_card,
+        )
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder, "adapter"))
-            return hub.push(Path(folder, "adapter"), repo_id, push or hub.Push(**options))
+            return hub.push(Path(folder, "adapter"), repo_id, how)
 
     def with_config(self, **changes: Any) -> ValueAdapter:
         """The same networks and tokenizer under a changed configuration."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -212,10 +213,10 @@ def _verify_index(directory: Path, tables: Mapping[str, Mapping[str, object]]) -
 def _verify_network_config(directory: Path, tables: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> None:
     if (directory / layout.PEFT_CONFIG).exists():
         peft = load_json(directory / layout.PEFT_CONFIG)
-        if not peft.get("revision"):
+        if not re.fullmatch(r"[0-9a-f]{40}", str(peft.get("revision"))):
             raise ArtifactError(
-                f"'{directory / layout.PEFT_CONFIG}' names '{peft.get('base_model_name_or_path')}' without 'revision'; "
-                "set it to a commit hash, so that the network cannot change under its users"
+                f"'{directory / layout.PEFT_CONFIG}' names '{peft.get('base_model_name_or_path')}' "
+                "without a commit as 'revision'; set it to a 40-hex commit hash, so that the network cannot change under its users"
             )
         return
     config = load_json(directory / layout.CONFIG)
@@ -235,7 +236,10 @@ def _verify_network_config(directory: Path, tables: Mapping[str, Mapping[str, tu
 
 def _verify_tokenizer(directory: Path, config: ValueAdapterConfig) -> None:
     path = directory / layout.TOKENIZER
-    load_json(directory / layout.TOKENIZER_CONFIG)
+    if "auto_map" in load_json(directory / layout.TOKENIZER_CONFIG):
+        raise ArtifactError(
+            f"'{directory / layout.TOKENIZER_CONFIG}' asks for custom code ('auto_map'); remove the key"
+        )
     load_json(path)
     found = Vocabulary.from_tokenizer_json(path.read_text(encoding="utf-8")).spec(config.vocabulary.logits_width)
     for name in ("byte_fingerprint", "behaviour_fingerprint"):

@@ -7,6 +7,7 @@ that would put LoRA into base and networks; all of them are overridden here.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import re
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
-from valueadapter.network import logits_width
+from valueadapter.network import logits_width, set_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,19 @@ class Attached:
 
     adapter: ValueAdapter
     scale: float
+    serial: int
+    """Tells apart adapters that bore one name at different times, so that a cache of the first is not taken for one of
+    the second."""
+
+
+_serials = itertools.count()
 
 
 class Term(NamedTuple):
     """One network of the sum that runs now."""
 
     part: str
-    """Its name in the cache: `<adapter>.<index>`."""
+    """Its name in the cache: `<adapter>.<serial>.<index>`."""
     network: PreTrainedModel
     weight: float
     """scale · coefficient; never 0."""
@@ -66,7 +73,7 @@ class AdapterMethods:
         is_trainable: bool = False,
         **download: Any,
     ) -> None:
-        """Loads an adapter and attaches it. As in PEFT, it is not active before `set_adapter`.
+        """Loads an adapter and attaches it. As in PEFT, it is active at once only if it is the first.
 
         Args:
             name_or_path: Hub ID or directory.
@@ -101,9 +108,9 @@ class AdapterMethods:
         device = self.base.get_input_embeddings().weight.device
         for network in adapter.networks:
             network.to(device=device, dtype=self.base.dtype)
-            network.requires_grad_(is_trainable)
+            set_trainable(network, is_trainable)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        self._attached[adapter_name] = Attached(adapter, adapter.config.scale)
+        self._attached[adapter_name] = Attached(adapter, adapter.config.scale, next(_serials))
         if scale is not None:
             self.set_scale(adapter_name, scale)
         if not self._active:
@@ -120,10 +127,12 @@ class AdapterMethods:
         self._get(adapter_name)
         del self._attached[adapter_name]
         del self.value_networks[adapter_name]
+        if self._active == (adapter_name,) and self._attached:
+            logger.warning("no adapter is active now; attached are %s (set_adapter)", list(self._attached))
         self._active = tuple(name for name in self._active if name != adapter_name)
 
     def unload(self) -> PreTrainedModel:
-        """Detaches every adapter and gives the base back, as it came."""
+        """Detaches every adapter and gives the base back, its weights as they came (frozen, and in eval mode)."""
         for name in list(self._attached):
             self.delete_adapter(name)
         return self.base
@@ -205,7 +214,7 @@ class AdapterMethods:
     def terms(self) -> list[Term]:
         """The networks of the sum as it stands: active adapters, weights that are not 0."""
         return [
-            Term(f"{name}.{index}", network, attached.scale * spec.coefficient)
+            Term(f"{name}.{attached.serial}.{index}", network, attached.scale * spec.coefficient)
             for name, attached in ((name, self._attached[name]) for name in self.active_adapters)
             if attached.scale != 0
             for index, (network, spec) in enumerate(

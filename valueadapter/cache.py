@@ -52,6 +52,11 @@ class ValueAdapterCache(Cache):
                 "have not read. Pass the `cache` that an earlier call of this model returned, or an empty one"
             )
         static = isinstance(cache, StaticCache)
+        if static and all(cache.is_sliding):
+            raise UnsupportedModeError(
+                "a StaticCache of sliding windows only does not say how long the text may get, which the networks' "
+                "caches must know. Pass cache_implementation='static' to generate instead"
+            )
         parts = {
             name: StaticCache(config=config, max_cache_len=cache.get_max_length())
             if static

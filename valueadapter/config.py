@@ -129,9 +129,17 @@ class TrainingRecord:
     steps: int
     """Optimizer steps."""
     loss_first: float | None
-    """Cross-entropy per response token of the first logged step, in nats."""
+    """Training loss (cross-entropy and penalty) per response token at the first logged step, in nats."""
     loss_last: float | None
-    """The same for the last logged step."""
+    """The same at the last logged step."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_examples", "num_response_tokens", "steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"'{name}' must be 0 or more; got {getattr(self, name)}")
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ConfigError(f"'num_layers' must be at least 1 or null; got {self.num_layers}")
+        _check_finite(self, ("loss_first", "loss_last"))
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,23 @@ class EvaluationRecord:
     """The same for the small tuned model alone."""
     adapted_exact_match: float | None = None
     """The same for base + adapter."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
+        arms = ("base", "donor", "adapted")
+        _check_finite(self, ("scale", *(f"{arm}_bits_per_byte" for arm in arms)))
+        for name in (f"{arm}_exact_match" for arm in arms):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"'{name}' must lie between 0 and 1; got {value}")
+
+
+def _check_finite(record: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"'{name}' must be finite; got {value}")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,11 @@ def encode(
     Raises:
         ConfigError: nothing of the response is left to learn from.
     """
-    shape = record_shape(list(record))
+    shape = record_shape([key for key, value in record.items() if value is not None])
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "the tokenizer has no end-of-sequence token, so a network cannot learn to stop; set eos_token"
+        )
     if shape == "messages":
         ids, labels = _encode_messages(record["messages"], tokenizer)
     else:
@@ -84,7 +88,8 @@ def encode(
         ids = prompt + response
         labels = [IGNORED] * len(prompt) + response
     ids, labels = ids[:max_length], labels[:max_length]
-    if all(label == IGNORED for label in labels[1:]):
+    labels[0] = IGNORED  # nothing comes before it, and in a padded batch a padding position would
+    if all(label == IGNORED for label in labels):
         shown = str(record.get("prompt") or record.get("text") or record.get("messages"))[:80]
         raise ConfigError(
             f"no response token is left within max_length={max_length} tokens of {shown!r}; raise max_length"
@@ -107,6 +112,12 @@ def _encode_messages(
         if message["role"] == "assistant":
             # the header that generation would start after is the prompt's, not the response's
             header = _render(messages[:index], tokenizer, generation=True)
+            if whole[: len(header)] != header:
+                raise ConfigError(
+                    "the chat template opens an answer with something else than it renders for a finished one (as "
+                    "templates of reasoning models do), so where the response begins is not known; use 'prompt' and "
+                    "'completion'"
+                )
             labels += [IGNORED] * (len(header) - len(labels)) + whole[len(header) :]
         else:
             labels += [IGNORED] * (len(whole) - len(labels))

@@ -10,14 +10,15 @@ import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.data import IGNORED, Collator, encode
+from valueadapter.data import IGNORED, Collator, encode, record_shape
 
-Record = Mapping[str, str]
-"""`prompt` and `completion`."""
+Record = Mapping[str, Any]
+"""A demonstration: `prompt` and `completion`, `messages`, or `text`."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Score:
     """What was measured of one model."""
 
     bits_per_byte: float
-    """Bits per UTF-8 byte of the responses; lower is better. The end-of-sequence token does not count."""
+    """Bits per UTF-8 byte of the responses; lower is better. Control tokens (the end of sequence) do not count."""
     exact_match: float | None
     """Share of responses, 0 to 1, that match after normalisation; None where not asked for."""
     answers: tuple[str, ...]
@@ -47,8 +48,8 @@ def evaluate(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        records: held-out `prompt`/`completion` pairs.
-        generate: also let it answer greedily and compare.
+        records: held-out demonstrations.
+        generate: also let it answer greedily and compare; needs `prompt` and `completion`.
         batch_size: rows per forward pass.
         on_progress: called with the number of records done since the last call.
     """
@@ -59,7 +60,7 @@ def evaluate(
             answers += answer(model, tokenizer, [record["prompt"] for record in batch])
         if on_progress is not None:
             on_progress(len(batch))
-    size = sum(len(record["completion"].encode()) for record in records)
+    size = sum(len(text.encode()) for record in records for text in _responses(record))
     hits = [
         normalised(said) == normalised(record["completion"]) for said, record in zip(answers, records, strict=False)
     ]
@@ -67,10 +68,11 @@ def evaluate(
 
 
 def _nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Record]) -> float:
-    """Negative log-likelihood of the completions of a batch, their end-of-sequence tokens left out."""
+    """Negative log-likelihood of the responses of a batch, control tokens left out."""
     encoded = [encode(record, tokenizer) for record in batch]
+    control = set(tokenizer.all_special_ids)
     for row in encoded:
-        row["input_ids"], row["labels"] = row["input_ids"][:-1], row["labels"][:-1]
+        row["labels"] = [IGNORED if label in control else label for label in row["labels"]]
     inputs = Collator(tokenizer.pad_token_id or 0)(encoded)
     labels = inputs.pop("labels").to(model.device)
     keep = labels.shape[1] - int((labels != IGNORED).any(dim=0).int().argmax()) + 1
@@ -83,6 +85,13 @@ def _nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Seq
             reduction="sum",
         )
     )
+
+
+def _responses(record: Record) -> list[str]:
+    shape = record_shape([key for key, value in record.items() if value is not None])
+    if shape == "messages":
+        return [message["content"] for message in record["messages"] if message["role"] == "assistant"]
+    return [record["completion" if shape == "prompt" else "text"]]
 
 
 @torch.no_grad()

@@ -181,6 +181,8 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(base, revision=base_revision, **shared)
             base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
+        if tokenizer is None and shared:
+            tokenizer = _find_tokenizer(cast(PreTrainedModel, base).name_or_path, **shared)
         model = cls(cast(PreTrainedModel, base), tokenizer=tokenizer)
         model.add_adapter(adapter, adapter_name, scale=scale, is_trainable=is_trainable)
         model.eval()
@@ -217,6 +219,8 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         Raises:
             UnsupportedModeError: `inputs_embeds` without ids while an adapter is active, or a cache of other models.
         """
+        if "past_key_values" in kwargs:
+            raise TypeError("`past_key_values` is called `cache` in transformers 5.24 and here; pass it by that name")
         terms = self.terms()
         if terms and input_ids is None:
             raise UnsupportedModeError(
@@ -282,7 +286,8 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
 
     def _get_name(self) -> str:
         """The base's class name: the Trainer shifts labels for smoothing only for names in a table of its own."""
-        return str(self.base._get_name())
+        base = self.base.get_base_model() if hasattr(self.base, "get_base_model") else self.base
+        return str(base._get_name())
 
     def get_input_embeddings(self) -> nn.Module:
         """The base's input embedding."""
@@ -344,15 +349,18 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
 
     def _tokenizer_of_base(self, adapter: ValueAdapter) -> PreTrainedTokenizerBase:
         if self.base_tokenizer is None:
-            name = self.base.name_or_path
-            try:
-                self.base_tokenizer = AutoTokenizer.from_pretrained(name)
-            except (OSError, ValueError) as error:
-                raise IncompatibleBaseError(
-                    f"the tokenizer of base model '{name}' was not found ({type(error).__name__}), so its vocabulary "
-                    "cannot be compared with the adapter's. Pass it: tokenizer=AutoTokenizer.from_pretrained(...)"
-                ) from error
+            self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
         return self.base_tokenizer
+
+
+def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, **download)
+    except (OSError, ValueError) as error:
+        raise IncompatibleBaseError(
+            f"the tokenizer of base model '{name}' was not found ({type(error).__name__}), so its vocabulary "
+            "cannot be compared with the adapter's. Pass it: tokenizer=AutoTokenizer.from_pretrained(...)"
+        ) from error
 
 
 def _under(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from valueadapter import layout
-from valueadapter.artifact import checksums, load_json
+from valueadapter.artifact import checksums, load_json, tensor_table
 from valueadapter.config import Initialisation
 from valueadapter.errors import ArtifactError, ConfigError
 
@@ -107,6 +108,16 @@ def logits_width(model: nn.Module) -> int:
     return int(head.weight.shape[0])
 
 
+def set_trainable(network: PreTrainedModel, trainable: bool) -> None:
+    """Lets a network's weights take gradients, or not; of a LoRA network only the LoRA's, since only they are saved."""
+    network.requires_grad_(False)
+    if isinstance(getattr(network, "peft_config", None), dict):
+        for name in network.active_adapters:
+            network.set_requires_grad(name, requires_grad=trainable)
+    else:
+        network.requires_grad_(trainable)
+
+
 def save_network(
     network: PreTrainedModel,
     directory: Path,
@@ -129,7 +140,7 @@ def save_network(
 
 
 def load_network(
-    directory: Path, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None
+    directory: Path, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
 ) -> PreTrainedModel:
     """Loads a network from a verified directory.
 
@@ -137,12 +148,13 @@ def load_network(
         directory: a transformers checkpoint, or a PEFT one (its base is loaded from the Hub).
         dtype: dtype of the weights; `auto` as they are stored.
         token: Hub token, for the base of a PEFT network.
+        download: `cache_dir`, `local_files_only`, for the same.
 
     Raises:
         ArtifactError: a tensor is missing, superfluous or of another shape than the architecture's.
     """
     if (directory / layout.PEFT_CONFIG).exists():
-        return _load_peft(directory, dtype=dtype, token=token)
+        return _load_peft(directory, dtype=dtype, token=token, **download)
     model, info = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=dtype,
@@ -168,18 +180,42 @@ def load_hub_network(
         download: `cache_dir`, `local_files_only`, `force_download`, as transformers takes them.
     """
     model, info = AutoModelForCausalLM.from_pretrained(
-        repo, revision=revision, dtype=dtype, token=token, output_loading_info=True, use_safetensors=True, **download
+        repo,
+        revision=revision,
+        dtype=dtype,
+        token=token,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **download,
     )
     _check_loaded(info, repo)
     return model.eval()
 
 
-def _load_peft(directory: Path, *, dtype: torch.dtype | str, token: str | bool | None) -> PreTrainedModel:
-    from peft import PeftModel  # slow to import, and few adapters need it
+def _load_peft(
+    directory: Path, *, dtype: torch.dtype | str, token: str | bool | None, **download: Any
+) -> PreTrainedModel:
+    from peft import PeftModel, get_peft_model_state_dict  # slow to import, and few adapters need it
 
     config = load_json(directory / layout.PEFT_CONFIG)
-    base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token)
-    return PeftModel.from_pretrained(base, directory).eval()
+    base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token, **download)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
+        network: PreTrainedModel = PeftModel.from_pretrained(base, directory).eval()
+    expected = {
+        name: tuple(t.shape) for name, t in get_peft_model_state_dict(network, save_embedding_layers=False).items()
+    }
+    found = {name: shape for name, (_, shape) in tensor_table(directory / layout.PEFT_WEIGHTS).items()}
+    _check_loaded(
+        {
+            "missing_keys": expected.keys() - found.keys(),
+            "unexpected_keys": found.keys() - expected.keys(),
+            "mismatched_keys": [(n, found[n], expected[n]) for n in found.keys() & expected if found[n] != expected[n]],
+        },
+        directory,
+    )
+    return network
 
 
 def _check_loaded(info: Mapping[str, Any], place: Path | str) -> None:

@@ -5,6 +5,7 @@ Knows which pieces to put together and what a person wants to read at the end; e
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from datasets import disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.utils import logging as transformers_logging
 
 from valueadapter import hub, layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.config import Initialisation
-from valueadapter.data import load_demonstrations, record_shape
+from valueadapter.data import load_demonstrations
 from valueadapter.evaluation import evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import build_network
@@ -38,7 +46,7 @@ class Recipe:
     output_dir: Path
     """Where checkpoints and the adapter go."""
     eval_data: Any = None
-    """Held-out demonstrations with `prompt` and `completion`."""
+    """Held-out demonstrations."""
     base_name: str | None = None
     """Hub ID of the base to record, where `base` is a path."""
     data_name: str | None = None
@@ -63,11 +71,17 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     Returns:
         The summary: tokens, loss before and after, held-out bits per byte of base and base + adapter, the place.
     """
+    if int(os.environ.get("RANK", "0")) != 0:  # with several processes, one speaks
+
+        def say(line: str) -> None:
+            """Silence."""
+
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     say(f"base model {recipe.base}, frozen")
     tokenizer = AutoTokenizer.from_pretrained(recipe.base)
     base = AutoModelForCausalLM.from_pretrained(recipe.base)
+    set_seed(int(recipe.arguments.get("seed", 0)))
     network = build_network(base, initialisation=recipe.initialisation, num_layers=recipe.num_layers)
     say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
@@ -84,6 +98,8 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     trainer.train(resume_from_checkpoint=resume)
     place = recipe.output_dir / layout.CHECKPOINT_ADAPTER
     adapter = trainer.trained_adapter()
+    if not trainer.is_world_process_zero():
+        return {}
     adapter.save_pretrained(place)
     record = adapter.config.training
     summary: dict[str, object] = {"adapter": str(place)}
@@ -113,18 +129,22 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "report_to": [],
         "disable_tqdm": True,
         "initialisation": recipe.initialisation,
-        "initialised_from": None if recipe.initialisation == "random" else base_name,
+        "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,
         "num_layers": recipe.num_layers,
-        "data_name": recipe.data_name or Path(str(recipe.data)).name,
+        "data_name": recipe.data_name or _name_of(recipe.data),
     }
     return ValueTrainingArguments(**{**settings, **recipe.arguments})
 
 
+def _name_of(data: Any) -> str:
+    """A Hub ID as it is, the name of a file without its place, and nothing of what objects hold."""
+    if not isinstance(data, (str, Path)):
+        return "unnamed"
+    return Path(data).name if Path(data).exists() else str(data)
+
+
 def _held_out(model: ValueAdapterForCausalLM, tokenizer: Any, source: Any, say: Say) -> dict[str, object]:
     records = list(load_demonstrations(source))
-    if record_shape(list(records[0])) != "prompt":
-        say("held-out bits per byte need records with 'prompt' and 'completion'; left out")
-        return {}
     say(f"scoring {len(records):,} held-out demonstrations")
     with model.disable_adapter():
         alone = evaluate(model, tokenizer, records, generate=False).bits_per_byte

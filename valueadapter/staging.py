@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from valueadapter import layout
+from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import ArtifactError
 
 _AT_FDCWD = -100
@@ -35,10 +37,9 @@ def staged(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.saving-", dir=target.parent))
     try:
-        yield staging
         for path in kept:
-            if not (staging / path.name).exists():
-                shutil.copy2(path, staging / path.name)
+            shutil.copy2(path, staging / path.name)
+        yield staging
         staging.chmod(0o777 & ~_umask())
         _replace(staging, target)
     finally:
@@ -46,24 +47,35 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _files_to_keep(target: Path) -> list[Path]:
+    """The user's own files at the root of an earlier adapter; raises if anything else would be lost."""
     if target.is_file():
         raise ArtifactError(f"'{target}' is a file; expected a directory to save the adapter to")
+    if target == Path.cwd():
+        raise ArtifactError(f"'{target}' is the current directory, which cannot be replaced; save to one inside it")
     entries = sorted(target.iterdir()) if target.is_dir() else []
     if not entries:
         return []
-    if not (target / layout.CONFIG).exists() or (target / layout.PEFT_CONFIG).exists():
+    folders = _folders_of_adapter(target)
+    if folders is None:
         names = ", ".join(entry.name for entry in entries[:3])
         raise ArtifactError(f"'{target}' holds something else ({names}); choose an empty or a new directory")
     for entry in entries:
-        ours = (
-            entry.name == layout.ALIGNMENTS or (entry / layout.CONFIG).exists() or (entry / layout.PEFT_CONFIG).exists()
-        )
-        if entry.is_dir() and not ours:
+        if entry.is_symlink() or (entry.is_dir() and entry.name not in folders):
             raise ArtifactError(
                 f"'{entry}' is not part of a value adapter and would be lost; move it or save elsewhere"
             )
     own = {layout.CONFIG, *layout.TOKENIZER_FILES}
     return [entry for entry in entries if entry.is_file() and entry.name not in own]
+
+
+def _folders_of_adapter(target: Path) -> set[str] | None:
+    """The directories that the adapter in `target` consists of; None if there is no adapter in it."""
+    try:
+        config = json.loads((target / layout.CONFIG).read_bytes())
+        paths = [network.get("path") for network in config["networks"]] if config["model_type"] == MODEL_TYPE else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return None if paths is None else {str(path).split("/")[0] for path in paths if path} | {layout.ALIGNMENTS}
 
 
 def _umask() -> int:

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from valueadapter import __version__, artifact, hub, layout
+from valueadapter import __version__, artifact, layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
@@ -67,7 +67,7 @@ class ValueTrainer(Trainer):
     """`transformers.Trainer` for a `ValueAdapterForCausalLM` with one trainable adapter.
 
     Args:
-        model: the wrapper; its adapter `default` must be attached with `is_trainable=True`.
+        model: the wrapper; its one adapter must be attached with `is_trainable=True`.
         args: the arguments.
         train_dataset: demonstrations (see `valueadapter.data`) or tokenized records.
         eval_dataset: held-out ones.
@@ -121,7 +121,9 @@ class ValueTrainer(Trainer):
         Only the logits from the first response token on are computed, in base and networks.
         """
         labels = inputs["labels"]
-        keep = _positions_needed(labels)
+        # metrics look at whole rows; otherwise what lies before the first response token is not needed
+        whole = not model.training and self.compute_metrics is not None
+        keep = labels.shape[1] if whole else _positions_needed(labels)
         labels = labels[:, -keep:]
         penalised = self.penalty.kind != "none"
         inputs = {
@@ -157,9 +159,10 @@ class ValueTrainer(Trainer):
             self.push_to_hub()
 
     def trained_adapter(self) -> ValueAdapter:
-        """The adapter as it stands, with the record of its training."""
+        """The adapter as it stands, with the record of its training and the scale it was trained at."""
         model = cast(ValueAdapterForCausalLM, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        return model.adapters[model.only_adapter()].with_config(training=self._training_record())
+        name = model.only_adapter()
+        return model.adapters[name].with_config(training=self._training_record(), scale=model.scales[name])
 
     def _training_record(self) -> TrainingRecord:
         args, losses = self.args, [entry["loss"] for entry in self.state.log_history if "loss" in entry]
@@ -180,13 +183,28 @@ class ValueTrainer(Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Puts a checkpoint's weights into the networks; anything that does not fit is an error."""
-        place = Path(resume_from_checkpoint, layout.CHECKPOINT_ADAPTER)
+        """Takes up a checkpoint; anything that is missing or does not fit is an error, never a fresh start."""
+        checkpoint = Path(resume_from_checkpoint)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # these keep optimizer state in files of their own
+            for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+                if not any(checkpoint.glob(pattern)):
+                    raise CheckpointError(
+                        f"checkpoint '{checkpoint}' has no {pattern}, so training cannot go on as if not stopped. "
+                        "Start from its adapter instead: load it and attach it with is_trainable=True"
+                    )
+        self._load_weights(checkpoint / layout.CHECKPOINT_ADAPTER)
+
+    def _load_best_model(self) -> None:
+        logger.info("loading the best adapter, from %s", self.state.best_model_checkpoint)
+        self._load_weights(Path(str(self.state.best_model_checkpoint), layout.CHECKPOINT_ADAPTER))
+
+    def _load_weights(self, place: Path) -> None:
+        """Puts a checkpoint's weights into the networks."""
         own = self.trained_adapter()
         try:
             config = artifact.verify(place)
-        except ArtifactError as error:
-            raise CheckpointError(f"checkpoint '{resume_from_checkpoint}' cannot be resumed: {error}") from error
+        except (ArtifactError, ConfigError) as error:
+            raise CheckpointError(f"checkpoint '{place.parent}' cannot be resumed: {error}") from error
         if [n.path for n in config.networks] != [n.path for n in own.config.networks]:
             raise CheckpointError(f"checkpoint '{place}' holds other networks than the adapter being trained")
         if config.vocabulary != own.config.vocabulary:
@@ -202,10 +220,6 @@ class ValueTrainer(Trainer):
                     f"expected {mine.get(name)}. Build the network as it was built for that run"
                 )
             network.load_state_dict(saved)
-
-    def _load_best_model(self) -> None:
-        logger.info("loading the best adapter, from %s", self.state.best_model_checkpoint)
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     # -- the Hub -----------------------------------------------------------------------------------------------------
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -232,13 +246,11 @@ class ValueTrainer(Trainer):
             self.init_hf_repo(token=token, private=private)
         return self.trained_adapter().push_to_hub(
             str(self.hub_model_id),
-            push=hub.Push(
-                commit_message=commit_message,
-                token=token or self.args.hub_token,
-                revision=revision or self.args.hub_revision,
-                private=private if private is not None else self.args.hub_private_repo,
-                overwrite_card=self.args.overwrite_card,
-            ),
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=private if private is not None else self.args.hub_private_repo,
+            overwrite_card=self.args.overwrite_card,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

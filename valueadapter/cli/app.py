@@ -54,8 +54,11 @@ def main() -> None:
     """Runs the command line; the exit code is 0, 1 for an error, 2 for wrong usage."""
     try:
         app()
-    except (ValueAdapterError, OSError, ValueError) as error:  # OSError: files, and every error of the Hub client
+    except Exception as error:  # whatever it is, a person gets one line, and the rest on request
         if "--debug" in sys.argv:
             raise
-        output.error(str(error))
+        known = isinstance(error, (ValueAdapterError, OSError, ValueError))
+        output.error(str(error) if known else f"{type(error).__name__}: {error}")
+        if not known:
+            output.err.print("run again as `valueadapter --debug …` for the traceback", style="dim")
         sys.exit(1)

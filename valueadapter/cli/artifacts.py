@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from valueadapter.config import ValueAdapterConfig
 
 Source = Annotated[str, typer.Argument(help="Hub ID (user/name) or directory of an adapter.", metavar="ADAPTER")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Subfolder = Annotated[str, typer.Option(help="Directory of the adapter inside the repository.")]
 Token = Annotated[str | None, typer.Option(help="Hub token; by default the one you are logged in with.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -44,26 +46,57 @@ def push(
     output.facts({"repository": repo_id, "commit": commit.oid, "url": commit.commit_url}, as_json=as_json)
 
 
-def fetch(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
+def fetch(
+    adapter: Source,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Ask no server.")] = False,
+    force_download: Annotated[bool, typer.Option("--force-download", help="Download what is cached, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Download an adapter into the cache, verify it, and say where it lies."""
-    directory = hub.fetch(adapter, hub.Download(revision=revision, token=token))
-    output.facts({"adapter": adapter, "directory": str(directory)}, as_json=as_json)
+    download = hub.Download(
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
+    output.facts({"adapter": adapter, "directory": str(hub.fetch(adapter, download))}, as_json=as_json)
 
 
-def inspect(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
+def inspect(
+    adapter: Source,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what an adapter is, without downloading its weights."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # two small files
-    facts = hub.repository_facts(adapter, hub.Download(revision=revision, token=token))
-    shown = {"adapter": adapter, "commit": facts.commit, **_described(facts.config)}
-    shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
+    facts = hub.repository_facts(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
+    shown: dict[str, object] = {"adapter": adapter, "commit": facts.commit}
+    if as_json:
+        shown |= {"files": dict(facts.files), "bytes": sum(facts.files.values()), **json.loads(facts.config.to_json())}
+    else:
+        shown |= _described(facts.config)
+        shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
     output.facts(shown, as_json=as_json)
 
 
-def verify(adapter: Source, revision: Revision = None, token: Token = None, as_json: AsJson = False) -> None:
+def verify(
+    adapter: Source,
+    revision: Revision = None,
+    subfolder: Subfolder = "",
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every file of an adapter: complete, unchanged, safe, of a known format."""
-    directory = hub.fetch(adapter, hub.Download(revision=revision, token=token))
-    config = artifact.verify(directory)
-    output.facts({"verified": str(directory), **_described(config)}, as_json=as_json)
+    directory = hub.fetch(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
+    config = artifact.read_config(directory)
+    described = json.loads(config.to_json()) if as_json else _described(config)
+    output.facts({"verified": str(directory), **described}, as_json=as_json)
 
 
 def _described(config: ValueAdapterConfig) -> dict[str, object]:

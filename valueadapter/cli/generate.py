@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,11 @@ def generate(
 
     from valueadapter.modeling import ValueAdapterForCausalLM
 
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"--dtype must be float32, bfloat16, float16 or auto; got '{dtype}'")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise ConfigError("the prompt is empty; give --prompt some text")
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = ValueAdapterForCausalLM(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), tokenizer=tokenizer).eval()
@@ -39,7 +45,6 @@ def generate(
         model.load_adapter(source, names[-1], scale=scale)
         output.err.print(f"{source} at scale {model.scales[names[-1]]:g}", style="dim")
     model.set_adapter(names)
-    text = sys.stdin.read() if prompt == "-" else prompt
     if chat:
         if not tokenizer.chat_template:
             raise ConfigError(f"base model '{base}' has no chat template; leave --chat out")
@@ -64,7 +69,7 @@ def parse_adapter(text: str) -> tuple[str, float | None]:
         ConfigError: what follows the `=` is no number.
     """
     source, separator, number = text.rpartition("=")
-    if not separator:
+    if not separator or Path(text).is_dir():
         return text, None
     try:
         return source, float(number)

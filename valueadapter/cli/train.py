@@ -57,4 +57,5 @@ def train(
         },
     )
     summary = run(recipe, resume=resume, push_to=push_to, say=output.err.print)
-    output.facts(summary, as_json=as_json)
+    if summary:  # of several processes, the first has it
+        output.facts(summary, as_json=as_json)

@@ -71,6 +71,7 @@ def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
     how = how or Push()
     config = artifact.verify(directory)
     _check_base(config.base_model_name_or_path)
+    _check_networks(directory, config)
     asked = Asked(repo_id, how.revision, how.token)
     with readable(asked):
         api = asked.api
@@ -98,6 +99,18 @@ def _check_base(base: str) -> None:
             f"base_model_name_or_path is '{base}', a path of this machine, which nobody else has; name the base's "
             "Hub ID, for instance adapter.with_config(base_model_name_or_path='user/model')"
         )
+
+
+def _check_networks(directory: Path, config: ValueAdapterConfig) -> None:
+    """The base of a LoRA network must be named by its Hub ID, as the adapter's base must."""
+    for network in config.networks:
+        if network.path is not None and (path := directory / network.path / layout.PEFT_CONFIG).exists():
+            base = str(artifact.load_json(path).get("base_model_name_or_path"))
+            if os.path.isabs(base) or Path(base).exists():
+                raise ConfigError(
+                    f"the LoRA network '{network.path}' names its base by '{base}', a path of this machine; set "
+                    "base_model_name_or_path of its PEFT configuration to the base's Hub ID"
+                )
 
 
 def _head(api: HfApi, repo_id: str, how: Push) -> ModelInfo:

@@ -216,7 +216,8 @@ def _verify_network_config(directory: Path, tables: Mapping[str, Mapping[str, tu
         if not re.fullmatch(r"[0-9a-f]{40}", str(peft.get("revision"))):
             raise ArtifactError(
                 f"'{directory / layout.PEFT_CONFIG}' names '{peft.get('base_model_name_or_path')}' "
-                "without a commit as 'revision'; set it to a 40-hex commit hash, so that the network cannot change under its users"
+                "without a commit as 'revision'; set it to a 40-hex commit hash, so that the network cannot "
+                "change under its users"
             )
         return
     config = load_json(directory / layout.CONFIG)

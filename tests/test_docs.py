@@ -1,0 +1,43 @@
+"""The code in README.md runs as it stands, and the file tree in it is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from adapters_on_hub import server as server
+from huggingface_hub import HfApi
+from tiny import byte_tokenizer, tiny_model
+
+from valueadapter import ValueAdapter
+from valueadapter.testing.local_hub import LocalHub
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_code_runs(server: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its two users renamed to those of the loopback Hub."""
+    for part in (tiny_model("llama", seed=1), byte_tokenizer()):
+        part.save_pretrained(tmp_path / "base")
+    HfApi().create_repo("acme/base-model")
+    HfApi().upload_folder(repo_id="acme/base-model", folder_path=tmp_path / "base")
+    for name, seed in (("alice/adapter", 2), ("alice/another", 3)):
+        network = tiny_model("llama", seed=seed)
+        adapter = ValueAdapter.from_networks([network], byte_tokenizer(), base_model_name_or_path="acme/base-model")
+        adapter.push_to_hub(name)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(code.replace("org/", "acme/").replace("user/", "alice/"), "README", "exec"), {})
+    assert capsys.readouterr().out.startswith("Question:")
+
+
+def test_the_file_tree_is_true() -> None:
+    """Every module of the package stands in it, and everything in it exists."""
+    tree = README.split("## Where things are")[1].split("```")[1]
+    named = set(re.findall(r"(?:^  |\s{2,})([a-z_]+\.py|[a-z_]+/)(?=\s)", tree)) - {"tests/", "docs/", "examples/"}
+    package = ROOT / "valueadapter"
+    there = {p.name for p in package.glob("*.py") if not p.name.startswith("__")}
+    there |= {f"{p.name}/" for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert there <= named, there - named
+    assert all((package / name).exists() or (ROOT / name).exists() for name in named), named

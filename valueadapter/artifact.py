@@ -237,11 +237,12 @@ def _verify_network_config(directory: Path, tables: Mapping[str, Mapping[str, tu
 
 def _verify_tokenizer(directory: Path, config: ValueAdapterConfig) -> None:
     path = directory / layout.TOKENIZER
+    if not path.is_file():
+        raise MissingFileError(f"'{path}' is missing. {_DOWNLOAD_AGAIN}")
     if "auto_map" in load_json(directory / layout.TOKENIZER_CONFIG):
         raise ArtifactError(
             f"'{directory / layout.TOKENIZER_CONFIG}' asks for custom code ('auto_map'); remove the key"
         )
-    load_json(path)
     found = Vocabulary.from_tokenizer_json(path.read_text(encoding="utf-8")).spec(config.vocabulary.logits_width)
     for name in ("byte_fingerprint", "behaviour_fingerprint"):
         got, expected = getattr(found, name), getattr(config.vocabulary, name)

@@ -132,9 +132,18 @@ def _model_tokens(state: dict[str, Any]) -> dict[int, bytes]:
     return {index: _sentencepiece(text, fallback) for text, index in items}
 
 
+@functools.cache
+def _latin_1_of_character() -> dict[int, int]:
+    """The byte table for `str.translate`; what is not in the table goes where Latin-1 cannot follow."""
+    outside = dict.fromkeys(range(256), 65535)
+    return outside | {ord(character): byte for character, byte in byte_of_character().items()}
+
+
 def _byte_level(text: str) -> bytes:
-    table = byte_of_character()
-    return bytes(table[c] for c in text) if all(c in table for c in text) else text.encode()
+    try:
+        return text.translate(_latin_1_of_character()).encode("latin-1")
+    except UnicodeEncodeError:  # a token that does not spell bytes
+        return text.encode()
 
 
 def _sentencepiece(text: str, byte_fallback: bool) -> bytes:

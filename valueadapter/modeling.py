@@ -30,7 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from valueadapter import hub
 from valueadapter.adapter import ValueAdapter
 from valueadapter.attachment import AdapterMethods, Attached
-from valueadapter.cache import BASE
+from valueadapter.cache import BASE, ValueAdapterCache
 from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import BASE_MASK, GenerationMethods
@@ -235,13 +235,11 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
         if position_ids is not None:
             common["position_ids"] = position_ids
-        masks = attention_mask if isinstance(attention_mask, Mapping) and BASE_MASK in attention_mask else None
         with torch.no_grad():
             out = self.base(
                 input_ids=input_ids,
                 inputs_embeds=inputs_embeds,
-                attention_mask=masks[BASE_MASK] if masks else attention_mask,
-                cache=parts.parts[BASE] if parts is not None else None,
+                **_of_part(BASE, BASE_MASK, attention_mask, parts),
                 **common,
                 **kwargs,
             )
@@ -249,9 +247,8 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         for term in terms:
             value_logits = term.network(
                 input_ids=self._readable_ids(input_ids, term.network),
-                attention_mask=masks[term.part] if masks else attention_mask,
-                cache=parts.parts[term.part] if parts is not None else None,
                 return_dict=True,
+                **_of_part(term.part, term.part, attention_mask, parts),
                 **common,
             ).logits
             logits = add_value_logits(logits, value_logits, term.weight)
@@ -351,6 +348,17 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         if self.base_tokenizer is None:
             self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
         return self.base_tokenizer
+
+
+def _of_part(
+    part: str, mask: str, attention_mask: torch.Tensor | Mapping[str, Any] | None, cache: ValueAdapterCache | None
+) -> dict[str, Any]:
+    """The mask and the cache of one of the models: its own where there is one for each, else the common one."""
+    one_for_each = isinstance(attention_mask, Mapping) and BASE_MASK in attention_mask
+    return {
+        "attention_mask": attention_mask[mask] if one_for_each else attention_mask,  # type: ignore[index]
+        "cache": cache.parts[part] if cache is not None else None,
+    }
 
 
 def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:

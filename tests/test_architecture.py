@@ -12,7 +12,7 @@ import valueadapter
 PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
-    ["errors", "layout"],
+    ["version", "errors", "layout"],
     ["records"],
     ["config"],
     ["vocabulary"],
@@ -27,7 +27,7 @@ FLOORS = [
     ["recipes"],
     ["cli"],
 ]
-LIGHT = ["errors", "layout", "records", "config", "vocabulary", "artifact", "staging", "card", "hub", "cli"]
+LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "artifact", "staging", "card", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from valueadapter.version import __version__ as __version__
 
 # public name -> module that defines it (a test holds the list sorted and every name resolvable)
 _EXPORTS = {

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from valueadapter import __version__
 from valueadapter.errors import ConfigError, IncompatibleVersionError, NotAValueAdapterError
 from valueadapter.records import OMIT, from_json, to_json
+from valueadapter.version import __version__
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "value_adapter"

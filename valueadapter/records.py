@@ -11,8 +11,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from valueadapter import __version__
 from valueadapter.errors import ConfigError
+from valueadapter.version import __version__
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from valueadapter import __version__, artifact, layout
+from valueadapter import artifact, layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
@@ -28,6 +28,7 @@ from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM, ValueAdapterOutput
 from valueadapter.network import load_network
+from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)
 

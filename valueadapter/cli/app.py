@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from valueadapter import __version__
 from valueadapter.cli import artifacts, generate, output, train
 from valueadapter.errors import ValueAdapterError
+from valueadapter.version import __version__
 
 app = typer.Typer(
     help="Train, publish and use value adapters: small models whose logits are added to a base model's.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from valueadapter import __version__
+from valueadapter.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from valueadapter import __version__
 from valueadapter.errors import NotAValueAdapterError
 from valueadapter.hub.failures import Asked
+from valueadapter.version import __version__
 
 _LOG = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

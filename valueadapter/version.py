@@ -1,0 +1,3 @@
+"""The version of the library, in its one place; knows nothing else."""
+
+__version__ = "0.1.0"

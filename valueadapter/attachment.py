@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.link import Link
 from valueadapter.network import logits_width, set_trainable
+from valueadapter.value_logits import Term
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +40,11 @@ class Attached:
     serial: int
     """Tells apart adapters that bore one name at different times, so that a cache of the first is not taken for one of
     the second."""
+    link: Link | None
+    """None where the base has the adapter's vocabulary."""
 
 
 _serials = itertools.count()
-
-
-class Term(NamedTuple):
-    """One network of the sum that runs now."""
-
-    part: str
-    """Its name in the cache: `<adapter>.<serial>.<index>`."""
-    network: PreTrainedModel
-    weight: float
-    """scale · coefficient; never 0."""
 
 
 class AdapterMethods:
@@ -84,7 +78,7 @@ class AdapterMethods:
 
         Raises:
             AdapterNameError: the name is taken or not usable.
-            IncompatibleBaseError: another vocabulary.
+            IncompatibleBaseError: a vocabulary that no map leads to.
             ArtifactError, ConfigError, huggingface_hub.errors: it cannot be had or is damaged.
         """
         self._check_new_name(adapter_name)
@@ -101,16 +95,16 @@ class AdapterMethods:
 
         Raises:
             AdapterNameError: the name is taken or not usable.
-            IncompatibleBaseError: another vocabulary, or the base's tokenizer is not known.
+            IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
         """
         self._check_new_name(adapter_name)
-        adapter.check_vocabulary(self._tokenizer_of_base(adapter), logits_width(self.base), self.base.name_or_path)
+        link = adapter.connect(self._tokenizer_of_base(adapter), logits_width(self.base), self.base.name_or_path)
         device = self.base.get_input_embeddings().weight.device
         for network in adapter.networks:
             network.to(device=device, dtype=self.base.dtype)
             set_trainable(network, is_trainable)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        self._attached[adapter_name] = Attached(adapter, adapter.config.scale, next(_serials))
+        self._attached[adapter_name] = Attached(adapter, adapter.config.scale, next(_serials), link)
         if scale is not None:
             self.set_scale(adapter_name, scale)
         if not self._active:
@@ -212,15 +206,22 @@ class AdapterMethods:
         return candidates[0]
 
     def terms(self) -> list[Term]:
-        """The networks of the sum as it stands: active adapters, weights that are not 0."""
+        """The adapters of the sum as it stands: active, with a scale that is not 0."""
+        acting = [(name, self._attached[name]) for name in self.active_adapters]
         return [
-            Term(f"{name}.{attached.serial}.{index}", network, attached.scale * spec.coefficient)
-            for name, attached in ((name, self._attached[name]) for name in self.active_adapters)
-            if attached.scale != 0
-            for index, (network, spec) in enumerate(
-                zip(attached.adapter.networks, attached.adapter.config.networks, strict=True)
+            Term(
+                tuple(f"{name}.{attached.serial}.{index}" for index in range(len(attached.adapter.networks))),
+                attached.adapter.networks,
+                tuple(spec.coefficient for spec in attached.adapter.config.networks),
+                attached.scale,
+                attached.link,
             )
+            for name, attached in acting
+            if attached.scale != 0
         ]
+
+    def _tokenizer_of(self, term: Term) -> PreTrainedTokenizerBase:
+        return self._attached[term.parts[0].split(".")[0]].adapter.tokenizer
 
     # -- what cannot be ----------------------------------------------------------------------------------------------
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:

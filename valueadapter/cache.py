@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from valueadapter.errors import UnsupportedModeError
@@ -22,10 +23,11 @@ class ValueAdapterCache(Cache):
     """The base model's cache and one per value network.
 
     Attributes:
-        parts: `base` and `<adapter>.<index of the network>` -> the cache that model reads and writes.
+        parts: `base` and `<adapter>.<serial>.<index of the network>` -> the cache that model reads and writes, or the
+            `TextReader` of a network that reads the text in tokens of its own.
     """
 
-    def __init__(self, parts: Mapping[str, Cache]) -> None:
+    def __init__(self, parts: Mapping[str, Any]) -> None:
         self.parts = dict(parts)
         self.layer_class_to_replicate = None  # layers are the parts' business
         self.offloading = False  # and so is moving them
@@ -41,7 +43,7 @@ class ValueAdapterCache(Cache):
 
         Args:
             cache: an empty cache of the base model's shape.
-            networks: part name -> configuration of the network.
+            networks: part name -> configuration of the network, or the reader that serves as its cache.
 
         Raises:
             UnsupportedModeError: the cache has content, which the networks have not read.
@@ -57,13 +59,15 @@ class ValueAdapterCache(Cache):
                 "a StaticCache of sliding windows only does not say how long the text may get, which the networks' "
                 "caches must know. Pass cache_implementation='static' to generate instead"
             )
-        parts = {
-            name: StaticCache(config=config, max_cache_len=cache.get_max_length())
-            if static
-            else DynamicCache(config=config)
-            for name, config in networks.items()
-        }
-        return cls({BASE: cache, **parts})
+        parts: dict[str, Any] = {BASE: cache}
+        for name, network in networks.items():
+            if not isinstance(network, PreTrainedConfig):
+                parts[name] = network
+            elif static:
+                parts[name] = StaticCache(config=network, max_cache_len=cache.get_max_length())
+            else:
+                parts[name] = DynamicCache(config=network)
+        return cls(parts)
 
     def check_parts(self, expected: list[str]) -> None:
         """Raises unless this cache serves exactly these models.

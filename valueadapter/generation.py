@@ -9,12 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_masks_for_generate
 
-from valueadapter.attachment import Term
 from valueadapter.cache import BASE, ValueAdapterCache
 from valueadapter.errors import UnsupportedModeError
-
-BASE_MASK = "__base__"
-"""Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
+from valueadapter.value_logits import BASE_MASK, Term
 
 
 class GenerationMethods:
@@ -27,10 +24,14 @@ class GenerationMethods:
 
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
         if not isinstance(cache, ValueAdapterCache):
-            configs = {term.part: term.network.config for term in terms}
+            serving = {
+                part: term.reader() if term.reads_text else network.config
+                for term in terms
+                for part, network in zip(term.parts, term.networks, strict=True)
+            }
             own = DynamicCache(config=self.base.config) if cache is None else cache
-            cache = ValueAdapterCache.around(own, configs)
-        cache.check_parts([BASE, *(term.part for term in terms)])
+            cache = ValueAdapterCache.around(own, serving)
+        cache.check_parts([BASE, *(part for term in terms for part in term.parts)])
         return cache
 
     def _prepare_cache_for_generation(
@@ -42,8 +43,12 @@ class GenerationMethods:
             model_kwargs["cache"] = self._cache_parts(model_kwargs["cache"], terms)
             model_kwargs["cache"]._is_user_defined = True  # generate then leaves it alone
             return
-        parts = {}
-        for part, model in [(BASE, self.base), *((term.part, term.network) for term in terms)]:
+        parts: dict[str, Any] = {}
+        readers = {part: term.reader() for term in terms if term.reads_text for part in term.parts}
+        for part, model in [(BASE, self.base), *_networks(terms)]:
+            if part in readers:
+                parts.update({part: readers[part]} if parts else {})
+                continue
             prepared: dict[str, Any] = {}
             model._prepare_cache_for_generation(generation_config, prepared, *args, **kwargs)
             if (cache := prepared.get("cache")) is not None:
@@ -62,7 +67,7 @@ class GenerationMethods:
     ) -> dict[str, Any]:
         """One mask per model: a sliding-window network needs another than a base with full attention."""
         terms = self.terms()
-        models = {BASE_MASK: (self.base, BASE), **{term.part: (term.network, term.part) for term in terms}}
+        models = {BASE_MASK: (self.base, BASE), **{part: (network, part) for part, network in _networks(terms)}}
         parts = self._cache_parts(cache, terms).parts
         masks = {}
         for key, (model, part) in models.items():
@@ -86,3 +91,7 @@ class GenerationMethods:
             "continuous batching (generate_batch) drives the paged cache of one model; a value adapter runs several. "
             "Use generate with a left-padded batch"
         )
+
+
+def _networks(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:
+    return [pair for term in terms for pair in zip(term.parts, term.networks, strict=True)]

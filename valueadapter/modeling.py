@@ -30,11 +30,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from valueadapter import hub
 from valueadapter.adapter import ValueAdapter
 from valueadapter.attachment import AdapterMethods, Attached
-from valueadapter.cache import BASE, ValueAdapterCache
+from valueadapter.cache import BASE
+from valueadapter.chat import ChatMethods, Messages
 from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
-from valueadapter.generation import BASE_MASK, GenerationMethods
+from valueadapter.generation import GenerationMethods
 from valueadapter.network import logits_width
+from valueadapter.value_logits import BASE_MASK, Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
 
@@ -84,13 +86,7 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
     return base_logits.add_(value, alpha=weight)
 
 
-def fit_width(value_logits: torch.Tensor, width: int) -> torch.Tensor:
-    """Value logits cut or zero-padded to `width` columns; themselves if they have that width."""
-    missing = width - value_logits.shape[-1]
-    return nn.functional.pad(value_logits, (0, missing)) if missing > 0 else value_logits[..., :width]
-
-
-class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel, GenerationMixin):
+class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin):
     """A base model with value adapters.
 
     `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and
@@ -200,6 +196,7 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_value_logits: bool = False,
+        messages: Messages | None = None,
         **kwargs: Any,
     ) -> ValueAdapterOutput:
         """Runs the base and the networks of the active adapters and adds their logits.
@@ -214,6 +211,8 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
             use_cache: whether to return a cache; by default as the base, and not in training.
             logits_to_keep: compute only the last N positions, or those of an index tensor; 0 computes all.
             output_value_logits: also return what was added to the base's logits.
+            messages: the chat that `input_ids` begin with, one conversation or one per row; networks of another
+                vocabulary then read it by their own chat template (see `chat_inputs`).
             kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`).
 
         Raises:
@@ -239,35 +238,34 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
             out = self.base(
                 input_ids=input_ids,
                 inputs_embeds=inputs_embeds,
-                **_of_part(BASE, BASE_MASK, attention_mask, parts),
+                **of_part(BASE, BASE_MASK, attention_mask, parts),
                 **common,
                 **kwargs,
             )
         logits, added = out.logits, None
+        width = logits_width(self.base)
         for term in terms:
-            value_logits = term.network(
-                input_ids=self._readable_ids(input_ids, term.network),
-                return_dict=True,
-                **_of_part(term.part, term.part, attention_mask, parts),
-                **common,
-            ).logits
-            logits = add_value_logits(logits, value_logits, term.weight)
-            if output_value_logits:
-                weighted = term.weight * fit_width(value_logits, logits.shape[-1]).to(logits.device)
-                added = weighted if added is None else added + weighted
+            inputs = Inputs(
+                input_ids=cast(torch.Tensor, input_ids),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=logits_to_keep,
+                use_cache=use_cache,
+                cache=parts,
+                base_width=width,
+                prompts=self._prompts(messages, term, len(logits)),
+            )
+            for value, weight in value_logits(term, inputs):
+                logits = add_value_logits(logits, value, weight)
+                if output_value_logits:
+                    weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
+                    added = weighted if added is None else added + weighted
         if output_value_logits and added is None:
             added = torch.zeros_like(logits)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments)
         return ValueAdapterOutput(loss, logits, parts, out.get("hidden_states"), out.get("attentions"), added)
-
-    def _readable_ids(self, input_ids: torch.LongTensor | None, network: PreTrainedModel) -> torch.LongTensor | None:
-        """Ids that only the base has rows for are padding of its logits: no token, read as the network's id 0."""
-        width = logits_width(network)
-        if input_ids is None or logits_width(self.base) <= width:
-            return input_ids
-        return cast(torch.LongTensor, input_ids.masked_fill(input_ids >= width, 0))
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:
@@ -348,17 +346,6 @@ class ValueAdapterForCausalLM(AdapterMethods, GenerationMethods, PreTrainedModel
         if self.base_tokenizer is None:
             self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
         return self.base_tokenizer
-
-
-def _of_part(
-    part: str, mask: str, attention_mask: torch.Tensor | Mapping[str, Any] | None, cache: ValueAdapterCache | None
-) -> dict[str, Any]:
-    """The mask and the cache of one of the models: its own where there is one for each, else the common one."""
-    one_for_each = isinstance(attention_mask, Mapping) and BASE_MASK in attention_mask
-    return {
-        "attention_mask": attention_mask[mask] if one_for_each else attention_mask,  # type: ignore[index]
-        "cache": cache.parts[part] if cache is not None else None,
-    }
 
 
 def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:

@@ -1,15 +1,19 @@
 """The byte view of a tokenizer's vocabulary and its two fingerprints; knows nothing of models or artifacts.
 
-Byte-level BPE spells bytes in the GPT-2 table, SentencePiece spells a space as `▁` and a lone byte as `<0xXX>`. Seen as
-bytes, vocabularies of all kinds compare. Two fingerprints identify one: over (id, bytes, special), and over the ids of
-fixed probe strings, since the first misses a changed normaliser or pre-tokenizer.
+Byte-level BPE spells bytes in the GPT-2 table, SentencePiece spells a space as `▁` and a lone byte as `<0xXX>`,
+WordPiece marks pieces that go on a word. Seen as bytes, vocabularies of all kinds compare. Two fingerprints
+identify one: over (id, bytes, special), and over the ids of fixed probe strings, since the first misses a changed
+normaliser or pre-tokenizer.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +36,24 @@ PROBES = (
     "A\u00a0B\u200bC",
 )
 
+_META = "\u2581"
+_FALLBACK = re.compile("<0x[0-9A-F]{2}>")
+
+STOP_NAMES = (
+    "</s>",
+    "<eos>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<end_of_turn>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|return|>",
+    "<|end|>",
+)
+"""Names of control tokens that end a text or a turn in the families that matter."""
+
 
 @functools.cache
 def byte_of_character() -> dict[str, int]:
@@ -49,11 +71,19 @@ class Vocabulary:
         tokens: id -> its bytes (a control token's are those of its name).
         special: ids of control tokens.
         behaviour_fingerprint: SHA-256 over the ids of the probe strings.
+        added: ids that were added to the tokenizer's model, control tokens among them.
+        fallbacks: ids of lone bytes (`<0x0A>`), which text becomes only where nothing else fits.
+        probe_ids: the ids of the probe strings as plain text, where control tokens are not recognised.
+        spells_text: whether the bytes of tokens, joined, are the text; without that there is no byte view.
     """
 
     tokens: dict[int, bytes]
     special: frozenset[int]
     behaviour_fingerprint: str
+    added: frozenset[int] = frozenset()
+    fallbacks: frozenset[int] = frozenset()
+    probe_ids: tuple[tuple[int, ...], ...] = ()
+    spells_text: bool = True
 
     @classmethod
     def from_tokenizer_json(cls, text: str) -> Vocabulary:
@@ -70,12 +100,20 @@ class Vocabulary:
         tokenizer.no_padding()
         state = json.loads(text)
         tokens = _model_tokens(state)
-        special = set()
-        for added in state["added_tokens"]:
-            tokens[added["id"]] = added["content"].encode()
-            if added["special"]:
-                special.add(added["id"])
-        return cls(tokens, frozenset(special), _behaviour(tokenizer))
+        added = {entry["id"]: entry for entry in state["added_tokens"]}
+        for token, entry in added.items():
+            tokens[token] = _added(entry["content"], state)
+        behaviour = _behaviour(tokenizer)
+        tokenizer.encode_special_tokens = True
+        return cls(
+            tokens,
+            frozenset(token for token, entry in added.items() if entry["special"]),
+            behaviour,
+            added=frozenset(added),
+            fallbacks=frozenset(_fallbacks(state)),
+            probe_ids=tuple(tuple(tokenizer.encode(probe, add_special_tokens=False).ids) for probe in PROBES),
+            spells_text=_spells_text(state, tokenizer),
+        )
 
     def byte_fingerprint(self, width: int) -> str:
         """SHA-256 over (id, bytes, special) of the tokens with an id below `width`; 64 hex digits."""
@@ -122,14 +160,71 @@ class Vocabulary:
         text = repr(self.tokens[token].decode("utf-8", "backslashreplace"))
         return f"{text} (control)" if token in self.special else text
 
+    def by_bytes(self, width: int) -> dict[bytes, int]:
+        """Bytes -> the ordinary token that stands for them, among ids below `width`.
+
+        Where several do (`<0x0A>` and a line break), none that is added or a fallback if another is there, then the
+        lowest id.
+        """
+        rank = self.fallbacks | self.added
+        order = sorted(self.ordinary(width), key=lambda token: (token in rank, token), reverse=True)
+        return {self.tokens[token]: token for token in order}
+
+    def ordinary(self, width: int) -> list[int]:
+        """The ids below `width` that stand for text, rising: neither control tokens nor empty."""
+        return [t for t in sorted(self.tokens) if t < width and t not in self.special and self.tokens[t]]
+
+    def stops(self, eos_token: str | None) -> tuple[int, ...]:
+        """The control tokens that end a text or a turn: the tokenizer's own, and those of well-known names."""
+        names = {name.encode() for name in (*STOP_NAMES, eos_token or "")}
+        return tuple(sorted(token for token in self.special if self.tokens[token] in names))
+
+
+def is_byte_level(state: dict[str, Any]) -> bool:
+    """Whether a parsed tokenizer.json spells bytes in GPT-2's table."""
+    return '"ByteLevel"' in json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
+
+
+def _vocabulary_items(state: dict[str, Any]) -> Iterable[tuple[str, int]]:
+    vocab = state["model"]["vocab"]
+    return vocab.items() if isinstance(vocab, dict) else ((entry[0], index) for index, entry in enumerate(vocab))
+
 
 def _model_tokens(state: dict[str, Any]) -> dict[int, bytes]:
-    vocab = state["model"]["vocab"]
-    items = vocab.items() if isinstance(vocab, dict) else ((entry[0], index) for index, entry in enumerate(vocab))
-    if '"ByteLevel"' in json.dumps([state.get("pre_tokenizer"), state.get("decoder")]):
+    items = _vocabulary_items(state)
+    if is_byte_level(state):
         return {index: _byte_level(text) for text, index in items}
+    if state["model"]["type"] == "WordPiece":
+        prefix = state["model"].get("continuing_subword_prefix", "##")
+        return {index: _wordpiece(text, prefix) for text, index in items}
     fallback = bool(state["model"].get("byte_fallback"))
     return {index: _sentencepiece(text, fallback) for text, index in items}
+
+
+def _added(content: str, state: dict[str, Any]) -> bytes:
+    return (content if is_byte_level(state) else content.replace(_META, " ")).encode()
+
+
+def _fallbacks(state: dict[str, Any]) -> set[int]:
+    if is_byte_level(state) or not state["model"].get("byte_fallback"):
+        return set()
+    return {index for text, index in _vocabulary_items(state) if _FALLBACK.fullmatch(text)}
+
+
+def _spells_text(state: dict[str, Any], tokenizer: Any) -> bool:
+    """False for words without their spaces, and for BPE that marks the ends of words."""
+    if state["model"].get("end_of_word_suffix"):
+        return False
+    if is_byte_level(state) or state["model"]["type"] == "WordPiece":
+        return True
+    words = [text.strip(_META) for text, _ in itertools.islice(_vocabulary_items(state), 2000)]
+    words = [word for word in words if word.isalpha()][:20]
+    tokens = _model_tokens(state)
+    for word in words:
+        ids = tokenizer.encode(f"{word} {word}", add_special_tokens=False).ids
+        if ids and b" " not in b"".join(tokens.get(token, b"") for token in ids).strip():
+            return False
+    return True
 
 
 @functools.cache
@@ -146,10 +241,15 @@ def _byte_level(text: str) -> bytes:
         return text.encode()
 
 
+def _wordpiece(text: str, prefix: str) -> bytes:
+    """A piece that opens a word stands for the space before it, too."""
+    return text.removeprefix(prefix).encode() if text.startswith(prefix) else f" {text}".encode()
+
+
 def _sentencepiece(text: str, byte_fallback: bool) -> bytes:
-    if byte_fallback and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+    if byte_fallback and _FALLBACK.fullmatch(text):
         return bytes([int(text[3:5], 16)])
-    return text.replace("\u2581", " ").encode()
+    return text.replace(_META, " ").encode()
 
 
 def _behaviour(tokenizer: Any) -> str:

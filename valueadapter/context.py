@@ -1,0 +1,208 @@
+"""Keeps the value network's text in step with the base's: base tokens in, canonical value tokens out.
+
+Knows bytes, text and ids; knows nothing of models, caches or logits. A base token may complete a character, or make the
+value tokenizer split the last few characters in another way. So each push says how many of the value tokens are to be
+taken back before the new ones. After every push the tokens are exactly those of the whole text encoded at once; a
+context that only appends is another one than the network was trained on (in code up to 21 % of its tokens).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from valueadapter.alignment import Side
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.text_encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a value network reads where the base reads its tokens; one for all texts.
+
+    Attributes:
+        data: bytes of each base token; empty for control tokens and rows without token.
+        controls: base control tokens that the network reads as one of its own: the ends of texts.
+        encoder: how the value tokenizer splits text.
+        opens_with_space: whether the base's tokens of a text begin with a space that is not in the text.
+    """
+
+    data: Sequence[bytes]
+    controls: Mapping[int, int]
+    encoder: TextEncoder
+    opens_with_space: bool
+
+    @classmethod
+    def between(cls, value: Side, base: Side) -> Reading:
+        """Puts together what is needed to read a base's tokens.
+
+        Args:
+            value: the value vocabulary.
+            base: the base's.
+        """
+        vocabulary = base.vocabulary
+        data = [b""] * max(base.width, max(vocabulary.tokens, default=0) + 1)
+        for token, spelled in vocabulary.tokens.items():
+            if token not in vocabulary.special:
+                data[token] = spelled
+        opening = b"".join(data[token] for token in vocabulary.probe_ids[0][:1]) if vocabulary.probe_ids else b""
+        controls = dict.fromkeys(base.stops, value.eos) if value.eos is not None else {}
+        return cls(data, controls, value.encoder, opening.startswith(b" "))
+
+
+class _State(NamedTuple):
+    """All that a push changes, except ids before the sync point, which it never touches."""
+
+    decoder: tuple[bytes, int]
+    tail: str
+    sync: int
+    ids: tuple[int, ...]
+    at_start: bool
+    opened: bool
+
+
+class ContextAligner:
+    """The text of one row: what the base has read, and the value tokens of it.
+
+    Attributes:
+        ids: canonical value tokens of the text so far, the value tokenizer's own beginning of sequence first.
+            An incomplete UTF-8 character at the end is held back.
+        base_ids: the base tokens pushed so far.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.ids: list[int] = list(reading.encoder.prefix)
+        self.base_ids: list[int] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._tail = ""
+        self._sync = len(self.ids)
+        self._at_start = True  # the tail is the beginning of the text
+        self._opened = False  # something was read, be it only the space that is not in the text
+        self._prompt = 0  # base tokens of a prompt that was not read as text
+        self._undo: list[tuple[int, _State]] = []
+
+    def push(self, base_ids: Sequence[int]) -> tuple[int, list[int]]:
+        """Reads more of the text.
+
+        Args:
+            base_ids: the next tokens of the base; padding left out.
+
+        Returns:
+            How many of `ids` were taken back, and the value tokens that came in their place and after them.
+        """
+        before = self._begin(base_ids)
+        unchanged, data = before, bytearray()
+        for token in base_ids:
+            control = self.reading.controls.get(token)
+            if control is None:
+                data += self.reading.data[token] if token < len(self.reading.data) else b""
+            else:
+                unchanged = min(unchanged, self._read(bytes(data), final=True))
+                data.clear()
+                self._append([control])
+        unchanged = min(unchanged, self._read(bytes(data), final=False))
+        return before - unchanged, self.ids[unchanged:]
+
+    def push_prompt(self, base_ids: Sequence[int], value_ids: Sequence[int]) -> tuple[int, list[int]]:
+        """Takes a prompt that base and network read each in its own form (a chat, by each one's template).
+
+        Args:
+            base_ids: the base's tokens of the whole text so far, in place of all that was pushed.
+            value_ids: what the network reads instead.
+
+        Returns:
+            As `push`.
+        """
+        old = self.ids
+        self.__init__(self.reading)  # type: ignore[misc]  # from the beginning
+        self.ids, self._sync = [], 0
+        self._begin(base_ids)
+        self._append(value_ids)
+        self._prompt = len(base_ids)
+        unchanged = _common_prefix(old, self.ids)
+        return len(old) - unchanged, self.ids[unchanged:]
+
+    def pop(self, count: int) -> int:
+        """Takes back the last base tokens.
+
+        Args:
+            count: how many, at most as many as were pushed.
+
+        Returns:
+            How many ids at the front of `ids` are as they were.
+
+        Raises:
+            UnsupportedModeError: a part of a prompt that was not read as text.
+        """
+        if 0 < len(self.base_ids) - count < self._prompt:
+            raise UnsupportedModeError(
+                "a part of a chat prompt cannot be taken back, since base and network read it in different forms"
+            )
+        unchanged = len(self.ids)
+        while count > 0:
+            pushed, state = self._undo.pop()
+            sync, old = state.sync, self.ids
+            self.ids = [*old[:sync], *state.ids]
+            unchanged = min(unchanged, sync + _common_prefix(old[sync:], state.ids))
+            self._decoder.setstate(state.decoder)
+            self._tail, self._sync, self._at_start, self._opened = state.tail, sync, state.at_start, state.opened
+            again = self.base_ids[len(self.base_ids) - pushed :][: max(0, pushed - count)]
+            del self.base_ids[len(self.base_ids) - pushed :]
+            count -= pushed
+            if again:
+                self.push(again)
+        return unchanged
+
+    def copy(self) -> ContextAligner:
+        """A row that goes on from here independently, as beams do."""
+        twin = ContextAligner(self.reading)
+        twin.ids, twin.base_ids, twin._undo = self.ids.copy(), self.base_ids.copy(), self._undo.copy()
+        twin._decoder.setstate(self._decoder.getstate())
+        twin._tail, twin._sync, twin._prompt = self._tail, self._sync, self._prompt
+        twin._at_start, twin._opened = self._at_start, self._opened
+        return twin
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+    def _begin(self, base_ids: Sequence[int]) -> int:
+        kept = tuple(self.ids[self._sync :])
+        state = _State(self._decoder.getstate(), self._tail, self._sync, kept, self._at_start, self._opened)
+        self._undo.append((len(base_ids), state))
+        self.base_ids.extend(base_ids)
+        return len(self.ids)
+
+    def _append(self, value_ids: Sequence[int]) -> None:
+        """Puts tokens after the text, which can no longer change it."""
+        self.ids.extend(value_ids)
+        self._sync, self._tail, self._at_start, self._opened = len(self.ids), "", False, True
+
+    def _read(self, data: bytes, *, final: bool) -> int:
+        """Encodes the tail with more text at its end; returns how many leading ids are as before."""
+        text = self._decoder.decode(data, final)
+        if not text:
+            return len(self.ids)
+        if not self._opened and self.reading.opens_with_space:
+            text = text.removeprefix(" ")
+        self._opened = True
+        self._tail += text
+        old, new = self.ids[self._sync :], self.reading.encoder.encode(self._tail, start=self._at_start)
+        unchanged = self._sync + _common_prefix(old, new)
+        self.ids[self._sync :] = new
+        self._settle(new)
+        return unchanged
+
+    def _settle(self, ids: Sequence[int]) -> None:
+        """Moves the sync point on, so that a push stays cheap however long the text is."""
+        if len(self._tail) > 4 * self.reading.encoder.margin:
+            characters, tokens = self.reading.encoder.settled(self._tail, ids, start=self._at_start)
+            if characters:
+                self._tail, self._sync, self._at_start = self._tail[characters:], self._sync + tokens, False
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))

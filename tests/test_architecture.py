@@ -19,7 +19,7 @@ FLOORS = [
     ["text_encoder"],
     ["alignment"],
     ["context"],
-    ["artifact", "staging", "card", "link"],
+    ["artifact", "staging", "card", "link", "compatibility"],
     ["hub"],
     ["network", "losses", "data", "cache", "plan", "row_cache"],
     ["reader"],
@@ -28,6 +28,7 @@ FLOORS = [
     ["generation", "chat"],
     ["modeling"],
     ["training", "evaluation"],
+    ["calibration"],
     ["recipes"],
     ["cli"],
 ]

@@ -15,6 +15,7 @@ _EXPORTS = {
     "AdapterNameError": "errors",
     "AlignmentError": "errors",
     "ArtifactError": "errors",
+    "Calibration": "calibration",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "IncompatibleBaseError": "errors",
@@ -29,14 +30,19 @@ _EXPORTS = {
     "ValueAdapterForCausalLM": "modeling",
     "ValueTrainer": "training",
     "ValueTrainingArguments": "training",
+    "VocabularyAlignment": "alignment",
     "build_network": "network",
+    "calibrate_scale": "calibration",
 }
 
 __all__ = [*sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
     from valueadapter.adapter import ValueAdapter as ValueAdapter
+    from valueadapter.alignment import VocabularyAlignment as VocabularyAlignment
     from valueadapter.cache import ValueAdapterCache as ValueAdapterCache
+    from valueadapter.calibration import Calibration as Calibration
+    from valueadapter.calibration import calibrate_scale as calibrate_scale
     from valueadapter.config import ValueAdapterConfig as ValueAdapterConfig
     from valueadapter.errors import AdapterNameError as AdapterNameError
     from valueadapter.errors import AlignmentError as AlignmentError

@@ -104,13 +104,37 @@ class AdapterMethods:
             network.to(device=device, dtype=self.base.dtype)
             set_trainable(network, is_trainable)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        self._attached[adapter_name] = Attached(adapter, adapter.config.scale, next(_serials), link)
-        if scale is not None:
-            self.set_scale(adapter_name, scale)
+        own = self._recommended_scale(adapter, link) if scale is None else scale
+        self._attached[adapter_name] = Attached(adapter, own, next(_serials), link)
+        self.set_scale(adapter_name, own)
         if not self._active:
             self._active = (adapter_name,)
         elif adapter_name not in self._active:
             logger.info("attached %r; active is %s (set_adapter changes it)", adapter_name, list(self._active))
+
+    def _recommended_scale(self, adapter: ValueAdapter, link: Link | None) -> float:
+        vocabulary = adapter.config.vocabulary if link is None else link.alignment.base
+        measured = adapter.config.scale_for(vocabulary.byte_fingerprint, self.base.name_or_path)
+        if measured is None:
+            return adapter.config.scale
+        logger.warning(
+            "scale %g is used, which was measured on '%s' (%.3f -> %.3f bits per byte on %d examples of %s); "
+            "scale= chooses another",
+            measured.scale,
+            measured.base,
+            measured.base_bits_per_byte,
+            measured.adapted_bits_per_byte,
+            measured.num_examples,
+            measured.data,
+        )
+        return measured.scale
+
+    def base_fingerprint(self, adapter_name: str | None = None) -> str:
+        """The byte fingerprint of the base's vocabulary, 64 hex, under which an adapter records scales for it."""
+        attached = self._get(self.only_adapter(adapter_name))
+        link = attached.link
+        vocabulary = attached.adapter.config.vocabulary if link is None else link.alignment.base
+        return vocabulary.byte_fingerprint
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Detaches an adapter and forgets it.
@@ -156,6 +180,22 @@ class AdapterMethods:
         if not math.isfinite(scale):
             raise ConfigError(f"scale of '{adapter_name}' must be a finite number; got {scale}")
         self._get(adapter_name).scale = float(scale)
+
+    @contextlib.contextmanager
+    def only(self, adapter_name: str, *, scale: float) -> Iterator[None]:
+        """Within the block just this adapter acts, at this scale; afterwards all is as before.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: the scale is no finite number.
+        """
+        before = self._get(adapter_name).scale, self._active, self._enabled
+        self.set_scale(adapter_name, scale)
+        self.set_adapter(adapter_name)
+        try:
+            yield
+        finally:
+            self._attached[adapter_name].scale, self._active, self._enabled = before
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:

@@ -180,6 +180,33 @@ class EvaluationRecord:
                 raise ConfigError(f"'{name}' must lie between 0 and 1; got {value}")
 
 
+@dataclass(frozen=True)
+class RecommendedScale:
+    """The scale that served best on bases of one vocabulary, and the figures that say so."""
+
+    base_fingerprint: str
+    """SHA-256 over (id, bytes, special) of the base's tokens, as in `vocabulary.byte_fingerprint`; 64 hex."""
+    base: str
+    """Hub ID or name of the base it was measured on."""
+    scale: float
+    """Best scale on the calibration examples; finite."""
+    base_bits_per_byte: float
+    """Bits per UTF-8 byte of the calibration examples' responses: the base alone."""
+    adapted_bits_per_byte: float
+    """The same for base + adapter at this scale."""
+    data: str
+    """Hub ID or name of the calibration examples."""
+    num_examples: int
+    """How many there were, at least 1."""
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.base_fingerprint):
+            raise ConfigError(f"'base_fingerprint' must be 64 hex digits; got {self.base_fingerprint!r}")
+        if self.num_examples < 1:
+            raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
+        _check_finite(self, ("scale", "base_bits_per_byte", "adapted_bits_per_byte"))
+
+
 def _check_finite(record: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(record, name)
@@ -213,6 +240,8 @@ class ValueAdapterConfig:
     """How it was trained; null for adapters that needed no training."""
     evaluation: tuple[EvaluationRecord, ...] = ()
     """Measured results, one per base and held-out set."""
+    scales: tuple[RecommendedScale, ...] = field(default=(), metadata=OMIT)
+    """Recommended scales for bases they were measured on, in place of `scale`; left out where there are none."""
     format_version: int = FORMAT_VERSION
     """Version of the artifact format."""
 
@@ -231,6 +260,11 @@ class ValueAdapterConfig:
         for a, b in ((a, b) for i, a in enumerate(paths) for b in paths[i + 1 :]):
             if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
                 raise ConfigError(f"networks must lie in separate directories; got '{a}' and '{b}'")
+
+    def scale_for(self, base_fingerprint: str, base: str) -> RecommendedScale | None:
+        """The scale that was measured on a base of this vocabulary; that of the base itself where there is one."""
+        found = [one for one in self.scales if one.base_fingerprint == base_fingerprint]
+        return next((one for one in found if one.base == base), found[0] if found else None)
 
     def to_json(self) -> str:
         """The text of `config.json`: the same bytes for equal configurations, on every machine."""

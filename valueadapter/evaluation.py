@@ -54,13 +54,13 @@ def evaluate(
         on_progress: called with the number of records done since the last call.
     """
     nats, answers = 0.0, []
-    for batch in _batches(records, batch_size):
+    for batch in batches(records, batch_size):
         nats += _nats(model, tokenizer, batch)
         if generate:
             answers += answer(model, tokenizer, [record["prompt"] for record in batch])
         if on_progress is not None:
             on_progress(len(batch))
-    size = sum(len(text.encode()) for record in records for text in _responses(record))
+    size = response_bytes(records)
     hits = [
         normalised(said) == normalised(record["completion"]) for said, record in zip(answers, records, strict=False)
     ]
@@ -69,22 +69,39 @@ def evaluate(
 
 def _nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Sequence[Record]) -> float:
     """Negative log-likelihood of the responses of a batch, control tokens left out."""
+    inputs, labels = scored(batch, tokenizer, model.device)
+    logits = model(**inputs, use_cache=False).logits
+    return float(
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+    )
+
+
+def scored(
+    batch: Sequence[Record], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """What a model needs to score the responses of a batch, and the labels of what it gives but for the last position.
+
+    Control tokens carry no label, since vocabularies disagree on them.
+
+    Returns:
+        Arguments of `forward`; labels, (batch, kept - 1).
+    """
     encoded = [encode(record, tokenizer) for record in batch]
     control = set(tokenizer.all_special_ids)
     for row in encoded:
         row["labels"] = [IGNORED if label in control else label for label in row["labels"]]
     inputs = Collator(tokenizer.pad_token_id or 0)(encoded)
-    labels = inputs.pop("labels").to(model.device)
+    labels = inputs.pop("labels")
     keep = labels.shape[1] - int((labels != IGNORED).any(dim=0).int().argmax()) + 1
-    logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, use_cache=False, logits_to_keep=keep).logits
-    return float(
-        torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            labels[:, 1:][:, -keep + 1 :].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-    )
+    arguments: dict[str, Any] = {key: value.to(device) for key, value in inputs.items()}
+    return {**arguments, "logits_to_keep": keep}, labels[:, 1:][:, -keep + 1 :].to(device)
+
+
+def response_bytes(records: Sequence[Record]) -> int:
+    """UTF-8 bytes of all responses."""
+    return sum(len(text.encode()) for record in records for text in _responses(record))
 
 
 def _responses(record: Record) -> list[str]:
@@ -120,5 +137,6 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    """Consecutive records, `size` at a time."""
     return (records[start : start + size] for start in range(0, len(records), size))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli import artifacts, generate, output, train
+from valueadapter.cli import artifacts, calibrate, generate, output, train
 from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 for command in (
     train.train,
+    calibrate.calibrate,
     artifacts.push,
     artifacts.fetch,
     artifacts.inspect,

@@ -1,0 +1,129 @@
+"""How an adapter meets a base: found, cached beside the Hub's cache, or brought along in the artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_alignment import permuted, side
+from test_other_vocabulary import GREEDY, TEXTS, ids_of, wrapped
+from tiny import tiny_model
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+from vocabularies import tokenizer_of
+
+from valueadapter import AlignmentError, ArtifactError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter import link as links
+from valueadapter.alignment import VocabularyAlignment
+from valueadapter.link import alignment_name, connect
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(links.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "valueadapter" / "alignments"
+
+
+def test_a_map_is_built_once_and_kept(cache: Path) -> None:
+    """The second time it is read, and is the same."""
+    first = connect(side("bytes"), side("unigram"))
+    (path,) = cache.iterdir()
+    begun = path.stat().st_mtime_ns
+    second = connect(side("bytes"), side("unigram"))
+    assert path.stat().st_mtime_ns == begun
+    assert (first.alignment.source == second.alignment.source).all()
+
+
+def test_a_damaged_cached_map_is_built_anew_and_said(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is repaired silently."""
+    connect(side("bytes"), side("unigram"))
+    (path,) = cache.iterdir()
+    path.write_bytes(b"damaged")
+    assert connect(side("bytes"), side("unigram")).alignment.relation == "static"
+    assert "not usable and is built anew" in caplog.text
+    VocabularyAlignment.load(path)
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The map is there all the same, and the log says why it will be built again."""
+    cache.parent.write_text("a file where the directory should be")
+    assert connect(side("bytes"), side("unigram")).alignment.relation == "static"
+    assert "could not be cached" in caplog.text
+
+
+def test_what_the_adapter_brings_is_used(cache: Path, tmp_path: Path) -> None:
+    """Maps travel in the artifact, and one for another base of the same name is refused."""
+    model = wrapped()
+    adapter, base = model.adapters["default"], side("coarse bytes")
+    adapter.alignments[alignment_name(base)] = VocabularyAlignment.build(adapter.side, base)
+    adapter.save_pretrained(tmp_path / "adapter")
+    loaded = ValueAdapter.from_pretrained(tmp_path / "adapter")
+    assert list(loaded.alignments) == [alignment_name(base)]
+    for path in cache.iterdir():
+        path.unlink()
+    assert connect(loaded.side, base, loaded.alignments) is not None
+    assert not list(cache.iterdir())
+    wrong = {alignment_name(base): VocabularyAlignment.build(adapter.side, side("unigram"))}
+    with pytest.raises(AlignmentError, match="another base vocabulary"):
+        connect(loaded.side, base, wrong)
+
+
+def test_a_damaged_or_misnamed_map_in_an_artifact_is_refused(tmp_path: Path) -> None:
+    """`verify` looks into every map."""
+    adapter = wrapped().adapters["default"]
+    adapter.alignments[alignment_name(side("unigram"))] = VocabularyAlignment.build(adapter.side, side("unigram"))
+    adapter.save_pretrained(tmp_path / "adapter")
+    (path,) = (tmp_path / "adapter" / "alignments").iterdir()
+    path.rename(path.with_name(f"{'0' * 16}.safetensors"))
+    with pytest.raises(ArtifactError, match="must be named"):
+        ValueAdapter.from_pretrained(tmp_path / "adapter")
+    path.with_name(f"{'0' * 16}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        ValueAdapter.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_permuted_base_vocabulary_runs_in_step() -> None:
+    """Bit-identical logits under other ids, with no text in between."""
+    theirs, mine = permuted("bytes"), side("bytes")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(theirs.tokenizer_json), eos_token="</s>", pad_token="<pad>"
+    )
+    base = tiny_model("llama", seed=1, width=theirs.width)
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    network = tiny_model("gpt2", seed=2, width=mine.width)
+    adapter = ValueAdapter.from_networks([network], tokenizer_of("bytes"), base_model_name_or_path="a/b")
+    model.add_adapter(adapter, "default")
+    (term,) = model.terms()
+    assert term.link.reading is None
+    ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
+    value = network(torch.tensor([tokenizer_of("bytes")(TEXTS[0])["input_ids"]])).logits
+    source = torch.from_numpy(term.link.alignment.source).long()
+    with torch.no_grad():
+        out = model(ids, output_value_logits=True)
+    assert torch.equal(out.value_logits, value[..., source].detach())
+    assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, **GREEDY, use_cache=False))
+
+
+def test_a_text_beyond_the_networks_positions_is_refused() -> None:
+    """Before the network runs, with what to do."""
+    model = wrapped("llama", "gpt2")
+    with pytest.raises(UnsupportedModeError, match="256 at most"):
+        model(ids_of(model, "the quick brown fox " * 100))
+
+
+def test_two_networks_are_summed_before_they_are_carried_over() -> None:
+    """A pair of expert and reference of another vocabulary: expert - reference, then the map."""
+    theirs, mine = tokenizer_of("coarse bytes"), tokenizer_of("bytes")
+    networks = [tiny_model("llama", seed=3, width=len(mine)), tiny_model("gpt2", seed=4, width=len(mine) + 8)]
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(theirs)), tokenizer=theirs)
+    pair = ValueAdapter.from_networks(networks, mine, base_model_name_or_path="a/b", coefficients=[1, -1])
+    model.add_adapter(pair, "pair", scale=0.5)
+    ids = ids_of(model, TEXTS[1])
+    assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, **GREEDY, use_cache=False))
+    reading = model.terms()[0].link.reading
+    value = torch.tensor([reading.encoder.encode(TEXTS[1], start=True)])
+    expert, reference = (network(value).logits[:, -1] for network in networks)
+    difference = torch.nn.functional.pad(expert, (0, 8)) - reference
+    expected = model.base(ids).logits[:, -1] + 0.5 * model.terms()[0].link.alignment.project(difference)
+    torch.testing.assert_close(model(ids).logits[:, -1], expected, rtol=1e-4, atol=1e-4)

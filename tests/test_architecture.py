@@ -22,6 +22,7 @@ FLOORS = [
     ["artifact", "staging", "card", "link", "compatibility"],
     ["hub"],
     ["network", "losses", "data", "cache", "plan", "row_cache"],
+    ["refinement"],
     ["reader"],
     ["adapter", "value_logits"],
     ["attachment"],

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from valueadapter.adapter import ValueAdapter
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import logits_width, set_trainable
+from valueadapter.refinement import ByteEvents, Mode
 from valueadapter.value_logits import Term
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class Attached:
     the second."""
     link: Link | None
     """None where the base has the adapter's vocabulary."""
+    refinement: tuple[Mode, ByteEvents] | None = None
+    """Where the map's values are bettered: how, and what is needed for it."""
 
 
 _serials = itertools.count()
@@ -181,6 +184,33 @@ class AdapterMethods:
             raise ConfigError(f"scale of '{adapter_name}' must be a finite number; got {scale}")
         self._get(adapter_name).scale = float(scale)
 
+    def set_alignment_mode(self, adapter_name: str, mode: Mode) -> None:
+        """Sets how an adapter's logits come to a base of another vocabulary.
+
+        `static` is the map alone, and the default. `boundary` looks closer at the base's 64 likeliest tokens, and
+        `chain` runs the network over the 24 likeliest; see `docs/alignment.md` for what each costs and gives.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: no such mode.
+            UnsupportedModeError: the adapter reads the base's ids, so that there is nothing to better; or it has
+                several networks.
+        """
+        attached = self._get(adapter_name)
+        if mode not in get_args(Mode):
+            raise ConfigError(f"alignment mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
+        if mode == "static":
+            attached.refinement = None
+            return
+        reading = attached.link.reading if attached.link is not None else None
+        if reading is None or len(attached.adapter.networks) > 1:
+            raise UnsupportedModeError(
+                f"mode '{mode}' is for an adapter of one network on a base of another vocabulary; "
+                f"'{adapter_name}' has {len(attached.adapter.networks)} and "
+                f"{'another vocabulary' if reading is not None else 'the same vocabulary'}. Leave the mode at 'static'"
+            )
+        attached.refinement = (mode, ByteEvents(reading.value, reading.width))
+
     @contextlib.contextmanager
     def only(self, adapter_name: str, *, scale: float) -> Iterator[None]:
         """Within the block just this adapter acts, at this scale; afterwards all is as before.
@@ -255,6 +285,7 @@ class AdapterMethods:
                 tuple(spec.coefficient for spec in attached.adapter.config.networks),
                 attached.scale,
                 attached.link,
+                attached.refinement,
             )
             for name, attached in acting
             if attached.scale != 0

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from valueadapter.alignment import Side
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.text_encoder import TextEncoder
+from valueadapter.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Reading:
         controls: base control tokens that the network reads as one of its own: the ends of texts.
         encoder: how the value tokenizer splits text.
         opens_with_space: whether the base's tokens of a text begin with a space that is not in the text.
+        value: the value vocabulary.
+        width: columns of the value logits.
     """
 
     data: Sequence[bytes]
     controls: Mapping[int, int]
     encoder: TextEncoder
     opens_with_space: bool
+    value: Vocabulary
+    width: int
 
     @classmethod
     def between(cls, value: Side, base: Side) -> Reading:
@@ -49,7 +54,12 @@ class Reading:
                 data[token] = spelled
         opening = b"".join(data[token] for token in vocabulary.probe_ids[0][:1]) if vocabulary.probe_ids else b""
         controls = dict.fromkeys(base.stops, value.eos) if value.eos is not None else {}
-        return cls(data, controls, value.encoder, opening.startswith(b" "))
+        return cls(data, controls, value.encoder, opening.startswith(b" "), value.vocabulary, value.width)
+
+    def bytes_of(self, value_ids: Sequence[int]) -> bytes:
+        """The bytes of value tokens; none of control tokens."""
+        ordinary = (token for token in value_ids if token not in self.value.special)
+        return b"".join(self.value.tokens.get(token, b"") for token in ordinary)
 
 
 class _State(NamedTuple):
@@ -155,6 +165,11 @@ class ContextAligner:
             if again:
                 self.push(again)
         return unchanged
+
+    @property
+    def pending(self) -> bytes:
+        """Bytes at the end of the text that are no character yet."""
+        return bytes(self._decoder.getstate()[0])
 
     def copy(self) -> ContextAligner:
         """A row that goes on from here independently, as beams do."""

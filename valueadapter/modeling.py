@@ -35,7 +35,6 @@ from valueadapter.chat import ChatMethods, Messages
 from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
-from valueadapter.network import logits_width
 from valueadapter.value_logits import BASE_MASK, Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
@@ -243,7 +242,8 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 **kwargs,
             )
         logits, added = out.logits, None
-        width = logits_width(self.base)
+        apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
+        base_logits = logits.clone() if apart else logits
         for term in terms:
             inputs = Inputs(
                 input_ids=cast(torch.Tensor, input_ids),
@@ -252,7 +252,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 logits_to_keep=logits_to_keep,
                 use_cache=use_cache,
                 cache=parts,
-                base_width=width,
+                base_logits=base_logits,
                 prompts=self._prompts(messages, term, len(logits)),
             )
             for value, weight in value_logits(term, inputs):

@@ -60,6 +60,37 @@ class Row:
         return Row(self.text.copy(), self.slots.copy(), self.cached, self.known, self.prompt)
 
 
+@dataclass
+class Trial:
+    """A base token that might come next, and what it would do to the value tokens.
+
+    Rows of logits are numbered as `Plan.row_after` does.
+
+    Attributes:
+        position: number of the wanted position.
+        token: the base token.
+        pending: bytes since the boundary, before the token.
+        data: the token's bytes.
+        boundary: the row of logits after the last value token that stays.
+        current: the row of logits after all value tokens.
+        removed: value tokens taken back, each with the row that spoke of it.
+        added: value tokens in their place, each with the row that speaks of it.
+    """
+
+    position: int
+    token: int
+    pending: bytes
+    data: bytes
+    boundary: int
+    current: int
+    removed: list[tuple[int, int]]
+    added: list[tuple[int, int]]
+
+    def rows(self) -> list[int]:
+        """All rows that its value is made of."""
+        return [self.boundary, self.current, *(row for _, row in self.removed + self.added)]
+
+
 class Plan:
     """What one row computes in this call, and which of it each needed position wants."""
 
@@ -73,6 +104,7 @@ class Plan:
         self.stack: list[int] = []
         self.plain = True  # every node stands in the slot of its depth
         self.wants: list[int] = []
+        self.trials: list[Trial] = []
         self.append(row.text.ids[row.cached :])
 
     def append(self, ids: Sequence[int]) -> None:
@@ -97,6 +129,22 @@ class Plan:
         else:
             self.start = self.cached = depth
         self.known = False
+
+    def branch(self, depth: int, ids: Sequence[int]) -> list[int]:
+        """Tokens that might stand from a depth on, beside those that do; returns their nodes."""
+        cached = min(self.cached, depth)
+        parent = self.stack[depth - 1 - self.cached] if depth > self.cached else -1
+        nodes = []
+        for offset, token in enumerate(ids):
+            self.nodes.append(Node(token, depth + offset, cached, parent))
+            parent = len(self.nodes) - 1
+            nodes.append(parent)
+        self.plain = self.plain and not ids
+        return nodes
+
+    def row_after(self, depth: int) -> int:
+        """What speaks of the token at a depth: a node, or for one that was read in an earlier call -1 - depth."""
+        return self.stack[depth - 1 - self.cached] if depth > self.cached else -1 - depth
 
     def want(self) -> int:
         """The node that speaks of what follows the text now; NOTHING before any text, KEPT from the last call."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from valueadapter.context import ContextAligner, Reading
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.plan import Plan, Prompt, Row, masks
+from valueadapter.refinement import ByteEvents, Mode, refined, trials
 from valueadapter.row_cache import RowLayer, Slots
 
 
@@ -27,15 +28,18 @@ class TextReader(CacheLayerMixin):
     Args:
         reading: what the network reads for each of the base's tokens.
         width: columns of the value logits.
+        refinement: mode and events, where likely base tokens get better values than the map's.
     """
 
     is_sliding = False
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, reading: Reading, width: int) -> None:
+    def __init__(self, reading: Reading, width: int, refinement: tuple[Mode, ByteEvents] | None = None) -> None:
         super().__init__()
-        self.reading, self.width = reading, width
+        self.reading, self.width, self.refinement = reading, width, refinement
+        self.better: list[list[tuple[int, int, float]]] = []
+        self._recent: list[dict[int, torch.Tensor]] = []
         self.rows: list[Row] = []
         self._slots = Slots()
         self._cache = Cache(layer_class_to_replicate=partial(RowLayer, self._slots))
@@ -55,6 +59,7 @@ class TextReader(CacheLayerMixin):
         positions: Sequence[int],
         *,
         prompts: Sequence[Prompt] | None = None,
+        candidates: list[list[list[int]]] | None = None,
         remember: bool = True,
     ) -> torch.Tensor:
         """Reads more of the base's tokens.
@@ -65,6 +70,8 @@ class TextReader(CacheLayerMixin):
             attention_mask: (batch, past + seq), 0 where there is padding; None where there is none.
             positions: which of the `seq` positions' logits are wanted, rising.
             prompts: one per row, where base and network read the prompt in different forms.
+            candidates: (batch, positions, some) base tokens that get better values, by a refinement; these then stand
+                in `better`, for each row as wanted position, base token and value.
             remember: keep keys and values for a later call; False leaves gradients possible.
 
         Returns:
@@ -78,14 +85,28 @@ class TextReader(CacheLayerMixin):
         length = input_ids.shape[1]
         text = [[True] * length] * len(input_ids) if attention_mask is None else _last(attention_mask, length)
         plans = [
-            self._plan(row, ids, real, positions, prompts[index] if prompts else None)
+            self._plan(
+                row,
+                ids,
+                real,
+                positions,
+                prompt=prompts[index] if prompts else None,
+                candidates=candidates[index] if candidates else None,
+            )
             for index, (row, ids, real) in enumerate(zip(self.rows, input_ids.tolist(), text, strict=True))
         ]
         _check_length(network, plans)
         return self._run(network, plans, input_ids.device, remember=remember)
 
     def _plan(
-        self, row: Row, ids: list[int], real: list[bool], positions: Sequence[int], prompt: Prompt | None
+        self,
+        row: Row,
+        ids: list[int],
+        real: list[bool],
+        positions: Sequence[int],
+        *,
+        prompt: Prompt | None,
+        candidates: list[list[int]] | None,
     ) -> Plan:
         """Reads a row's tokens, stopping at every position whose logits are wanted, and at the last."""
         plan = Plan(row)
@@ -101,7 +122,11 @@ class TextReader(CacheLayerMixin):
             if chunk:
                 plan.replace(*row.text.push(chunk))
             if stop in wanted:
-                plan.wants.append(plan.want() if real[stop] and not waits else Plan.NOTHING)
+                readable = real[stop] and not waits
+                plan.wants.append(plan.want() if readable else Plan.NOTHING)
+                if readable and candidates is not None and self.refinement is not None:
+                    number = len(plan.wants) - 1
+                    plan.trials += trials(plan, number, candidates[number], self.refinement[0])
         plan.want()  # so that the logits after the last token can be kept
         row.slots += real
         return plan
@@ -129,8 +154,15 @@ class TextReader(CacheLayerMixin):
         """One forward pass for all rows; the logits that were wanted."""
         count = max(len(plan.nodes) for plan in plans)
         if count:
+            recent = 4 if self.refinement else 1
             first = min(
-                (w + count - len(p.nodes) for p in plans for w in [*p.wants, *p.stack[-1:]] if w >= 0), default=0
+                (
+                    node + count - len(p.nodes)
+                    for p in plans
+                    for node in [*p.wants, *p.stack[-recent:], *(row for t in p.trials for row in t.rows())]
+                    if node >= 0
+                ),
+                default=0,
             )
             logits = self._forward(network, plans, count, device, keep=count - first, remember=remember)
             logits = torch.nn.functional.pad(logits, (0, self.width - logits.shape[-1]))
@@ -140,12 +172,30 @@ class TextReader(CacheLayerMixin):
         wanted = self._gather(
             logits, [[w if w < 0 else w + s for w in p.wants] for p, s in zip(plans, shifts, strict=True)]
         )
+        if self.refinement is not None:
+            self._refine(plans, logits.detach(), shifts)
         if remember:
             tops = [[p.stack[-1] + s if p.stack else p.want()] for p, s in zip(plans, shifts, strict=True)]
             self._last = self._gather(logits.detach(), tops)[:, 0]
             for index, plan in enumerate(plans):
                 self._settle(index, plan)
         return wanted
+
+    def _refine(self, plans: list[Plan], logits: torch.Tensor, shifts: list[int]) -> None:
+        """Gives tried base tokens their values, and keeps the last rows of logits for tokens taken back later."""
+        mode, events = cast("tuple[Mode, ByteEvents]", self.refinement)
+        recent = self._recent or [{} for _ in plans]
+        self._recent, self.better = [], []
+        for row, (plan, shift) in enumerate(zip(plans, shifts, strict=True)):
+            numbers = {number for trial in plan.trials for number in trial.rows()}
+            at = {n: logits[row, n + shift] if n >= 0 else recent[row].get(-1 - n) for n in numbers}
+            able = [trial for trial in plan.trials if all(at[number] is not None for number in trial.rows())]
+            values = refined(able, cast("dict[int, torch.Tensor]", at), events, mode)
+            self.better.append([(t.position, t.token, value) for t, value in zip(able, values, strict=True)])
+            size = len(plan.row.text.ids)
+            kept = {depth: plan.row_after(depth) for depth in range(max(1, size - 3), size + 1)}
+            rows = {d: logits[row, n + shift] if n >= 0 else recent[row].get(d) for d, n in kept.items()}
+            self._recent.append({depth: value for depth, value in rows.items() if value is not None})
 
     def _forward(
         self,
@@ -217,6 +267,7 @@ class TextReader(CacheLayerMixin):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps, repeats or reorders rows."""
         self.rows = [self.rows[index].copy() for index in beam_idx.tolist()]
+        self._recent = [self._recent[index] for index in beam_idx.tolist()] if self._recent else []
         for layer in self._cache.layers:
             layer.select(beam_idx)
         if self._last is not None:
@@ -234,7 +285,7 @@ class TextReader(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forgets every text."""
-        self.__init__(self.reading, self.width)  # type: ignore[misc]  # as new
+        self.__init__(self.reading, self.width, self.refinement)  # type: ignore[misc]  # as new
 
     def get_seq_length(self) -> int:
         """Tokens of the base that were read, padding included."""

@@ -21,6 +21,7 @@ from valueadapter.link import Link
 from valueadapter.network import logits_width
 from valueadapter.plan import Prompt
 from valueadapter.reader import TextReader
+from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
 
 BASE_MASK = "__base__"
 """Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
@@ -37,11 +38,13 @@ class Term(NamedTuple):
     """Never 0."""
     link: Link | None
     """None where the base has the adapter's vocabulary."""
+    refinement: tuple[Mode, ByteEvents] | None = None
+    """Mode and events, where the base's likeliest tokens get better values than the map's."""
 
     def reader(self) -> TextReader:
         """An empty reader for one of the networks."""
         link = cast(Link, self.link)
-        return TextReader(cast(Reading, link.reading), link.alignment.value.logits_width)
+        return TextReader(cast(Reading, link.reading), link.alignment.value.logits_width, self.refinement)
 
     @property
     def reads_text(self) -> bool:
@@ -59,7 +62,7 @@ class Inputs:
     logits_to_keep: int | torch.Tensor
     use_cache: bool
     cache: ValueAdapterCache | None
-    base_width: int
+    base_logits: torch.Tensor
     prompts: Sequence[Prompt] | None = None
 
 
@@ -75,17 +78,22 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
             yield logits, term.scale * coefficient
         return
     alignment = term.link.alignment
+    better: list[tuple[int, int, int, float]] = []
     if term.link.reading is None:
         ids = alignment.value_ids(inputs.input_ids)
         each = _in_step(term, inputs, ids)
     else:
-        each = _as_text(term, inputs)
+        each = _as_text(term, inputs, better)
     total: torch.Tensor | None = None
     for logits, coefficient in zip(each, term.coefficients, strict=True):
         weighted = fit_width(logits, alignment.value.logits_width)
         weighted = weighted if coefficient == 1 else coefficient * weighted
         total = weighted if total is None else total + weighted
-    yield alignment.project(cast(torch.Tensor, total)), term.scale
+    projected = alignment.project(cast(torch.Tensor, total))
+    if better:
+        rows, positions, tokens, values = zip(*better, strict=True)
+        projected[list(rows), list(positions), list(tokens)] = projected.new_tensor(values)
+    yield projected, term.scale
 
 
 def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -95,15 +103,18 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
         yield network(
-            input_ids=_readable(ids, network, inputs.base_width),
+            input_ids=_readable(ids, network, inputs.base_logits.shape[-1]),
             return_dict=True,
             **of_part(part, part, inputs.attention_mask, inputs.cache),
             **common,
         ).logits
 
 
-def _as_text(term: Term, inputs: Inputs) -> Iterator[torch.Tensor]:
-    """The networks over their own tokens of the base's text."""
+def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float]]) -> Iterator[torch.Tensor]:
+    """The networks over their own tokens of the base's text.
+
+    Refined values are put into `better`: row, kept position, base token, value.
+    """
     mask = inputs.attention_mask
     if isinstance(mask, Mapping):
         raise UnsupportedModeError(
@@ -111,10 +122,26 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[torch.Tensor]:
             "attention_mask of (batch, past + seq)"
         )
     positions, order = _positions(inputs.logits_to_keep, inputs.input_ids.shape[1])
+    candidates = None
+    if term.refinement is not None:
+        base = inputs.base_logits if order is None else inputs.base_logits[:, order.argsort()]
+        count = min(CANDIDATES[term.refinement[0]], base.shape[-1])
+        candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
         kept = inputs.cache is not None
         reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader()
-        logits = reader.read(network, inputs.input_ids, mask, positions, prompts=inputs.prompts, remember=kept)
+        logits = reader.read(
+            network,
+            inputs.input_ids,
+            mask,
+            positions,
+            prompts=inputs.prompts,
+            candidates=candidates,
+            remember=kept,
+        )
+        if candidates is not None:
+            place = list(range(len(positions))) if order is None else order.argsort().tolist()
+            better += [(row, place[at], token, v) for row, all_ in enumerate(reader.better) for at, token, v in all_]
         yield logits if order is None else logits[:, order]
 
 

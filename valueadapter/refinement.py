@@ -1,0 +1,161 @@
+"""Better values than the map's for a few likely base tokens: what the network says of bytes, not of one of its tokens.
+
+Where the next base token would make the value tokenizer split the text's end in another way ("1" after "12"), equality
+of strings is the wrong event. Two modes look closer at the base's likeliest tokens:
+
+* `boundary`: R(p·b) - R(p), where p is the text since the last value-token boundary that stays, b the candidate's
+  bytes, and R(y) the log of the mean of exp r over the value tokens whose bytes are consistent with y. It is read from
+  a row of logits that was computed anyway.
+* `chain`: the network runs over every candidate's own tokens; the sum of their logits, less that of the tokens that
+  are taken back. It costs a forward pass over all candidates' tails, and is what the others are measured against.
+
+Both are sums of centred logits (r - R of the empty string, under the same prior), to which the current row's constant
+is added, so that they stand beside the map's values. Knows no base and runs no model.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+
+from valueadapter.plan import Plan, Trial
+from valueadapter.vocabulary import Vocabulary
+
+Mode = Literal["static", "boundary", "chain"]
+CANDIDATES = {"boundary": 64, "chain": 24}
+"""How many of the base's likeliest tokens each mode looks at."""
+
+
+def trials(plan: Plan, position: int, candidates: Sequence[int], mode: Mode) -> list[Trial]:
+    """Tries base tokens after what a row has read, and leaves it as it was.
+
+    In `boundary` mode those that take tokens back, or come within a character; in `chain` mode also those of several
+    value tokens, whose nodes are put into the plan.
+
+    Args:
+        plan: what the row computes in this call; the position's row of logits is its `want()`.
+        position: number of the position among those wanted.
+        candidates: base tokens.
+        mode: which of them matter, and how.
+    """
+    text, found = plan.row.text, []
+    if not text.ids:
+        return []
+    size = len(text.ids)
+    for token in candidates:
+        pending, before = text.pending, text.ids[-8:]
+        rollback, new = text.push([token])
+        text.pop(1)
+        depth = size - rollback
+        gone = before[len(before) - rollback :] if rollback else []
+        if depth < 1 or rollback > len(before):
+            continue  # all of the text so far is one token, with nothing before it that could speak of it
+        if not rollback and not pending and (mode == "boundary" or len(new) < 2):
+            continue
+        if mode == "boundary" and not new:
+            continue  # it comes within a character
+        added = []
+        if mode == "chain":
+            nodes = plan.branch(depth, new[:-1])
+            added = list(zip(new, [plan.row_after(depth), *nodes], strict=False))
+        found.append(
+            Trial(
+                position,
+                token,
+                pending=text.reading.bytes_of(gone) + pending,
+                data=text.reading.data[token],
+                boundary=plan.row_after(depth),
+                current=plan.row_after(size),
+                removed=[(one, plan.row_after(depth + index)) for index, one in enumerate(gone)],
+                added=added,
+            )
+        )
+    return found
+
+
+class ByteEvents:
+    """What a row of value logits says of bytes.
+
+    Args:
+        vocabulary: the value vocabulary.
+        width: columns of the value logits.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+        tokens = vocabulary.ordinary(width)
+        self._ids = sorted(tokens, key=lambda token: vocabulary.tokens[token])
+        self._bytes = [vocabulary.tokens[token] for token in self._ids]
+        # Zipf's law over ids, which byte-pair merging hands out by frequency
+        prior = 1.0 / (np.array(self._ids, dtype=np.float64) + 10.0)
+        self._log_prior = np.log(prior / prior.sum())
+
+    @cached_property
+    def _index(self) -> torch.Tensor:
+        return torch.tensor(self._ids)
+
+    def of_row(self, row: torch.Tensor) -> RowEvents:
+        """The events of one row of value logits, (value_vocab)."""
+        values = row.detach().double().cpu()[self._index].numpy()
+        return RowEvents(self._bytes, self._log_prior, values)
+
+
+class RowEvents:
+    """Log-mean-exp of one row over the tokens that are consistent with a string."""
+
+    def __init__(self, data: list[bytes], log_prior: np.ndarray, values: np.ndarray) -> None:
+        self._data = data
+        self._top = float(values.max())
+        weights = np.exp(log_prior)
+        self._mass = np.concatenate([[0.0], np.cumsum(weights)])
+        self._sum = np.concatenate([[0.0], np.cumsum(weights * np.exp(values - self._top))])
+        self.mean = self.log_mean(b"")
+
+    def log_mean(self, y: bytes) -> float:
+        """R(y), over tokens that begin with y and tokens that y begins with; the mean of all where there is none."""
+        spans = [(bisect.bisect_left(self._data, y), _end(self._data, y))]
+        for size in range(1, len(y)):
+            begin = bisect.bisect_left(self._data, y[:size])
+            if begin < len(self._data) and self._data[begin] == y[:size]:
+                spans.append((begin, bisect.bisect_right(self._data, y[:size])))
+        mass = sum(self._mass[end] - self._mass[begin] for begin, end in spans)
+        total = sum(self._sum[end] - self._sum[begin] for begin, end in spans)
+        return float(np.log(total / mass)) + self._top if mass > 0 and total > 0 else self.mean
+
+
+def _end(data: list[bytes], y: bytes) -> int:
+    """Behind the last string that begins with y."""
+    stem = y.rstrip(b"\xff")
+    return bisect.bisect_left(data, stem[:-1] + bytes([stem[-1] + 1])) if stem else len(data)
+
+
+def refined(trials: list[Trial], rows: Mapping[int, torch.Tensor], events: ByteEvents, mode: Mode) -> list[float]:
+    """The value of each trial, beside the map's values of its position.
+
+    Args:
+        trials: what might come next.
+        rows: row of logits, (value_vocab), by the number that trials call it by.
+        events: of the value vocabulary.
+        mode: `boundary` or `chain`.
+    """
+    known: dict[int, RowEvents] = {}
+
+    def at(row: int) -> RowEvents:
+        if row not in known:
+            known[row] = events.of_row(rows[row])
+        return known[row]
+
+    values = []
+    for trial in trials:
+        if mode == "boundary":
+            row = at(trial.boundary)
+            value = row.log_mean(trial.pending + trial.data) - row.log_mean(trial.pending)
+        else:
+            value = sum(float(rows[row][token]) - at(row).mean for token, row in trial.added)
+            value -= sum(float(rows[row][token]) - at(row).mean for token, row in trial.removed)
+        values.append(value + at(trial.current).mean)
+    return values

@@ -18,10 +18,11 @@ from transformers.utils import logging
 
 import valueadapter
 from benchmarks.harness import interval, rounds
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.testing.reference_models import smollm2_instruct
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
+from valueadapter.testing.reference_models import gemma_3_270m, smollm2_instruct
 
 IDS = torch.randint(3, 49_000, (1, 32), generator=torch.Generator().manual_seed(0))
+TEXT = "The committee met again on Tuesday, but nobody could explain why the bridge had been closed; its engineers said"
 GREEDY = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
 SMOLLM2_360M = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32}
 
@@ -30,7 +31,7 @@ def main() -> None:
     """Measures, prints the table and keeps the line."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    measured = {**decoding(), **loading()}
+    measured = {**decoding(), **other_vocabulary(), **loading()}
     table = Table(title="Ratios: median (90 % interval)")
     for column in ("what", "measured", "goal"):
         table.add_column(column)
@@ -62,6 +63,42 @@ def decoding() -> dict[str, tuple[tuple[float, float, float], float]]:
     variants = {name: lambda m=m: m.generate(IDS, **GREEDY) for name, m in _models(base, network, wrapper)}
     ratios = [(r["wrapper"] - r["base"] - r["value"]) / r["base"] for r in rounds(variants, number=7)]
     return {"P1 decode overhead / base": (interval(ratios), 0.02)}
+
+
+def other_vocabulary() -> dict[str, tuple[tuple[float, float, float], float]]:
+    """P11: projection / decode step. P12: (t_wrapper - t_base - F · t_value) / t_base, where F is the network's tokens
+    per base token. gemma-3-270m with 12 layers of SmolLM2, reading and writing the same text."""
+    folder, target = smollm2_instruct(), gemma_3_270m()
+    network = build_network(folder, initialisation="pretrained", num_layers=12)
+    tokenizer, theirs = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(target)
+    base = AutoModelForCausalLM.from_pretrained(target)
+    wrapper = ValueAdapterForCausalLM(base, tokenizer=theirs)
+    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="bench/base")
+    wrapper.add_adapter(adapter, "default", scale=1e-3)
+    wrapper.eval()
+    prompt = theirs(TEXT, return_tensors="pt")["input_ids"]
+    out = wrapper.generate(prompt, **GREEDY, return_dict_in_generate=True)
+    (reader,) = (part for name, part in out.cache.parts.items() if name != "base")
+    read = len(reader.rows[0].text.ids) - len(tokenizer(TEXT)["input_ids"])
+    steps = out.sequences.shape[1] - prompt.shape[1] - 1
+    value_prompt = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    as_many = {**GREEDY, "max_new_tokens": read + 1, "min_new_tokens": read + 1}
+    alignment = wrapper.terms()[0].link.alignment
+    logits = torch.randn(1, 1, alignment.value.logits_width)
+    variants = {
+        "base": lambda: base.generate(prompt, **GREEDY),
+        "value": lambda: network.generate(value_prompt, **as_many),
+        "wrapper": lambda: wrapper.generate(prompt, **GREEDY),
+        "project": lambda: [alignment.project(logits) for _ in range(steps)],
+    }
+    done = rounds(variants, number=7)
+    return {
+        "P11 projection / decode step": (interval([r["project"] / r["wrapper"] for r in done]), 0.01),
+        f"P12 other vocabulary, overhead / base (F = {read / steps:.2f})": (
+            interval([(r["wrapper"] - r["base"] - r["value"]) / r["base"] for r in done]),
+            0.05,
+        ),
+    }
 
 
 def _models(base, network, wrapper):  # type: ignore[no-untyped-def]  # three models with their names

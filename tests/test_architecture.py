@@ -19,7 +19,8 @@ FLOORS = [
     ["text_encoder"],
     ["alignment"],
     ["context"],
-    ["artifact", "staging", "card", "link", "compatibility"],
+    ["artifact", "staging", "card", "link"],
+    ["compatibility"],
     ["hub"],
     ["network", "losses", "data", "cache", "plan", "row_cache"],
     ["refinement"],
@@ -34,7 +35,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "staging", "card", "link", "hub", "cli"]
+LIGHT += ["artifact", "staging", "card", "link", "compatibility", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

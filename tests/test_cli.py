@@ -58,7 +58,9 @@ def adapter(base: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["", "train", "push", "fetch", "inspect", "verify", "generate"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "calibrate", "align", "push", "fetch", "inspect", "verify", "generate"]
+)
 def test_help_explains_itself_without_torch(shell: Shell, command: str) -> None:
     """Every command has a help text, and showing it is quick because torch stays out."""
     program = "import sys; from valueadapter.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"

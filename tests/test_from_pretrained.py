@@ -13,6 +13,7 @@ from adapters_on_hub import server as server
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
+from test_calibration import other_vocabulary
 from tiny import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, pipeline
 
@@ -183,3 +184,22 @@ def test_a_base_named_by_a_path_is_not_published(server: LocalHub, tmp_path: Pat
     )
     with pytest.raises(ConfigError, match="Hub ID"):
         adapter.push_to_hub("alice/a")
+
+
+def test_another_vocabulary_is_said_before_loading(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What to expect comes before the weights, and nothing is said where the vocabulary is the same."""
+    model = other_vocabulary()
+    for part in (model.base, model.base_tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    model.adapters["default"].save_pretrained(tmp_path / "adapter")
+    loaded = ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
+    assert "has another vocabulary than the adapter: static map" in caplog.text
+    ids = torch.tensor([[7, 8, 9]])
+    torch.testing.assert_close(
+        loaded(ids).logits, model.base(ids).logits + loaded(ids, output_value_logits=True).value_logits
+    )
+    (tmp_path / "base" / "model.safetensors").unlink()
+    caplog.clear()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
+    assert "has another vocabulary" in caplog.text

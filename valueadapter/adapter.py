@@ -39,6 +39,15 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     return Vocabulary.from_tokenizer_json(_text_of(tokenizer))
 
 
+def side_of(tokenizer: PreTrainedTokenizerBase, width: int) -> Side:
+    """A tokenizer as a model with `width` columns of logits uses it.
+
+    Raises:
+        AlignmentError: a tokenizer without a fast (`tokenizers`) backend.
+    """
+    return Side(_text_of(tokenizer), width, tokenizer.eos_token)
+
+
 def _text_of(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -150,7 +159,23 @@ class ValueAdapter:
             huggingface_hub.errors: the repository or revision is not there, private, gated, …
         """
         download = download or hub.Download(**options)
-        directory = hub.fetch(name_or_path, download)
+        return cls.from_verified(hub.fetch(name_or_path, download), download, dtype=dtype)
+
+    @classmethod
+    def from_verified(
+        cls, directory: Path, download: hub.Download, *, dtype: torch.dtype | str = "auto"
+    ) -> ValueAdapter:
+        """Loads an adapter from what `hub.fetch` gave, which need not be verified again.
+
+        Args:
+            directory: what `hub.fetch` gave.
+            download: how to get networks that the adapter names by Hub ID.
+            dtype: dtype of the networks; `auto` as they are stored.
+
+        Raises:
+            ArtifactError: a tensor does not fit the architecture.
+            huggingface_hub.errors: a named network cannot be had.
+        """
         config = artifact.read_config(directory)
         places = {"cache_dir": download.cache_dir, "local_files_only": download.local_files_only}
         networks = [
@@ -256,12 +281,11 @@ class ValueAdapter:
         networks = [copy.deepcopy(network) for network in self.networks]
         return ValueAdapter(self.config, networks, self.tokenizer, self.alignments)
 
-    def connect(self, tokenizer: PreTrainedTokenizerBase, width: int, base: str) -> Link | None:
+    def connect(self, theirs: Side, base: str) -> Link | None:
         """How this adapter meets a base model.
 
         Args:
-            tokenizer: the base's tokenizer.
-            width: columns of the base's logits.
+            theirs: the base's vocabulary.
             base: the base's name, for the message.
 
         Returns:
@@ -271,7 +295,6 @@ class ValueAdapter:
             IncompatibleBaseError: the vocabularies cannot be aligned, saying why.
         """
         try:
-            theirs = Side(_text_of(tokenizer), width, tokenizer.eos_token)
             return connect(self.side, theirs, self.alignments)
         except AlignmentError as error:
             raise IncompatibleBaseError(
@@ -282,7 +305,7 @@ class ValueAdapter:
     @functools.cached_property
     def side(self) -> Side:
         """The adapter's vocabulary as its networks use it."""
-        return Side(_text_of(self.tokenizer), self.config.vocabulary.logits_width, self.tokenizer.eos_token)
+        return side_of(self.tokenizer, self.config.vocabulary.logits_width)
 
 
 def _forget_where_it_was_loaded_from(path: Path) -> None:

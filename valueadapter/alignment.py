@@ -272,10 +272,12 @@ def _rows_without_token(side: Side) -> np.ndarray:
 def _same_vocabulary(value: Side, base: Side) -> tuple[np.ndarray, Relation] | None:
     """The map between ids of one vocabulary: permuted, padded, or with tokens added on either side; else None."""
     mine, theirs = _keys(base), _keys(value)
-    at = {key: token for token, key in theirs.items()}
+    at: dict[tuple[object, ...], int] = {key: token for token, key in theirs.items()}
+    at |= {(*key, token in value.vocabulary.added): token for token, key in theirs.items()}
     source = np.full(base.width, -1, dtype=np.int32)
     for token, key in mine.items():
-        source[token] = token if theirs.get(token) == key else at.get(key, -1)
+        twin = at.get((*key, token in base.vocabulary.added), at.get(key, -1))  # runs of spaces may be there twice
+        source[token] = token if theirs.get(token) == key else twin
     missing = [token for token in mine if source[token] < 0]
     unused = theirs.keys() - set(source.tolist())
     if set(missing) - base.vocabulary.added or unused - value.vocabulary.added:

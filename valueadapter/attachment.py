@@ -21,9 +21,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter import ValueAdapter
+from valueadapter.alignment import Side
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
-from valueadapter.network import logits_width, set_trainable
+from valueadapter.network import set_trainable
 from valueadapter.refinement import ByteEvents, Mode
 from valueadapter.value_logits import Term
 
@@ -101,7 +102,7 @@ class AdapterMethods:
             IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
         """
         self._check_new_name(adapter_name)
-        link = adapter.connect(self._tokenizer_of_base(adapter), logits_width(self.base), self.base.name_or_path)
+        link = adapter.connect(self._base_side(), self.base.name_or_path)
         device = self.base.get_input_embeddings().weight.device
         for network in adapter.networks:
             network.to(device=device, dtype=self.base.dtype)
@@ -337,5 +338,5 @@ class AdapterMethods:
         if name in self._attached:
             raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
 
-    def _tokenizer_of_base(self, adapter: ValueAdapter) -> PreTrainedTokenizerBase:
+    def _base_side(self) -> Side:
         raise NotImplementedError

@@ -27,14 +27,17 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from valueadapter import hub
-from valueadapter.adapter import ValueAdapter
+from valueadapter import artifact, hub
+from valueadapter.adapter import ValueAdapter, side_of
+from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods, Attached
 from valueadapter.cache import BASE
 from valueadapter.chat import ChatMethods, Messages
+from valueadapter.compatibility import say_how_they_meet
 from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
+from valueadapter.network import logits_width
 from valueadapter.value_logits import BASE_MASK, Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
@@ -117,6 +120,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         self._attached: dict[str, Attached] = {}
         self._active: tuple[str, ...] = ()
         self._enabled = True
+        self._side: Side | None = None
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -151,7 +155,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
             The wrapper, in eval mode; the adapter has the base's device and dtype.
 
         Raises:
-            IncompatibleBaseError: base and adapter speak different vocabularies.
+            IncompatibleBaseError: the base's vocabulary cannot be aligned with the adapter's.
             ArtifactError, ConfigError: the adapter is damaged, or no adapter.
             huggingface_hub.errors: a repository or revision cannot be had.
         """
@@ -167,19 +171,30 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 )
             adapter = base
             base = ""
-        if not isinstance(adapter, ValueAdapter):
-            adapter = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, **shared, **own))
+        download = hub.Download(revision=revision, **shared, **own)
+        directory = None if isinstance(adapter, ValueAdapter) else hub.fetch(adapter, download)
+        config = artifact.read_config(directory) if directory is not None else cast(ValueAdapter, adapter).config
+        if not base:
+            base = config.base_model_name_or_path
+            base_revision = base_revision or config.base_model_revision
+        if isinstance(base, PreTrainedModel):
+            tokenizer = tokenizer or _find_tokenizer(base.name_or_path, **shared)
+            width = logits_width(base)
+        else:
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(base, revision=base_revision, **shared)
+            width = AutoConfig.from_pretrained(base, revision=base_revision, **shared).get_text_config().vocab_size
+        theirs = side_of(tokenizer, width)
+        if directory is not None:
+            mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)
+            say_how_they_meet(mine, theirs, str(base if isinstance(base, (str, Path)) else base.name_or_path))
+            adapter = ValueAdapter.from_verified(directory, download)
+            adapter.side = mine  # so that it is read once
         if isinstance(base, (str, Path)):
-            if not base:
-                base = adapter.config.base_model_name_or_path
-                base_revision = base_revision or adapter.config.base_model_revision
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(base, revision=base_revision, **shared)
             base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
-        if tokenizer is None and shared:
-            tokenizer = _find_tokenizer(cast(PreTrainedModel, base).name_or_path, **shared)
-        model = cls(cast(PreTrainedModel, base), tokenizer=tokenizer)
-        model.add_adapter(adapter, adapter_name, scale=scale, is_trainable=is_trainable)
+        model = cls(base, tokenizer=tokenizer)
+        if theirs.width == logits_width(model.base):
+            model._side = theirs
+        model.add_adapter(cast(ValueAdapter, adapter), adapter_name, scale=scale, is_trainable=is_trainable)
         model.eval()
         return model
 
@@ -342,10 +357,12 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         """Publishes an adapter (never the base); see `ValueAdapter.push_to_hub` for the options."""
         return self._attached[self.only_adapter(adapter_name)].adapter.push_to_hub(repo_id, **options)
 
-    def _tokenizer_of_base(self, adapter: ValueAdapter) -> PreTrainedTokenizerBase:
-        if self.base_tokenizer is None:
-            self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
-        return self.base_tokenizer
+    def _base_side(self) -> Side:
+        if self._side is None:
+            if self.base_tokenizer is None:
+                self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
+            self._side = side_of(self.base_tokenizer, logits_width(self.base))
+        return self._side
 
 
 def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:

@@ -84,9 +84,11 @@ class ByteEvents:
     Args:
         vocabulary: the value vocabulary.
         width: columns of the value logits.
+        centred: whether the log of the mean of exp r is 0 in every row as it is (log-likelihood ratios are so).
     """
 
-    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, width: int, *, centred: bool = False) -> None:
+        self.centred = centred
         tokens = vocabulary.ordinary(width)
         self._ids = sorted(tokens, key=lambda token: vocabulary.tokens[token])
         self._bytes = [vocabulary.tokens[token] for token in self._ids]
@@ -149,13 +151,16 @@ def refined(trials: list[Trial], rows: Mapping[int, torch.Tensor], events: ByteE
             known[row] = events.of_row(rows[row])
         return known[row]
 
+    def constant(row: int) -> float:
+        return 0.0 if events.centred else at(row).mean
+
     values = []
     for trial in trials:
         if mode == "boundary":
             row = at(trial.boundary)
             value = row.log_mean(trial.pending + trial.data) - row.log_mean(trial.pending)
         else:
-            value = sum(float(rows[row][token]) - at(row).mean for token, row in trial.added)
-            value -= sum(float(rows[row][token]) - at(row).mean for token, row in trial.removed)
-        values.append(value + at(trial.current).mean)
+            value = sum(float(rows[row][token]) - constant(row) for token, row in trial.added)
+            value -= sum(float(rows[row][token]) - constant(row) for token, row in trial.removed)
+        values.append(value + constant(trial.current))
     return values

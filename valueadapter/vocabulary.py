@@ -163,11 +163,10 @@ class Vocabulary:
     def by_bytes(self, width: int) -> dict[bytes, int]:
         """Bytes -> the ordinary token that stands for them, among ids below `width`.
 
-        Where several do (`<0x0A>` and a line break), none that is added or a fallback if another is there, then the
-        lowest id.
+        Where several do, the one that text becomes: an added token, which tokenizers look for first, before one of the
+        model, and a fallback (`<0x0A>` beside a line break) last; then the lowest id.
         """
-        rank = self.fallbacks | self.added
-        order = sorted(self.ordinary(width), key=lambda token: (token in rank, token), reverse=True)
+        order = sorted(self.ordinary(width), key=lambda t: (t in self.fallbacks, t not in self.added, t), reverse=True)
         return {self.tokens[token]: token for token in order}
 
     def ordinary(self, width: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""The command line: `valueadapter train | push | fetch | inspect | verify | generate`.
+"""The command line: `valueadapter train | calibrate | align | push | fetch | inspect | verify |
+generate`.
 
 Only parses, calls the library and shows; torch and transformers load when a command that needs them runs.
 """

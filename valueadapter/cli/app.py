@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli import artifacts, calibrate, generate, output, train
+from valueadapter.cli import align, artifacts, calibrate, generate, output, train
 from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
@@ -27,6 +27,7 @@ for command in (
     artifacts.fetch,
     artifacts.inspect,
     artifacts.verify,
+    align.align,
     generate.generate,
 ):
     app.command()(command)

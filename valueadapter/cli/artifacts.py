@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from valueadapter import artifact, hub
+from valueadapter import artifact, hub, layout
+from valueadapter.alignment import Side
 from valueadapter.cli import output
+from valueadapter.compatibility import Compatibility, Place, adapter_side, assess, base_side
 from valueadapter.config import ValueAdapterConfig
+from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
+from valueadapter.hub.failures import Asked, readable
+from valueadapter.link import alignment_name, connect
 
 Source = Annotated[str, typer.Argument(help="Hub ID (user/name) or directory of an adapter.", metavar="ADAPTER")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Subfolder = Annotated[str, typer.Option(help="Directory of the adapter inside the repository.")]
 Token = Annotated[str | None, typer.Option(help="Hub token; by default the one you are logged in with.")]
+BaseRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the base on the Hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -68,12 +75,14 @@ def fetch(
 
 def inspect(
     adapter: Source,
+    base: Annotated[str | None, typer.Option(help="Say how it goes with this model: Hub ID or directory.")] = None,
+    base_revision: BaseRevision = None,
     revision: Revision = None,
     subfolder: Subfolder = "",
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what an adapter is, without downloading its weights."""
+    """Show what an adapter is, and with --base how it goes with a model; downloads no weights."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # two small files
     facts = hub.repository_facts(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
     shown: dict[str, object] = {"adapter": adapter, "commit": facts.commit}
@@ -82,6 +91,13 @@ def inspect(
     else:
         shown |= _described(facts.config)
         shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
+    if base is not None:
+        mine = Place(adapter, facts.commit, subfolder=subfolder, token=token)
+        found, more = _verdict(facts, mine, base_place(base, base_revision, token))
+        if as_json:
+            shown["compatibility"] = {"base": base, **found.to_dict(), **more}
+        else:
+            shown |= {"with": base, **compatibility_rows(found), **_cost_rows(found, more)}
     output.facts(shown, as_json=as_json)
 
 
@@ -97,6 +113,78 @@ def verify(
     config = artifact.read_config(directory)
     described = json.loads(config.to_json()) if as_json else _described(config)
     output.facts({"verified": str(directory), **described}, as_json=as_json)
+
+
+def base_place(name: str, revision: str | None, token: str | None) -> Place:
+    """One commit of the base, so that its files belong together; the cached one where the Hub cannot be reached."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Place(name, hub.resolve_commit(name, revision, token=token), token=token)
+    except HFValidationError:
+        return Place(name, token=token)  # which says what it expected when it is read
+    except NotAValueAdapterError:
+        raise IncompatibleBaseError(
+            f"base model '{name}' is a dataset or a space on the Hub; name a causal language model"
+        ) from None
+
+
+def base_vocabulary(base: Place) -> Side:
+    """The vocabulary of a base, with the Hub's refusals in words of ours."""
+    with readable(Asked(base.name, base.revision, base.token)):
+        return base_side(base)
+
+
+def compatibility_rows(found: Compatibility) -> dict[str, object]:
+    """What a person wants to read of it."""
+    order = ("same bytes", "first of several", "end of text", "nothing", "no token")
+    kinds = ", ".join(f"{found.coverage[kind]:,} {kind}" for kind in order if found.coverage[kind])
+    rows: dict[str, object] = {"verdict": found.advice, "tokens_of_the_base": kinds}
+    if found.relation == "static":
+        rows["sample_text"] = (
+            f"{found.text_coverage:.1%} of its base tokens have a value token of the same bytes; "
+            f"at {found.same_event_share:.1%} base and network predict the same thing"
+        )
+    if names := found.special_without_counterpart:
+        more = ", …" if len(names) > 6 else ""
+        rows["no_counterpart"] = f"{len(names):,} control tokens of the base: {', '.join(names[:6])}{more}"
+    return rows
+
+
+def _cost_rows(found: Compatibility, more: Mapping[str, int | None]) -> dict[str, object]:
+    own, theirs = (f" ({size / 1e6:,.1f} MB)" if size else "" for size in (more["network_bytes"], more["base_bytes"]))
+    rows: dict[str, object] = {
+        "cost": f"for each base token the network runs over about {found.value_tokens_per_base_token:.2f} of its tokens"
+        f"{own}, beside the base's own pass{theirs}"
+    }
+    if found.relation != "identity":
+        here = more["map_in_artifact"]
+        rows["map"] = "in the artifact" if here else "built at first use; `valueadapter align` puts it in the artifact"
+    return rows
+
+
+def _verdict(facts: hub.RepositoryFacts, adapter: Place, base: Place) -> tuple[Compatibility, dict[str, int | None]]:
+    """How the two go together, and what it costs."""
+    theirs = base_vocabulary(base)
+    with readable(Asked(adapter.name, adapter.revision, adapter.token)):
+        mine = adapter_side(adapter)
+    link = connect(mine, theirs)  # the map is built once, and is there when the adapter is used
+    found = assess(mine, theirs, alignment=link.alignment if link else None)
+    return found, {
+        "map_in_artifact": f"{layout.ALIGNMENTS}/{alignment_name(theirs)}{layout.SAFETENSORS}" in facts.files,
+        "network_bytes": _network_bytes(facts),
+        "base_bytes": base.weight_bytes(),
+    }
+
+
+def _network_bytes(facts: hub.RepositoryFacts) -> int | None:
+    """Weights that the adapter's networks read for each token; None where not all of them lie in the artifact."""
+    folders = [f"{network.path}/" for network in facts.config.networks if network.path is not None]
+    partial = any(f"{folder}{layout.PEFT_CONFIG}" in facts.files for folder in folders)
+    if partial or len(folders) < len(facts.config.networks):
+        return None
+    sizes = facts.files.items()
+    return sum(size for name, size in sizes if name.startswith(tuple(folders)) and name.endswith(layout.SAFETENSORS))
 
 
 def _described(config: ValueAdapterConfig) -> dict[str, object]:

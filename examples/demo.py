@@ -28,6 +28,7 @@ TARGETS = {
     "alice/SmolLM2-135M-Instruct": "full model; the adapter was trained on it with layers 14-17 removed",
     "alice/gemma-3-270m": "another family with another vocabulary",
 }
+HELD_OUT = 150  # of 200, so that a run takes less than ten minutes on two cores
 console = Console(soft_wrap=True)
 
 
@@ -111,7 +112,7 @@ def use_published_adapter() -> None:
 
     logging.disable_progress_bar()
     questions = jeopardy()
-    held_out = list(questions.held_out)
+    held_out = list(questions.held_out)[:HELD_OUT]
     console.print("scoring the small tuned model alone")
     small = ValueAdapterForCausalLM.from_pretrained(AutoModelForCausalLM.from_pretrained(DONOR), ADAPTER)
     donor = evaluate(small, small.base_tokenizer, held_out, batch_size=50)

@@ -112,6 +112,30 @@ def test_a_text_beyond_the_networks_positions_is_refused() -> None:
         model(ids_of(model, "the quick brown fox " * 100))
 
 
+def test_an_answer_that_would_not_fit_is_refused_before_it_begins() -> None:
+    """In the base's tokens, and in those of a network that reads its own (about as many as the base's)."""
+    model = wrapped("llama", "gpt2")
+    ids = ids_of(model, "the quick brown fox")
+    with pytest.raises(UnsupportedModeError, match="the base reads 256 at most"):
+        model.generate(ids, **{**GREEDY, "max_new_tokens": 300})
+    model.adapters["default"].networks[0].config.n_positions = 64
+    with pytest.raises(UnsupportedModeError, match=r"will be about .* 64 at most"):
+        model.generate(ids, **{**GREEDY, "max_new_tokens": 60})
+    with model.disable_adapter():
+        assert model.generate(ids, **{**GREEDY, "max_new_tokens": 70}).shape[1] == ids.shape[1] + 70
+
+
+def test_a_network_of_the_same_vocabulary_has_to_have_room_too() -> None:
+    """Its positions end before the base's do."""
+    tokenizer = tokenizer_of("bytes")
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(tokenizer)), tokenizer=tokenizer)
+    network = tiny_model("gpt2", seed=2, width=len(tokenizer))
+    network.config.n_positions = 64
+    model.add_adapter(ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="a/b"), "default")
+    with pytest.raises(UnsupportedModeError, match=r"default\..* reads 64 at most"):
+        model.generate(ids_of(model, "the quick brown fox"), **{**GREEDY, "max_new_tokens": 60})
+
+
 def test_two_networks_are_summed_before_they_are_carried_over() -> None:
     """A pair of expert and reference of another vocabulary: expert - reference, then the map."""
     theirs, mine = tokenizer_of("coarse bytes"), tokenizer_of("bytes")

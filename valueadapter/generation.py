@@ -39,6 +39,10 @@ class GenerationMethods:
     ) -> None:
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
         terms = self.terms()
+        if terms:
+            in_step = [(part, network) for term in terms if not term.reads_text for part, network in _in_term(term)]
+            for name, model in [("the base", self.base), *in_step]:
+                _check_length(name, model, generation_config.max_length)
         if model_kwargs.get("cache") is not None:
             model_kwargs["cache"] = self._cache_parts(model_kwargs["cache"], terms)
             model_kwargs["cache"]._is_user_defined = True  # generate then leaves it alone
@@ -47,6 +51,7 @@ class GenerationMethods:
         readers = {part: term.reader() for term in terms if term.reads_text for part in term.parts}
         for part, model in [(BASE, self.base), *_networks(terms)]:
             if part in readers:
+                readers[part].longest = generation_config.max_length
                 parts.update({part: readers[part]} if parts else {})
                 continue
             prepared: dict[str, Any] = {}
@@ -94,4 +99,17 @@ class GenerationMethods:
 
 
 def _networks(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:
-    return [pair for term in terms for pair in zip(term.parts, term.networks, strict=True)]
+    return [pair for term in terms for pair in _in_term(term)]
+
+
+def _in_term(term: Term) -> list[tuple[str, PreTrainedModel]]:
+    return list(zip(term.parts, term.networks, strict=True))
+
+
+def _check_length(name: str, model: PreTrainedModel, longest: int | None) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and longest and longest > limit:
+        raise UnsupportedModeError(
+            f"prompt and answer may be {longest:,} tokens long, and {name} reads {limit:,} at most; shorten the "
+            "prompt, or lower max_new_tokens"
+        )

@@ -38,6 +38,7 @@ class TextReader(CacheLayerMixin):
     def __init__(self, reading: Reading, width: int, refinement: tuple[Mode, ByteEvents] | None = None) -> None:
         super().__init__()
         self.reading, self.width, self.refinement = reading, width, refinement
+        self.longest: int | None = None  # base tokens that `generate` may come to
         self.better: list[list[tuple[int, int, float]]] = []
         self._recent: list[dict[int, torch.Tensor]] = []
         self.rows: list[Row] = []
@@ -95,7 +96,8 @@ class TextReader(CacheLayerMixin):
             )
             for index, (row, ids, real) in enumerate(zip(self.rows, input_ids.tolist(), text, strict=True))
         ]
-        _check_length(network, plans)
+        _check_length(network, plans, None if self.longest is None else self.longest - length)
+        self.longest = None
         return self._run(network, plans, input_ids.device, remember=remember)
 
     def _plan(
@@ -316,11 +318,12 @@ def _last(attention_mask: torch.Tensor, length: int) -> list[list[bool]]:
     return attention_mask[:, -length:].bool().tolist()
 
 
-def _check_length(network: PreTrainedModel, plans: Sequence[Plan]) -> None:
+def _check_length(network: PreTrainedModel, plans: Sequence[Plan], to_come: int | None) -> None:
+    """Raises where the text is too long, or will be if every base token to come is one of the network's."""
     limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(plan.row.text.ids) for plan in plans)
+    longest = max(len(plan.row.text.ids) for plan in plans) + max(0, to_come or 0)
     if limit and longest > limit:
         raise UnsupportedModeError(
-            f"the text is {longest:,} tokens of the value network, which reads {limit:,} at most; shorten the prompt, "
-            "or go on with the base alone: disable_adapter()"
+            f"the text is {'or will be about ' if to_come else ''}{longest:,} tokens of the value network, which reads "
+            f"{limit:,} at most; shorten the prompt, lower max_new_tokens, or use the base alone: disable_adapter()"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -133,6 +134,23 @@ def test_a_long_text_is_not_encoded_again_with_every_token() -> None:
         for token in base_ids(base, "The quick brown fox jumps over the lazy dog, again and again. " * 20):
             aligner.push([token])
         assert len(aligner._tail) < 300, value
+
+
+def test_an_added_token_is_not_cut_in_two() -> None:
+    """What the pre-tokenizer takes for a boundary lies inside a token that was added as a whole."""
+    state = json.loads(SIDES["bytes"].tokenizer_json)
+    added = {**state["added_tokens"][0], "id": SIDES["bytes"].width, "content": "lazy dog, again and", "special": False}
+    state["added_tokens"].append(added)
+    value = Side(json.dumps(state), SIDES["bytes"].width + 1, "</s>")
+    between = Reading.between(value, SIDES["coarse bytes"])
+    aligner, ids = (
+        ContextAligner(between),
+        base_ids("coarse bytes", "The fox. lazy dog, again and lazy dog, again " * 9),
+    )
+    for step in range(len(ids)):
+        aligner.push(ids[step : step + 1])
+        assert aligner.ids == whole(between, ids[: step + 1])
+    assert aligner.ids.count(added["id"]) == 9
 
 
 def test_a_part_of_a_chat_prompt_cannot_be_taken_back() -> None:

@@ -18,6 +18,7 @@ from valueadapter.card import is_generated, render_card
 from valueadapter.config import (
     EvaluationRecord,
     NetworkSpec,
+    RecommendedScale,
     Regularisation,
     TrainingRecord,
     ValueAdapterConfig,
@@ -55,6 +56,14 @@ FULL = dataclasses.replace(
     training=TRAINING,
     evaluation=EVALUATION,
 )
+
+
+def test_recommended_scales_are_shown() -> None:
+    """Under the adapter's own, base by base; and nothing of them where there are none."""
+    scale = RecommendedScale("e" * 64, "acme/other", 0.35, 1.25, 1.125, "quiz", 80)
+    text = render_card(dataclasses.replace(BARE, scales=(scale,)), repo_id="alice/a")
+    assert "| acme/other | 0.35 | 80 of quiz | 1.250 | 1.125 |" in text
+    assert "calibration" not in render_card(BARE, repo_id="alice/a")
 
 
 def _metadata(text: str) -> ModelCardData:

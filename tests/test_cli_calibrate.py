@@ -38,6 +38,9 @@ def test_the_scale_is_found_and_recorded(place: Path) -> None:
     facts = run(place, "--output", str(place / "better"), "--data-name", "two examples")
     (record,) = ValueAdapter.from_pretrained(place / "better").config.scales
     assert (record.scale, record.data, record.num_examples) == (facts["scale"], "two examples", 2)
+    shown = CliRunner().invoke(app, ["inspect", str(place / "better")]).stdout
+    assert "scale on base" in shown
+    assert f"{facts['scale']:g}, the best on 2 examples" in " ".join(shown.split())
     assert set(facts["curve"]) >= {"0", "0.5", "1"}
     run(place, "--output", str(place / "better"), adapter=str(place / "better"))
     (record,) = ValueAdapter.from_pretrained(place / "better").config.scales

@@ -204,6 +204,11 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
             f"{record.steps} steps on {record.num_examples} demonstrations ({record.data}), "
             f"start {record.initialisation}, penalty {record.regularisation.kind}"
         )
+    for one in config.scales:
+        described[f"scale on {one.base}"] = (
+            f"{one.scale:g}, the best on {one.num_examples} examples of {one.data} "
+            f"({one.base_bits_per_byte:.3f} -> {one.adapted_bits_per_byte:.3f} bits per byte)"
+        )
     for result in config.evaluation:
         described[f"on {result.base}"] = (
             f"{result.base_bits_per_byte:.3f} -> {result.adapted_bits_per_byte:.3f} bits per byte "

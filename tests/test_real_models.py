@@ -1,4 +1,4 @@
-"""The promises that hold on tiny models hold on a real one: SmolLM2-135M-Instruct."""
+"""The promises that hold on tiny models hold on real ones: SmolLM2-135M-Instruct, and gemma-3-270m with its network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
-from valueadapter.testing.reference_models import smollm2_derived, smollm2_instruct
+from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
 
 pytestmark = pytest.mark.real
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
@@ -23,9 +23,15 @@ def base() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(smollm2_instruct())
 
 
-def attach(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, initialisation: str) -> ValueAdapterForCausalLM:
+def attach(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    initialisation: str,
+    *,
+    tokenizer_of_base: PreTrainedTokenizerBase | None = None,
+) -> ValueAdapterForCausalLM:
     network = build_network(smollm2_derived(), initialisation=initialisation, num_layers=2)
-    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer_of_base or tokenizer)
     adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/derived")
     model.add_adapter(adapter, "default", scale=0.3)
     return model.eval()
@@ -61,3 +67,28 @@ def test_decoding_with_and_without_cache_alone_and_in_a_batch(
         assert torch.equal(together[row, : cached.shape[1] - length], cached[0, length:])
     with model.disable_adapter():
         assert torch.equal(model.generate(**batch, **GREEDY), base.generate(**batch, **GREEDY))
+
+
+@torch.no_grad()
+def test_another_family_reads_cached_as_uncached_alone_and_in_a_batch(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Two layers of SmolLM2 on gemma-3-270m: code, digits and emoji, where tokens are taken back, in every way."""
+    theirs = AutoTokenizer.from_pretrained(gemma_3_270m())
+    model = attach(
+        AutoModelForCausalLM.from_pretrained(gemma_3_270m()), tokenizer, "pretrained", tokenizer_of_base=theirs
+    )
+    texts = ["def f(x):\n    for i in range(12345):\n        ", "Caf\u00e9 \U0001f469\u200d\U0001f4bb is"]
+    batch = theirs(texts, return_tensors="pt", padding=True, padding_side="left")
+    together = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :]
+    for row, text in enumerate(texts):
+        one = theirs(text, return_tensors="pt")
+        length = one["input_ids"].shape[1]
+        cached = model.generate(**one, **GREEDY)
+        assert torch.equal(model.generate(**one, **GREEDY, use_cache=False), cached)
+        assert torch.equal(model.generate(**one, **GREEDY, prompt_lookup_num_tokens=3), cached)
+        assert torch.equal(together[row, : cached.shape[1] - length], cached[0, length:])
+    ids, cache = theirs(texts[0], return_tensors="pt")["input_ids"], None
+    whole = model(ids).logits[0]
+    for step in range(ids.shape[1]):
+        out = model(ids[:, step : step + 1], cache=cache, use_cache=True)
+        cache = out.cache
+        torch.testing.assert_close(out.logits[0, 0], whole[step], rtol=1e-3, atol=1e-2)

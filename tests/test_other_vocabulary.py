@@ -89,6 +89,27 @@ def test_stepping_equals_the_whole_text(base: str, network: str) -> None:
         torch.testing.assert_close(out.logits[real, 0], whole[real, step], rtol=1e-4, atol=1e-4)
 
 
+@architectures
+def test_chunks_equal_the_whole_text(base: str, network: str) -> None:
+    """Several tokens at a time: what is taken back within a chunk leaves nothing behind for the next."""
+    model = wrapped(base, network)
+    ids, mask = padded(model, TEXTS[1:3])
+    whole = model(ids, attention_mask=mask, position_ids=positions(mask)).logits
+    cache = None
+    for begin in range(0, ids.shape[1], 5):
+        at = slice(begin, min(begin + 5, ids.shape[1]))
+        out = model(
+            ids[:, at],
+            attention_mask=mask[:, : at.stop],
+            position_ids=positions(mask)[:, at],
+            cache=cache,
+            use_cache=True,
+        )
+        cache = out.cache
+        real = mask[:, at].bool()
+        torch.testing.assert_close(out.logits[real], whole[:, at][real], rtol=1e-4, atol=1e-4)
+
+
 def padded(model: ValueAdapterForCausalLM, texts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     rows = [ids_of(model, text)[0] for text in texts]
     width = max(map(len, rows))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from adapters_on_hub import server as server
+from huggingface_hub import HfApi
 from test_calibration import EXAMPLES, other_vocabulary
 from typer.testing import CliRunner
 
 from valueadapter import ValueAdapter
 from valueadapter.cli.app import app
+from valueadapter.testing.local_hub import LocalHub
 
 
 @pytest.fixture
@@ -45,6 +47,18 @@ def test_the_scale_is_found_and_recorded(place: Path) -> None:
     run(place, "--output", str(place / "better"), adapter=str(place / "better"))
     (record,) = ValueAdapter.from_pretrained(place / "better").config.scales
     assert record.data == "examples.jsonl"
+
+
+def test_the_scale_is_published_on_the_branch_it_was_found_on(place: Path, server: LocalHub) -> None:
+    """Another branch than the default one, which stays as it was."""
+    base = HfApi().create_repo("acme/base").repo_id
+    HfApi().upload_folder(repo_id=base, folder_path=place / "base")
+    loaded = ValueAdapter.from_pretrained(place / "adapter").with_config(base_model_name_or_path=base)
+    loaded.push_to_hub("alice/a")
+    loaded.push_to_hub("alice/a", revision="trial")
+    run(place, "--push", "--revision", "trial", adapter="alice/a")
+    assert ValueAdapter.from_pretrained("alice/a").config.scales == ()
+    assert len(ValueAdapter.from_pretrained("alice/a", revision="trial").config.scales) == 1
 
 
 def test_pushing_a_directory_is_refused(place: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapters_on_hub import server as server
 from datasets import Dataset
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 from test_calibration import other_vocabulary
 from tiny import byte_tokenizer, tiny_model
@@ -27,7 +27,9 @@ from valueadapter import (
     ValueTrainingArguments,
     build_network,
 )
+from valueadapter.alignment import VocabularyAlignment
 from valueadapter.artifact import sha256
+from valueadapter.link import alignment_cache, alignment_name
 from valueadapter.testing.local_hub import LocalHub
 
 IDS = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(0))
@@ -203,3 +205,16 @@ def test_another_vocabulary_is_said_before_loading(tmp_path: Path, caplog: pytes
     with pytest.raises(OSError, match=r"model\.safetensors"):
         ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
     assert "has another vocabulary" in caplog.text
+
+
+def test_a_map_that_the_adapter_brings_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes into the cache of maps, neither for the verdict nor for attaching."""
+    model = other_vocabulary()
+    for part in (model.base, model.base_tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    adapter, theirs = model.adapters["default"], model._base_side()
+    adapter.alignments[alignment_name(theirs)] = VocabularyAlignment.build(adapter.side, theirs)
+    adapter.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
+    assert not alignment_cache().exists()

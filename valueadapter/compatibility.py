@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,20 +122,25 @@ def assess(
     )
 
 
-def say_how_they_meet(value: Side, base: Side, name: str) -> None:
+def say_how_they_meet(
+    value: Side, base: Side, name: str, prebuilt: Mapping[str, VocabularyAlignment] | None = None
+) -> None:
     """Logs, before any weight is read, how well an adapter's vocabulary meets a base's; nothing if it is the same.
 
     Args:
         value: the adapter's vocabulary.
         base: the base's.
         name: the base's name.
+        prebuilt: maps that the adapter brings, as `link.connect` takes them.
 
     Raises:
-        AlignmentError: as `link.connect`.
+        AlignmentError: a prebuilt map that does not fit.
     """
-    if value.tokenizer_json == base.tokenizer_json or not base.vocabulary.spells_text:
-        return  # the same one; or an error that attaching explains
-    link = connect(value, base)
+    if value.tokenizer_json == base.tokenizer_json:
+        return
+    if not (value.vocabulary.spells_text and base.vocabulary.spells_text):
+        return  # an error, which attaching explains
+    link = connect(value, base, prebuilt)
     if link is not None:
         found = assess(value, base, alignment=link.alignment)
         logger.warning(

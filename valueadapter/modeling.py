@@ -186,7 +186,8 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         theirs = side_of(tokenizer, width)
         if directory is not None:
             mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)
-            say_how_they_meet(mine, theirs, str(base if isinstance(base, (str, Path)) else base.name_or_path))
+            name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
+            say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory))
             adapter = ValueAdapter.from_verified(directory, download)
             adapter.side = mine  # so that it is read once
         if isinstance(base, (str, Path)):

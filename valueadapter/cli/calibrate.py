@@ -60,7 +60,9 @@ def calibrate(
         better.save_pretrained(save_to)
         facts["written"] = str(save_to)
     if push:
-        facts["published"] = better.push_to_hub(adapter, commit_message=f"Scale for {name}", token=token).commit_url
+        message = f"Scale for {name}"
+        commit = better.push_to_hub(adapter, commit_message=message, revision=revision, token=token)
+        facts["published"] = commit.commit_url
     if as_json:
         facts |= {"curve": {f"{scale:g}": bits for scale, bits in found.curve.items()}}
         facts["record"] = dataclasses.asdict(record)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valueadapter import ConfigError, IncompatibleVersionError, NotAValueAdapterError, ValueAdapterConfig
-from valueadapter.config import EvaluationRecord, NetworkSpec, Regularisation, TrainingRecord, VocabularySpec
+from valueadapter.config import EvaluationRecord, Message, NetworkSpec, Regularisation, TrainingRecord, VocabularySpec
 
 text = st.text(max_size=20)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -39,6 +39,10 @@ training = st.builds(
     steps=natural,
     loss_first=st.none() | finite,
     loss_last=st.none() | finite,
+    learning_rate=st.none() | finite,
+    epochs=st.none() | finite,
+    lora_rank=st.none() | st.integers(1, 64),
+    other_bases=st.lists(text, max_size=2).map(tuple),
 )
 evaluation = st.builds(
     EvaluationRecord,
@@ -53,6 +57,12 @@ evaluation = st.builds(
     base_exact_match=share,
     donor_exact_match=share,
     adapted_exact_match=share,
+    fewshot_bits_per_byte=st.none() | finite,
+    fewshot_exact_match=share,
+    num_fewshot=st.none() | natural,
+    finetuned_bits_per_byte=st.none() | finite,
+    finetuned_exact_match=share,
+    gain_recovered=st.none() | finite,
 )
 configs = st.builds(
     ValueAdapterConfig,
@@ -60,7 +70,11 @@ configs = st.builds(
     networks=st.tuples(local) | st.tuples(local, named) | st.tuples(named, named),
     vocabulary=st.builds(VocabularySpec, st.integers(1, 10**6), digest, digest),
     base_model_revision=st.none() | commit,
+    connection=st.sampled_from(["residual", "cascade", "cascade_with_text"]),
     scale=finite,
+    base_prefix=st.none()
+    | st.text(min_size=1, max_size=9)
+    | st.lists(st.builds(Message, text, text), min_size=1, max_size=2).map(tuple),
     training=st.none() | training,
     evaluation=st.lists(evaluation, max_size=2).map(tuple),
 )
@@ -103,9 +117,11 @@ WRONG = [
     ({"networks": [{"path": "a"}, {"path": "a/b"}]}, "separate directories"),
     ({"networks": [{"path": "a\\b"}]}, "plain relative path"),
     ({"networks": [{"path": "a", "colour": 1}]}, r"unknown key 'colour' in networks\[0\]"),
-    ({"connection": "cascade"}, "is reserved"),
+    ({"connection": "parallel"}, "'connection' must be one of 'residual', 'cascade', 'cascade_with_text'"),
     ({"connection": "telepathy"}, "must be one of 'residual'"),
-    ({"base_prefix": "Hello"}, "'base_prefix' must be null"),
+    ({"base_prefix": 3}, "'base_prefix' must be a string or a list or null; got int 3"),
+    ({"base_prefix": ""}, "'base_prefix' is empty"),
+    ({"base_prefix": [{"role": "user"}]}, r"'content' is missing in base_prefix\[0\]"),
     ({"architectures": ["Other"]}, "'architectures' must be"),
     ({"vocabulary": {"logits_width": 0, "byte_fingerprint": "", "behaviour_fingerprint": ""}}, "at least 1"),
     ({"format_version": "1"}, "whole number"),

@@ -24,7 +24,7 @@ def to_json(value: Any) -> Any:
     """A dataclass as JSON values, fields in the order of their definition."""
     if is_dataclass(value):
         pairs = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: to_json(v) for f, v in pairs if v or "omit_when_empty" not in f.metadata}
+        return {f.name: to_json(v) for f, v in pairs if f.metadata != OMIT or v not in (None, (), {})}
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     return value
@@ -92,7 +92,18 @@ def _convert_union(options: tuple[Any, ...], value: Any, place: str) -> Any:
             return _convert(rest[0], value, place)
         except ConfigError as error:
             raise ConfigError(str(error).replace("; got", " or null; got", 1)) from None
+    for option in rest:
+        if isinstance(value, _json_type(option)):
+            return _convert(option, value, place)
     raise ConfigError(f"'{place}' must be {' or '.join(_names(options))}; got {_describe(value)}")
+
+
+def _json_type(hint: Any) -> type:
+    """What `json.loads` gives for a value of this type."""
+    if is_dataclass(hint):
+        return dict
+    plain: type = get_origin(hint) or hint
+    return list if plain is tuple else plain
 
 
 def _names(options: tuple[Any, ...]) -> Iterator[str]:

@@ -1,0 +1,93 @@
+"""What an adapter is made of: networks, vocabulary, prefix; a level below the whole configuration."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from valueadapter.errors import ConfigError
+from valueadapter.records import OMIT
+
+Connection = Literal["residual", "cascade", "cascade_with_text"]
+Initialisation = Literal["zero_head", "pretrained", "random"]
+PenaltyKind = Literal["none", "l1", "l2", "entropy"]
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One value network of the weighted sum: either inside the artifact or a pinned Hub repository."""
+
+    coefficient: float = 1.0
+    """Weight of this network's logits in the adapter's value logits; finite and not 0."""
+    path: str | None = field(default=None, metadata=OMIT)
+    """Directory inside the artifact, relative, with forward slashes."""
+    sha256: dict[str, str] = field(default_factory=dict, metadata=OMIT)
+    """File name -> SHA-256 (64 hex) of every weight file under `path`; filled when the adapter is saved."""
+    repo: str | None = field(default=None, metadata=OMIT)
+    """Hub ID of a repository that holds the network, in place of `path`."""
+    revision: str | None = field(default=None, metadata=OMIT)
+    """Commit hash (40 hex) of `repo`; required with `repo`, so that the adapter cannot change under its users."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.repo is None):
+            raise ConfigError(f"a network needs either 'path' or 'repo'; got path={self.path!r} and repo={self.repo!r}")
+        if not math.isfinite(self.coefficient) or self.coefficient == 0:
+            raise ConfigError(f"'coefficient' must be finite and not 0; got {self.coefficient}")
+        if self.path is not None:
+            self._check_local(self.path)
+        elif self.revision is None or not COMMIT.fullmatch(self.revision):
+            raise ConfigError(
+                f"'revision' of network '{self.repo}' must be a 40-hex commit hash; got {self.revision!r}"
+            )
+        elif self.sha256:
+            raise ConfigError(f"network '{self.repo}' is pinned by its revision; remove its 'sha256'")
+
+    def _check_local(self, path: str) -> None:
+        parts = path.split("/")
+        if not path or "\\" in path or path.startswith("/") or any(p in ("", ".", "..") for p in parts):
+            raise ConfigError(f"'path' must be a plain relative path inside the adapter; got {path!r}")
+        if self.revision is not None:
+            raise ConfigError(f"network '{path}' lies in the artifact; remove its 'revision' ({self.revision!r})")
+        for name, digest in self.sha256.items():
+            if "/" in name or "\\" in name or not SHA256.fullmatch(digest):
+                raise ConfigError(
+                    f"'sha256' of network '{path}' must map file names to 64 hex digits; got {name!r}: {digest!r}"
+                )
+
+
+@dataclass(frozen=True)
+class VocabularySpec:
+    """Which tokens the value logits speak of."""
+
+    logits_width: int
+    """Columns of the value logits, at least 1; may exceed the number of tokens (padding)."""
+    byte_fingerprint: str
+    """SHA-256 over (id, bytes, special) of every token with an id below `logits_width`; 64 hex."""
+    behaviour_fingerprint: str
+    """SHA-256 over the ids of fixed probe strings (normaliser, pre-tokenizer, control tokens); 64 hex."""
+
+    def __post_init__(self) -> None:
+        if self.logits_width < 1:
+            raise ConfigError(f"'logits_width' must be at least 1; got {self.logits_width}")
+        for name in ("byte_fingerprint", "behaviour_fingerprint"):
+            if not SHA256.fullmatch(getattr(self, name)):
+                raise ConfigError(f"'{name}' must be 64 hex digits; got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    """`system`, `user` or `assistant`, as the base's chat template takes it."""
+    content: str
+    """What was said."""
+
+
+Prefix = str | tuple[Message, ...]
+"""What only the base reads, before the prompt: text, or turns of a chat."""

@@ -19,10 +19,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import artifact, card, hub, layout
 from valueadapter.alignment import Side, VocabularyAlignment
-from valueadapter.config import NetworkSpec, ValueAdapterConfig
+from valueadapter.config import Message, NetworkSpec, ValueAdapterConfig
 from valueadapter.errors import AlignmentError, ConfigError, IncompatibleBaseError
 from valueadapter.link import Link, connect
 from valueadapter.network import load_hub_network, load_network, logits_width, save_network
+from valueadapter.prefix import as_prefix
 from valueadapter.staging import staged
 from valueadapter.vocabulary import Vocabulary
 
@@ -97,6 +98,7 @@ class ValueAdapter:
         coefficients: Sequence[float] | None = None,
         base_model_revision: str | None = None,
         scale: float = 1.0,
+        base_prefix: str | Sequence[Mapping[str, str] | Message] | None = None,
         token: str | bool | None = None,
     ) -> ValueAdapter:
         """Makes an adapter of networks that exist.
@@ -110,6 +112,7 @@ class ValueAdapter:
                 proxy-tuning (Liu et al. 2024, arXiv 2401.08565) and needs no training.
             base_model_revision: commit of that base.
             scale: recommended scale.
+            base_prefix: text or chat messages that only the base reads, before the prompt.
             token: Hub token.
 
         Raises:
@@ -133,6 +136,7 @@ class ValueAdapter:
             networks=tuple(specs),
             vocabulary=vocabulary_of(tokenizer).spec(max(logits_width(model) for model in models)),
             scale=scale,
+            base_prefix=as_prefix(base_prefix),
         )
         return cls(config, models, tokenizer)
 

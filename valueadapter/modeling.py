@@ -31,14 +31,15 @@ from valueadapter import artifact, hub
 from valueadapter.adapter import ValueAdapter, side_of
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods, Attached
-from valueadapter.cache import BASE
+from valueadapter.cache import BASE, BASE_MASK
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.compatibility import say_how_they_meet
-from valueadapter.config import MODEL_TYPE
+from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
 from valueadapter.network import logits_width
-from valueadapter.value_logits import BASE_MASK, Inputs, fit_width, of_part, value_logits
+from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
+from valueadapter.value_logits import Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
 
@@ -121,6 +122,8 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._side: Side | None = None
+        self._given_prefix: Prefix | Recorded | None = RECORDED
+        self._prefixes: dict[Prefix, BasePrefix] = {}
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -130,6 +133,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         adapter: str | Path | ValueAdapter | None = None,
         *,
         scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
         revision: str | None = None,
         adapter_name: str = "default",
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -143,6 +147,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 base is the one recorded in it, at its recorded revision.
             adapter: Hub ID, directory, or loaded adapter.
             scale: how strongly the adapter acts; its own recommendation by default.
+            base_prefix: what only the base reads before the prompt; the adapter's own by default, None for nothing.
             revision: branch, tag or commit of the adapter's repository (`base_revision` for the base's).
             adapter_name: the adapter's name on this model.
             tokenizer: the base's tokenizer; found by the base's name by default.
@@ -195,7 +200,8 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         model = cls(base, tokenizer=tokenizer)
         if theirs.width == logits_width(model.base):
             model._side = theirs
-        model.add_adapter(cast(ValueAdapter, adapter), adapter_name, scale=scale, is_trainable=is_trainable)
+        adapter = cast(ValueAdapter, adapter)
+        model.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
         model.eval()
         return model
 
@@ -249,15 +255,12 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
         if position_ids is not None:
             common["position_ids"] = position_ids
+        call = BaseCall({"inputs_embeds": inputs_embeds})
+        if input_ids is not None:
+            call = self._base_call(terms, input_ids, attention_mask, position_ids, parts, logits_to_keep)
         with torch.no_grad():
-            out = self.base(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                **of_part(BASE, BASE_MASK, attention_mask, parts),
-                **common,
-                **kwargs,
-            )
-        logits, added = out.logits, None
+            out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})
+        logits, added = call.cut(out.logits), None
         apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
         base_logits = logits.clone() if apart else logits
         for term in terms:
@@ -360,10 +363,13 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
 
     def _base_side(self) -> Side:
         if self._side is None:
-            if self.base_tokenizer is None:
-                self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
-            self._side = side_of(self.base_tokenizer, logits_width(self.base))
+            self._side = side_of(self._base_tokenizer(), logits_width(self.base))
         return self._side
+
+    def _base_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.base_tokenizer is None:
+            self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
+        return self.base_tokenizer
 
 
 def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:

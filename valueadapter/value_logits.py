@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from valueadapter.cache import ValueAdapterCache
+from valueadapter.cache import BASE_MASK, ValueAdapterCache
 from valueadapter.context import Reading
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.link import Link
@@ -22,9 +22,6 @@ from valueadapter.network import logits_width
 from valueadapter.plan import Prompt
 from valueadapter.reader import TextReader
 from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
-
-BASE_MASK = "__base__"
-"""Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
 
 
 class Term(NamedTuple):

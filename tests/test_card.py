@@ -53,6 +53,7 @@ FULL = dataclasses.replace(
     BARE,
     networks=(NetworkSpec(1.0, path="expert"), NetworkSpec(-1.0, repo="alice/reference", revision="c" * 40)),
     base_model_revision="d" * 40,
+    base_prefix="Question: what?\nAnswer: ```that```\n",
     training=TRAINING,
     evaluation=EVALUATION,
 )
@@ -108,12 +109,18 @@ def test_no_ragged_text(config: ValueAdapterConfig, repo_id: str | None) -> None
     assert text.endswith(" -->\n")
 
 
+def test_a_prefix_is_shown_whole() -> None:
+    """In a block that its own backticks do not end."""
+    assert "````text\nQuestion: what?\nAnswer: ```that```\n````\n" in render_card(FULL, repo_id=REPO)
+
+
 def test_sections_without_data_are_left_out() -> None:
     """An adapter that nobody trained or measured says nothing of training and measuring."""
     headings = re.findall(r"^## (.*)$", render_card(BARE, repo_id=None), re.M)
     assert headings == ["Use", "Limits", "Citation"]
     assert re.findall(r"^## (.*)$", render_card(FULL, repo_id=REPO), re.M) == [
         "Use",
+        "Base prefix",
         "Networks",
         "Training",
         "Evaluation",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jinja2
 
-from valueadapter.config import ValueAdapterConfig
+from valueadapter.config import ValueAdapterConfig, prefix_text
 
 TEMPLATE = "model_card.md.jinja"
 TAG = "value-adapter"
@@ -68,6 +68,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"yaml": _yaml, "quoted": _quoted, "cell": _cell, "bits": _bits, "percent": _percent}
+    environment.filters |= {"fenced": _fenced, "prefix": prefix_text}
     return environment.from_string((_templates() / TEMPLATE).read_text(encoding="utf-8"))
 
 
@@ -85,6 +86,12 @@ def _yaml(text: str) -> str:
 def _quoted(text: str) -> str:
     """A string between double quotes, as JSON, YAML and Python read it."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _fenced(text: str) -> str:
+    """A string as a block of code that it cannot end itself."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}{'' if text.endswith(chr(10)) else chr(10)}{fence}"
 
 
 def _cell(text: str) -> str:

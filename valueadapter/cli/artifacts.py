@@ -14,7 +14,7 @@ from valueadapter import artifact, hub, layout
 from valueadapter.alignment import Side
 from valueadapter.cli import output
 from valueadapter.compatibility import Compatibility, Place, adapter_side, assess, base_side
-from valueadapter.config import ValueAdapterConfig
+from valueadapter.config import ValueAdapterConfig, prefix_text
 from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
 from valueadapter.link import alignment_name, connect
@@ -198,6 +198,8 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
         "logits_width": config.vocabulary.logits_width,
         "vocabulary": config.vocabulary.byte_fingerprint[:16],
     }
+    if config.base_prefix is not None:
+        described["base_prefix"] = _shortened(prefix_text(config.base_prefix))
     if config.training is not None:
         record = config.training
         described["trained"] = (
@@ -215,3 +217,9 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
             f"at scale {result.scale:g} ({result.num_examples} held-out examples of {result.data})"
         )
     return described
+
+
+def _shortened(text: str) -> str:
+    """A prefix in one line; `--json` shows all of it."""
+    line = text.replace("\n", "\\n")
+    return f"{len(text):,} characters that only the base reads: {line if len(line) <= 160 else f'{line[:159]}…'}"

@@ -287,6 +287,7 @@ class AdapterMethods:
                 attached.scale,
                 attached.link,
                 attached.refinement,
+                attached.adapter.config.connection,
             )
             for name, attached in acting
             if attached.scale != 0

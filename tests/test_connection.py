@@ -42,6 +42,7 @@ pairs = pytest.mark.parametrize(("base", "network"), [(b, n) for b in KINDS for 
 some_pairs = pytest.mark.parametrize(  # the whole square is for the sum; caches are the same for all connections
     ("base", "network"), [("llama", "gemma3"), ("gemma3", "gpt2"), ("gpt2", "llama"), ("mistral", "gemma3")]
 )
+DECODING = cast("dict[str, dict[str, Any]]", MODES)
 Trained = Callable[..., ValueTrainer]
 
 
@@ -57,7 +58,8 @@ def wrapped(
     """A tiny base of seed 1 with a tiny network of seed 2, at scale 0.5."""
     model = ValueAdapterForCausalLM(tiny_model(base, seed=1, width=widths[0]), tokenizer=byte_tokenizer())
     model.add_adapter(adapter_of(connection, tiny_model(network, seed=2, width=widths[1])), "default", scale=0.5)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def by_hand(connection: Connection, network: PreTrainedModel, ids: torch.Tensor, base_logits: torch.Tensor) -> Any:
@@ -153,12 +155,12 @@ def test_a_lora_network_reads_with_its_own_embedding(connection: Connection) -> 
 # -- generation ------------------------------------------------------------------------------------------------------
 @connections
 @some_pairs
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", DECODING)
 def test_cached_equals_uncached(connection: Connection, base: str, network: str, mode: str) -> None:
     """A cache changes speed, never tokens."""
     model = wrapped(connection, base, network)
-    uncached = {"num_beams": MODES[mode].get("num_beams", 1), "use_cache": False}
-    assert torch.equal(model.generate(IDS, **GREEDY, **MODES[mode]), model.generate(IDS, **GREEDY, **uncached))
+    uncached = {"num_beams": DECODING[mode].get("num_beams", 1), "use_cache": False}
+    assert torch.equal(model.generate(IDS, **GREEDY, **DECODING[mode]), model.generate(IDS, **GREEDY, **uncached))
 
 
 @connections
@@ -205,7 +207,7 @@ def test_a_second_turn_and_single_steps_equal_reading_at_once(connection: Connec
     torch.testing.assert_close(torch.cat(steps, dim=1), model(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", DECODING)
 def test_mixed_connections_cached_equal_uncached(mode: str) -> None:
     """Residual and cascade side by side, one network subtracted, each with a cache of its own."""
     model = wrapped("residual", "gemma3", "gpt2")
@@ -213,8 +215,8 @@ def test_mixed_connections_cached_equal_uncached(mode: str) -> None:
     model.add_adapter(adapter_of("cascade", *pair, coefficients=[1, -1]), "pair")
     model.add_adapter(adapter_of("cascade_with_text", tiny_model("mistral", seed=6)), "text")
     model.set_adapter(["default", "pair", "text"])
-    uncached = {"num_beams": MODES[mode].get("num_beams", 1), "use_cache": False}
-    assert torch.equal(model.generate(IDS, **GREEDY, **MODES[mode]), model.generate(IDS, **GREEDY, **uncached))
+    uncached = {"num_beams": DECODING[mode].get("num_beams", 1), "use_cache": False}
+    assert torch.equal(model.generate(IDS, **GREEDY, **DECODING[mode]), model.generate(IDS, **GREEDY, **uncached))
 
 
 # -- other vocabularies ----------------------------------------------------------------------------------------------

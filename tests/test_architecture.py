@@ -24,7 +24,7 @@ FLOORS = [
     ["hub"],
     ["network", "losses", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix"],
-    ["reader"],
+    ["reader", "connection"],
     ["adapter", "value_logits"],
     ["base_prefix"],
     ["attachment"],

@@ -306,6 +306,7 @@ class AdapterMethods(PrefixMethods):
                 attached.scale,
                 attached.link,
                 attached.refinement,
+                attached.adapter.config.connection,
             )
             for name, attached in acting
             if attached.scale != 0

@@ -35,6 +35,7 @@ from valueadapter.cache import BASE, BASE_MASK
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.compatibility import say_how_they_meet
 from valueadapter.config import MODEL_TYPE, Prefix
+from valueadapter.connection import kept_positions
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
 from valueadapter.network import logits_width
@@ -192,7 +193,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         if directory is not None:
             mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)
             name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
-            say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory))
+            say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory), connection=config.connection)
             adapter = ValueAdapter.from_verified(directory, download)
             adapter.side = mine  # so that it is read once
         if isinstance(base, (str, Path)):
@@ -252,15 +253,17 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None
         loss_arguments = {key: kwargs.pop(key) for key in _LOSS_ARGUMENTS if key in kwargs}
         kwargs["return_dict"] = True
-        common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
+        everywhere = any(term.reads_prediction for term in terms)
+        common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": 0 if everywhere else logits_to_keep}
         if position_ids is not None:
             common["position_ids"] = position_ids
         call = BaseCall({"inputs_embeds": inputs_embeds})
         if input_ids is not None:
-            call = self._base_call(terms, input_ids, attention_mask, position_ids, parts, logits_to_keep)
+            call = self._base_call(terms, input_ids, attention_mask, position_ids, parts, common["logits_to_keep"])
         with torch.no_grad():
             out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})
-        logits, added = call.cut(out.logits), None
+        whole = call.cut(out.logits)
+        logits, added = kept_positions(whole, logits_to_keep) if everywhere else whole, None
         apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
         base_logits = logits.clone() if apart else logits
         for term in terms:
@@ -273,6 +276,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 cache=parts,
                 base_logits=base_logits,
                 prompts=self._prompts(messages, term, len(logits)),
+                prediction=whole if everywhere else None,
             )
             for value, weight in value_logits(term, inputs):
                 logits = add_value_logits(logits, value, weight)

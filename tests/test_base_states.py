@@ -194,6 +194,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(build: Build, tmp_path: Pa
     log = tmp_path / "log"
     process = start(tmp_path, log, pause=0.5)
     while passes(log) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

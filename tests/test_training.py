@@ -63,7 +63,7 @@ def test_only_the_network_learns(fresh: Fresh, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
     run = trainer(model, tmp_path, max_steps=12)
     seen: list[bool] = []
-    model.base.register_forward_hook(lambda module, inputs, out: seen.append(out.logits.requires_grad))
+    model.base.model.register_forward_hook(lambda _, inputs, out: seen.append(out.last_hidden_state.requires_grad))
     run.train()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.base.state_dict().items())
     assert seen

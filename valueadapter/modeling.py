@@ -40,6 +40,7 @@ from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
 from valueadapter.network import logits_width
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
+from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
@@ -219,6 +220,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         logits_to_keep: int | torch.Tensor = 0,
         output_value_logits: bool = False,
         messages: Messages | None = None,
+        value_loss: LossRequest | None = None,
         **kwargs: Any,
     ) -> ValueAdapterOutput:
         """Runs the base and the networks of the active adapters and adds their logits.
@@ -235,6 +237,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
             output_value_logits: also return what was added to the base's logits.
             messages: the chat that `input_ids` begin with, one conversation or one per row; networks of another
                 vocabulary then read it by their own chat template (see `chat_inputs`).
+            value_loss: the trainer's: compute nothing but the loss, and that from hidden states.
             kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`).
 
         Raises:
@@ -248,6 +251,9 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 "value networks read token ids, and only `inputs_embeds` came, which are the base's own. "
                 "Pass `input_ids`, or use the base alone with disable_adapter()"
             )
+        if value_loss is not None:
+            batch = TextInputs(cast(torch.Tensor, input_ids), cast(torch.Tensor, attention_mask), position_ids)
+            return ValueAdapterOutput(mean_loss(terms[0], batch, value_loss))
         if use_cache is None:
             use_cache = bool(getattr(self.base.config.get_text_config(), "use_cache", True)) and not self.training
         parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +18,19 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from valueadapter import artifact, layout
 from valueadapter.adapter import ValueAdapter
+from valueadapter.base_states import Say
 from valueadapter.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
+from valueadapter.hidden_state_loss import HiddenStateLoss
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM, ValueAdapterOutput
 from valueadapter.network import load_network
+from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
 from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,9 @@ class ValueTrainingArguments(TrainingArguments):
     initialisation: Initialisation = field(default="zero_head", metadata={"help": "For the record: how it started."})
     initialised_from: str | None = field(default=None, metadata={"help": "For the record: Hub ID of the body."})
     num_layers: int | None = field(default=None, metadata={"help": "For the record: layers kept of the body."})
+    centred: bool = field(default=True, metadata={"help": "Take the penalty after subtracting the vocabulary's mean."})
+    cache_base: bool = field(default=False, metadata={"help": "Compute the base's hidden states once, to disk."})
+    cache_base_dir: str | None = field(default=None, metadata={"help": "Where to; in the Hugging Face home if None."})
     overwrite_card: bool = field(default=False, metadata={"help": "Replace a hand-written model card on the Hub."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its columns."})
 
@@ -61,10 +67,11 @@ class ValueTrainingArguments(TrainingArguments):
         """
         if self.penalty not in ("none", "l1", "l2", "entropy"):
             raise ConfigError(f"penalty must be none, l1, l2 or entropy; got {self.penalty!r}")
-        return Regularisation(self.penalty, 0.0 if self.penalty == "none" else self.penalty_coefficient)
+        coefficient = 0.0 if self.penalty == "none" else self.penalty_coefficient
+        return Regularisation(self.penalty, coefficient, centred=self.centred)
 
 
-class ValueTrainer(Trainer):
+class ValueTrainer(HiddenStateLoss, Trainer):
     """`transformers.Trainer` for a `ValueAdapterForCausalLM` with one trainable adapter.
 
     Args:
@@ -73,10 +80,16 @@ class ValueTrainer(Trainer):
         train_dataset: demonstrations (see `valueadapter.data`) or tokenized records.
         eval_dataset: held-out ones.
         processing_class: the tokenizer; the adapter's by default.
+        other_bases: bases of the same vocabulary that take part: each demonstration of each epoch is read by one that
+            is drawn at random. Models, or wrappers `ValueAdapterForCausalLM(model, tokenizer=…)` where a model's name
+            does not lead to its tokenizer. Evaluation is on the training base.
+        say: called with a line for what is worth knowing of caching.
         kwargs: as `transformers.Trainer`.
 
     Raises:
-        ConfigError: nothing is trainable, or the base is not frozen.
+        ConfigError: nothing is trainable, the base is not frozen, or several bases or `cache_base` where the loss
+            cannot be computed from hidden states.
+        IncompatibleBaseError: another base has another vocabulary.
     """
 
     def __init__(
@@ -87,6 +100,8 @@ class ValueTrainer(Trainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        other_bases: Sequence[PreTrainedModel] = (),
+        say: Say = logger.info,
         **kwargs: Any,
     ) -> None:
         if not any(p.requires_grad for p in model.value_networks.parameters()):
@@ -95,7 +110,8 @@ class ValueTrainer(Trainer):
             raise ConfigError("the base must be frozen; call model.base.requires_grad_(False)")
         model.only_adapter()
         tokenizer = processing_class or model.adapters[model.only_adapter()].tokenizer
-        kwargs.setdefault("data_collator", Collator(tokenizer.pad_token_id or 0))
+        collator = kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id or 0)
+        others = [same_vocabulary(model, other) for other in other_bases]
         prepare = _Prepare(tokenizer, args.max_length)
         with args.main_process_first(desc="tokenizing"):
             train_dataset, eval_dataset = prepare(train_dataset), prepare(eval_dataset)
@@ -105,9 +121,12 @@ class ValueTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
+            data_collator=Keyed(collator) if others or args.cache_base else collator,
             **kwargs,
         )
         self.penalty = args.regularisation()
+        self._logits_wanted = False
+        self._fused = self._prepare_fused([model.base, *others], say)
 
     # -- loss --------------------------------------------------------------------------------------------------------
     def compute_loss(
@@ -121,10 +140,20 @@ class ValueTrainer(Trainer):
 
         Only the logits from the first response token on are computed, in base and networks.
         """
+        inputs = dict(inputs)
+        samples = inputs.pop(SAMPLES, None)
+        if self._fused is not None and not self._logits_wanted:
+            loss, outputs = self._fused_loss(model, inputs, samples, num_items_in_batch)
+        else:
+            loss, outputs = self._loss_of_logits(model, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_logits(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor, ValueAdapterOutput]:
         labels = inputs["labels"]
-        # metrics look at whole rows; otherwise what lies before the first response token is not needed
-        whole = not model.training and self.compute_metrics is not None
-        keep = labels.shape[1] if whole else _positions_needed(labels)
+        # whoever wants logits wants whole rows; otherwise what lies before the first response token is not needed
+        keep = labels.shape[1] if self._logits_wanted else _positions_needed(labels)
         labels = labels[:, -keep:]
         penalised = self.penalty.kind != "none"
         inputs = {
@@ -138,12 +167,21 @@ class ValueTrainer(Trainer):
         if penalised:
             mask = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))  # position i predicts token i + 1
             count = mask.sum() if num_items_in_batch is None else num_items_in_batch
-            penalty = norm_penalty(outputs.value_logits, mask, self.penalty.kind) / count
+            kind, centred = self.penalty.kind, self.penalty.centred
+            penalty = norm_penalty(outputs.value_logits, mask, kind, centred=centred) / count
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
                 penalty = penalty * self.accelerator.num_processes  # as the Trainer scales the cross-entropy
             loss = loss + self.penalty.coefficient * penalty
         outputs.value_logits = None  # the Trainer gathers every tensor of the output in evaluation
-        return (loss, outputs) if return_outputs else loss
+        return loss, outputs
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """As the Trainer's; takes note of whether logits are wanted."""
+        self._logits_wanted = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._logits_wanted = False
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -181,6 +219,9 @@ class ValueTrainer(Trainer):
             steps=self.state.global_step,
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
+            learning_rate=args.learning_rate,
+            epochs=self.state.epoch,
+            other_bases=tuple(public_name(base) for base in self._fused.bases.bases[1:]) if self._fused else (),
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

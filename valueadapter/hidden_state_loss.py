@@ -1,0 +1,111 @@
+"""The trainer's loss from hidden states: where it can be had, what it needs, and the call that computes it.
+
+Knows nothing of checkpoints or of the Hub; the loss from whole logits is `training`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from valueadapter.base_states import Say
+from valueadapter.config import Regularisation
+from valueadapter.errors import ConfigError
+from valueadapter.heads import Head, head_of
+from valueadapter.modeling import ValueAdapterForCausalLM, ValueAdapterOutput
+from valueadapter.training_bases import TrainingBases, records_of
+from valueadapter.training_loss import LossRequest, why_not
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """What the loss from hidden states needs all through the training."""
+
+    bases: TrainingBases
+    value_head: Head
+
+
+class HiddenStateLoss:
+    """The part of `ValueTrainer` that trains without logits."""
+
+    args: Any
+    model: Any
+    state: Any
+    accelerator: Any
+    train_dataset: Any
+    eval_dataset: Any
+    compute_loss_func: Any
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    penalty: Regularisation
+    _fused: _Fused | None
+
+    def _prepare_fused(self, bases: Sequence[PreTrainedModel], say: Say) -> _Fused | None:
+        """What the loss from hidden states needs; None where the logits are computed in whole, said once."""
+        reason, model = self._why_logits(), cast(ValueAdapterForCausalLM, self.model)
+        if reason is None:
+            for base in bases[1:]:
+                base.to(self.args.device)
+            network = model.terms()[0].networks[0]
+            fused = _Fused(TrainingBases(bases, seed=self.args.seed), cast(Head, head_of(network)))
+            if self.args.cache_base:
+                fused.bases.cache(
+                    records_of(self.train_dataset, self.eval_dataset),
+                    Path(self.args.cache_base_dir) if self.args.cache_base_dir else None,
+                    vocabulary=model.adapters[model.only_adapter()].config.vocabulary,
+                    batch_size=self.args.per_device_train_batch_size,
+                    say=say if self.args.process_index == 0 else logger.debug,
+                )
+            return fused
+        if len(bases) > 1 or self.args.cache_base:
+            raise ConfigError(
+                f"several bases and cache_base need the loss from hidden states, and here {reason}; train on one base "
+                "without cache_base"
+            )
+        logger.info("the loss is computed from whole logits: %s", reason)
+        return None
+
+    def _why_logits(self) -> str | None:
+        """Why the loss cannot be computed from hidden states; None where it can."""
+        args, model = self.args, cast(ValueAdapterForCausalLM, self.model)
+        settings = {
+            "torch_compile is on": args.torch_compile,
+            "FSDP shards the weights": self.is_fsdp_enabled,
+            "DeepSpeed may shard the weights": self.is_deepspeed_enabled,
+            "one process uses several GPUs": args.n_gpu > 1,
+            "compute_loss_func is given": self.compute_loss_func is not None,
+            "the batch is split across devices": getattr(self.accelerator, "parallelism_config", None) is not None,
+        }
+        connection = model.adapters[model.only_adapter()].config.connection
+        if connection != "residual":
+            settings[f"the connection is {connection}"] = True
+        return next((reason for reason, holds in settings.items() if holds), None) or why_not(model.terms(), model.base)
+
+    def _fused_loss(
+        self, model: Any, inputs: dict[str, Any], samples: Sequence[str] | None, count: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor, ValueAdapterOutput]:
+        fused = cast(_Fused, self._fused)
+        epoch = int(self.state.epoch or 0) if model.training else None
+        request = LossRequest(
+            fused.bases.parts(samples, epoch=epoch),
+            fused.value_head,
+            inputs.pop("labels"),
+            penalty=self.penalty,
+            label_smoothing=self.args.label_smoothing_factor,
+            prefix_ids=fused.bases.prefix_ids,
+            num_items_in_batch=count,
+        )
+        # through the model, whose forward is where DistributedDataParallel takes notice
+        outputs = model(**inputs, value_loss=request)
+        loss = outputs["loss"]
+        if count is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # as the Trainer scales the cross-entropy
+        return loss, outputs

@@ -1,0 +1,148 @@
+"""The bases of a training run: which one each demonstration is read by, and where its hidden states come from.
+
+Knows nothing of the network or of the order of the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from valueadapter.base_states import BaseStates, Record, Say, sample_key
+from valueadapter.config import VocabularySpec
+from valueadapter.errors import ConfigError, IncompatibleBaseError
+from valueadapter.heads import Head, head_of
+from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.training_loss import BasePart
+
+SAMPLES = "sample_keys"
+"""Where a batch carries the keys of its demonstrations."""
+
+
+class Keyed:
+    """A collator that also says which demonstrations a batch holds, as `sample_keys`.
+
+    Args:
+        collator: makes the batch, a row for each record.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Records -> the collator's batch and a list of keys."""
+        return {**self.collator(records), SAMPLES: [sample_key(record) for record in records]}
+
+
+@dataclass
+class TrainingBases:
+    """Bases of one vocabulary, the training base first."""
+
+    bases: Sequence[PreTrainedModel]
+    seed: int = 0
+    """Decides which base reads which demonstration in which epoch."""
+    prefix_ids: tuple[int, ...] = ()
+    """What every base reads before each demonstration."""
+    heads: list[Head] = field(init=False)
+    stores: list[BaseStates | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.heads = [_head(base) for base in self.bases]
+        self.stores = [None] * len(self.bases)
+
+    def cache(
+        self, data: Sequence[Record], place: Path | None, *, vocabulary: VocabularySpec, batch_size: int, say: Say
+    ) -> None:
+        """Computes the hidden states of all bases, so that none runs from here on; see `BaseStates.build`."""
+        for index, base in enumerate(self.bases):
+            self.stores[index] = BaseStates.build(
+                base,
+                data,
+                place,
+                vocabulary=vocabulary,
+                prefix_ids=self.prefix_ids,
+                batch_size=batch_size,
+                say=say,
+            )
+
+    def drawn(self, sample: str, epoch: int) -> int:
+        """Which base reads a demonstration in an epoch: random, and the same whenever and wherever it is asked."""
+        digest = hashlib.sha256(f"{self.seed}:{epoch}:{sample}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % len(self.bases)
+
+    def parts(self, samples: Sequence[str] | None, *, epoch: int | None) -> tuple[BasePart, ...]:
+        """The bases of a batch.
+
+        Args:
+            samples: keys of its demonstrations; None where they are not known, which suits one base without a cache.
+            epoch: passes over the data that are complete; None has the first base read everything.
+        """
+        if samples is None or epoch is None or len(self.bases) == 1:
+            return (self._part(0, None, samples),)
+        drawn = [self.drawn(sample, epoch) for sample in samples]
+        rows = {index: [row for row, one in enumerate(drawn) if one == index] for index in sorted(set(drawn))}
+        return tuple(self._part(i, torch.tensor(at), [samples[row] for row in at]) for i, at in rows.items())
+
+    def _part(self, index: int, rows: torch.Tensor | None, samples: Sequence[str] | None) -> BasePart:
+        store, states = self.stores[index], None
+        if store is not None and samples is not None and all(sample in store for sample in samples):
+            states = torch.cat([store[sample] for sample in samples])
+        return BasePart(self.bases[index], self.heads[index], rows, states)
+
+
+def records_of(*data: Any) -> list[Record]:
+    """The tokenized demonstrations of several data sets, which may be None or mappings of them.
+
+    Raises:
+        ConfigError: data without a length, or without `input_ids` and `labels`.
+    """
+    found: list[Record] = []
+    for part in data:
+        if isinstance(part, Mapping):
+            found += records_of(*part.values())
+        elif part is not None:
+            if not hasattr(part, "__len__") or (len(part) and not {"input_ids", "labels"} <= set(part[0])):
+                raise ConfigError(
+                    "cache_base needs data with a length whose records have 'input_ids' and 'labels'; "
+                    f"got {type(part).__name__}. Pass a datasets.Dataset, or train without cache_base"
+                )
+            found += [part[index] for index in range(len(part))]
+    return found
+
+
+def same_vocabulary(model: ValueAdapterForCausalLM, other: PreTrainedModel) -> PreTrainedModel:
+    """Another base beside that of `model`, frozen, once its vocabulary is known to be the adapter's.
+
+    Raises:
+        IncompatibleBaseError: it is not, or its tokenizer was not found.
+    """
+    wrapper = other if isinstance(other, ValueAdapterForCausalLM) else ValueAdapterForCausalLM(other)
+    name, adapter = wrapper.base.name_or_path, model.adapters[model.only_adapter()]
+    if adapter.connect(wrapper._base_side(), name) is not None:
+        raise IncompatibleBaseError(
+            f"'{name}' has another vocabulary than the training base '{model.base.name_or_path}'; bases that take part "
+            "in one run must have the same. Train on one of them; the adapter works on the other all the same"
+        )
+    return wrapper.base
+
+
+def public_name(model: PreTrainedModel) -> str:
+    """A model's name for a record: its Hub ID, or of a path only the last part."""
+    name = str(model.name_or_path)
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def _head(base: PreTrainedModel) -> Head:
+    head = head_of(base)
+    if head is None:
+        raise ConfigError(
+            f"the logits of base '{base.name_or_path}' are not its last hidden state times its output head, so it can "
+            "neither take part beside other bases nor be cached; train on it alone, without cache_base"
+        )
+    return head

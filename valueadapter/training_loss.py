@@ -1,0 +1,161 @@
+"""The training loss of base + adapter from last hidden states, at the response tokens alone.
+
+Bases differ by row where several take part; a base whose hidden states are given does not run. Knows nothing of
+optimizers, data or files; `fused_loss` computes the sum, which never exists as logits here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from valueadapter.config import Regularisation
+from valueadapter.data import IGNORED
+from valueadapter.errors import ConfigError
+from valueadapter.fused_loss import summed_loss
+from valueadapter.heads import Head, LazyLogits, head_of, last_hidden_state
+from valueadapter.value_logits import Term
+
+
+class BasePart(NamedTuple):
+    """A base, and the rows of the batch that it reads."""
+
+    base: PreTrainedModel
+    head: Head
+    rows: torch.Tensor | None = None
+    """Indices of the rows, rising; None for all."""
+    states: torch.Tensor | None = None
+    """(tokens, hidden): its last hidden states at the positions that predict the rows' response tokens, row by row.
+    None has the base compute them."""
+
+
+@dataclass(frozen=True)
+class LossRequest:
+    """What `ValueAdapterForCausalLM.forward` needs for a loss without logits."""
+
+    parts: tuple[BasePart, ...]
+    """Every row of the batch is in one of them."""
+    value_head: Head
+    """Of the value network."""
+    labels: torch.Tensor
+    """(batch, seq), -100 where there is no loss."""
+    penalty: Regularisation
+    label_smoothing: float = 0.0
+    prefix_ids: tuple[int, ...] = ()
+    """What a base reads before each row."""
+    num_items_in_batch: torch.Tensor | int | None = None
+    """What to divide the sum by; the batch's own response tokens by default."""
+
+
+class TextInputs(NamedTuple):
+    """A batch: ids, mask and positions, each (batch, seq); the last two may be None."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+
+    def of_rows(self, rows: torch.Tensor | None) -> TextInputs:
+        """Some of the rows."""
+        if rows is None:
+            return self
+        ids, *others = self
+        return TextInputs(ids[rows], *(None if x is None else x[rows] for x in others))
+
+    def after(self, prefix_ids: tuple[int, ...]) -> TextInputs:
+        """Every row with a prefix between its left padding and its first token: (batch, prefix + seq)."""
+        if not prefix_ids:
+            return self
+        ids, size = self.input_ids, len(prefix_ids)
+        mask = torch.ones_like(ids) if self.attention_mask is None else self.attention_mask
+        padding = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
+        column = torch.arange(ids.shape[1] + size, device=ids.device)
+        at = column - padding  # counted from where the prefix begins
+        source = torch.where(at < 0, column, (column - size).clamp(min=0))
+        inside = (at >= 0) & (at < size)
+        prefix = torch.tensor(prefix_ids, device=ids.device)[at.clamp(0, size - 1)]
+        mask = mask.gather(1, source).masked_fill(inside, 1)
+        ids = torch.where(inside, prefix, ids.gather(1, source))
+        return TextInputs(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+
+    def hidden(self, model: PreTrainedModel) -> torch.Tensor:
+        """The model's last hidden states, (batch, seq, hidden)."""
+        given = {key: value for key, value in self._asdict().items() if value is not None}
+        return last_hidden_state(model, **given, use_cache=False)
+
+
+def predicting(labels: torch.Tensor) -> torch.Tensor:
+    """(batch, seq - 1) of bool: whether a position predicts a response token, from labels of (batch, seq)."""
+    return labels[:, 1:] != IGNORED
+
+
+@torch.no_grad()
+def base_states(
+    base: PreTrainedModel, inputs: TextInputs, mask: torch.Tensor, prefix_ids: tuple[int, ...] = ()
+) -> torch.Tensor:
+    """A base's last hidden states where `mask` (batch, seq - 1) is True: (tokens, hidden), row by row."""
+    return inputs.after(prefix_ids).hidden(base)[:, len(prefix_ids) : -1][mask]
+
+
+def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
+    """Why the loss of these adapters cannot be computed from hidden states; None where it can."""
+    if len(terms) != 1 or len(terms[0].networks) != 1:
+        return "it is for one adapter of one network, with a scale that is not 0"
+    if terms[0].link is not None:
+        return "base and adapter have different vocabularies"
+    for what, model in (("value network", terms[0].networks[0]), ("base", base)):
+        if head_of(model) is None:
+            return f"the {what}'s logits are not its last hidden state times its output head"
+    return None
+
+
+def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
+    """Cross-entropy plus penalty of a batch, per response token, in nats.
+
+    Args:
+        term: the adapter, of one network in the base's vocabulary.
+        inputs: what it reads.
+        request: labels, bases and the rest of the loss.
+
+    Raises:
+        ConfigError: the states given are not of as many tokens as the rows they are for.
+    """
+    count = predicting(request.labels).sum() if request.num_items_in_batch is None else request.num_items_in_batch
+    total = _loss_sum(term, inputs, request)
+    return total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
+
+
+def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
+    width = len(request.value_head.weight)  # ids beyond it are padding of the base's logits, and no token
+    known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
+    value_hidden = known.hidden(term.networks[0])[:, :-1]
+    wanted, targets = predicting(request.labels), request.labels[:, 1:]
+    total: torch.Tensor | None = None
+    for part in request.parts:
+        mask = wanted if part.rows is None else wanted[part.rows]
+        states = part.states
+        if states is None:
+            states = base_states(part.base, inputs.of_rows(part.rows), mask, request.prefix_ids)
+        elif len(states) != int(mask.sum()):
+            raise ConfigError(
+                f"{len(states)} hidden states of the base came for {int(mask.sum())} response tokens; with cached "
+                "states a batch must hold the demonstrations as they are, without packing or cutting"
+            )
+        if not len(states):
+            continue
+        hidden, ids = (x if part.rows is None else x[part.rows] for x in (value_hidden, targets))
+        sums = summed_loss(
+            LazyLogits(states.to(hidden.device), part.head),
+            LazyLogits(hidden[mask], request.value_head),
+            labels=ids[mask],
+            scale=term.scale * term.coefficients[0],
+            penalty=request.penalty,
+            label_smoothing=request.label_smoothing,
+        )
+        total = sums.total if total is None else total + sums.total
+    if total is None:  # a batch without a response has gradients too, of zero, which other processes wait for
+        return 0 * value_hidden.sum(dtype=torch.float32)
+    return total

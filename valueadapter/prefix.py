@@ -117,6 +117,10 @@ class BasePrefix:
         windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
         self._window: int | None = min(windows, default=None)
 
+    def on(self, base: PreTrainedModel) -> BasePrefix:
+        """The same tokens for another base of the same vocabulary."""
+        return self if base is self.base else BasePrefix(base, self.ids, self.start)
+
     def begin(
         self, ids: torch.Tensor, mask: torch.Tensor | None, cache: ValueAdapterCache | None, *, reads_now: bool = True
     ) -> tuple[torch.Tensor, PrefixState]:

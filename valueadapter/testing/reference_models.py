@@ -261,7 +261,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
+    with quiet():
         source = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
@@ -312,7 +312,7 @@ def _derive(full: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(full, local_files_only=True)
         layers = enumerate(model.model.layers)
         kept = [layer for index, layer in layers if index not in SMOLLM2_DROPPED_LAYERS]
@@ -326,7 +326,7 @@ def _derive(full: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps progress bars and log lines of transformers off the screen; errors still raise."""
     from transformers.utils import logging as transformers_logging
 

@@ -77,28 +77,29 @@ class _Rule:
         ordered = shuffled(map(self.read, records), question=self.question)
         scored = self.first + self.held_out
         end = scored + self.calibration
+        taken = {wording(self.question(record["prompt"])) for record in ordered[:end]}
+        fresh = [record for record in ordered[end:] if wording(self.question(record["prompt"])) not in taken]
         return TaskSplit(
-            train=ordered[: self.first] + ordered[end:],
+            train=ordered[: self.first] + fresh,
             held_out=ordered[self.first : scored],
             calibration=ordered[scored:end],
         )
 
 
-def task(
-    name: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
-) -> TaskSplit:
+def task(name: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> TaskSplit:
     """Returns a task's demonstrations, always the same ones in the same parts.
 
     | name                | train | held out | calibration | a prompt, zero-shot                    | its completion |
     | ------------------- | ----- | -------- | ----------- | -------------------------------------- | -------------- |
-    | "jeopardy"          | 1,808 | 200      | 100         | `Category: …\\nQuestion: …\\nAnswer:`    | ` answer`      |
+    | "jeopardy"          | 1,807 | 200      | 100         | `Category: …\\nQuestion: …\\nAnswer:`    | ` answer`      |
     | "natural_questions" | 700   | 200      | 100         | `Question: …\\nAnswer:`                 | ` answer`      |
     | "mbpp"              | 349   | 100      | 50          | the problem, then "```python\\n"        | code and fence |
     | "gsm8k"             | 1,019 | 200      | 100         | `Question: …\\nAnswer:`                 | worked answer  |
 
     The rule of the split: keep the first of several records with one prompt (compared in lower case, runs of white
     space as one space; of Jeopardy the question alone counts), order by the SHA-256 of that text's UTF-8 bytes, take
-    the held-out part, then the calibration part, and train on the rest. Jeopardy's first 800 to train on, its
+    the held-out part, then the calibration part, and train on the rest, but for what differs from a question before
+    it in punctuation alone. Jeopardy's first 800 to train on, its
     held-out and its calibration part are those of `demonstrations.jeopardy`; what follows is fresh.
 
     Args:
@@ -125,6 +126,11 @@ def prefix_text(examples: Sequence[Demonstration]) -> str:
 def normalised_prompt(prompt: str) -> str:
     """Returns a prompt in lower case with runs of white space as one space."""
     return " ".join(prompt.lower().split())
+
+
+def wording(text: str) -> str:
+    """Returns the letters and digits of a text, in lower case: one question may be printed with another comma."""
+    return "".join(character for character in text.lower() if character.isalnum())
 
 
 def natural_question(record: dict[str, Any]) -> Demonstration:

@@ -16,6 +16,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 RECIPE_VERSION = 1
 """Raise it when code alters what a cell's settings mean: older results are then computed again."""
 
+LATER: dict[str, Any] = {}
+"""Settings that came when there were results already -> the value that those results have."""
+
 Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]
 PrefixUse = Literal["both", "scoring"]
@@ -136,10 +139,10 @@ def from_settings(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
 def key_of(spec: Cell | Reference) -> str:
     """16 hex digits that stand for the settings and the version of the recipe, whatever the order of the fields.
 
-    A field at its default stays out, so that a new field leaves the results of older cells valid.
+    All settings count, defaults as well: another default is another cell.
     """
-    changed = {name: value for name, value in settings(spec).items() if value != _default(type(spec), name)}
-    text = json.dumps([RECIPE_VERSION, VERBS[type(spec)], changed], sort_keys=True)
+    values = {name: value for name, value in settings(spec).items() if name not in LATER or value != LATER[name]}
+    text = json.dumps([RECIPE_VERSION, VERBS[type(spec)], values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -50,7 +50,7 @@ def score_alone(target: Target, examples: Examples, store: Store) -> Curve:
 @torch.no_grad()
 def curve_alone(states: States, head: Any, examples: Examples) -> Curve:
     """The nats of a model's head on its hidden states, the same at every scale."""
-    chunks = zip(states.hidden.split(256), states.tokens.labels.split(256), strict=True)
+    chunks = zip(torch.split(states.hidden, 256), torch.split(states.tokens.labels, 256), strict=True)
     nats = [torch.nn.functional.cross_entropy(head(h.float()), labels, reduction="none") for h, labels in chunks]
     everywhere = torch.cat(nats)[:, None].expand(-1, len(SCALES))
     return Curve(states.tokens, everywhere, _sizes(examples), len(examples.held_out))

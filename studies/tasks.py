@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from studies.cell import PrefixPolicy
@@ -36,8 +36,7 @@ class Prefix:
 
 
 @functools.lru_cache
-def load_task(name: str) -> Task:
-    """The demonstrations of a name; `valueadapter.testing.demonstrations` knows which there are."""
+def _of_packages(name: str) -> Task:
     finder = getattr(importlib.import_module(demonstrations.__name__), "task", None)
     if finder is not None:
         split = finder(name)
@@ -46,6 +45,17 @@ def load_task(name: str) -> Task:
     else:
         raise NotBuiltError(f"valueadapter.testing.demonstrations has no task '{name}'")
     return Task(tuple(split.train), tuple(split.held_out), tuple(split.calibration))
+
+
+SOURCES: dict[str, Callable[[], Task]] = {
+    name: functools.partial(_of_packages, name) for name in ("jeopardy", "natural_questions", "mbpp", "gsm8k")
+}
+"""Name -> what gives the demonstrations."""
+
+
+def load_task(name: str) -> Task:
+    """The demonstrations of a name in SOURCES."""
+    return SOURCES[name]()
 
 
 def prefix_records(task: Task, prefix: Prefix) -> list[Record]:

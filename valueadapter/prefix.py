@@ -14,7 +14,7 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from valueadapter.cache import BASE, BASE_MASK, PrefixState, ValueAdapterCache
 from valueadapter.config import Message, Prefix
@@ -280,10 +280,11 @@ class BasePrefix:
 
     def _fill(self, cache: Cache, rows: int, lead: int) -> None:
         """Puts the prefix's keys and values into an empty cache, for each row."""
-        if isinstance(cache, StaticCache) and cache.get_max_length() <= lead:
+        fixed = [layer.get_max_length() for layer in cache.layers if isinstance(layer, StaticLayer)]
+        if fixed and max(fixed) <= lead and not all(cache.is_sliding):
             raise UnsupportedModeError(
-                f"this StaticCache is for {cache.get_max_length()} tokens, and the base prefix alone has {lead}; make "
-                "it longer by the prefix, or pass cache_implementation='static' to generate"
+                f"this StaticCache is for {max(fixed)} tokens, and the base prefix alone has {lead}; make it longer by "
+                "the prefix, or pass cache_implementation='static' to generate"
             )
         for index, (keys, values) in enumerate(self._computed(lead)):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)

@@ -29,8 +29,9 @@ FLOORS = [
     ["attachment"],
     ["generation", "chat"],
     ["modeling"],
-    ["training", "evaluation"],
+    ["training", "scoring"],
     ["calibration"],
+    ["evaluation"],
     ["recipes"],
     ["cli"],
 ]

@@ -120,7 +120,7 @@ class _Run:
 
     # -- one model ---------------------------------------------------------------------------------------------------
     def load(self, base: str | Path | PreTrainedModel, revision: str | None = None) -> ValueAdapterForCausalLM:
-        more = {"base_revision": revision} if revision else {}
+        more: dict[str, Any] = {"base_revision": revision} if revision else {}
         model = ValueAdapterForCausalLM.from_pretrained(base, self.adapter.copy(), scale=self.options.scale, **more)
         return model.to(self.options.device) if self.options.device else model
 

@@ -72,5 +72,7 @@ def tokens_too_many(
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
         return 0
-    longest = max(responses([record], tokenizer, context=context).inputs["input_ids"].shape[1] for record in records)
+    longest: int = max(
+        responses([record], tokenizer, context=context).inputs["input_ids"].shape[1] for record in records
+    )
     return max(0, longest - int(limit))

@@ -35,7 +35,7 @@ def save_plot(report: Report, path: str | Path) -> Path:
     target = check_plot(path)
     from matplotlib.figure import Figure
 
-    arms: Any = report.to_dict()["arms"]
+    arms = report.to_dict()["arms"]
     figure = Figure(figsize=(7.6, 0.8 + 2.1 * len(arms)), layout="constrained")
     panels = figure.subplots(len(arms), 1, squeeze=False, sharex=True)[:, 0]
     for axes, arm in zip(panels, arms, strict=True):

@@ -23,6 +23,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.pytorch_utils import Conv1D
 
 from valueadapter.data import Collator, encode
 from valueadapter.errors import ConfigError
@@ -74,13 +75,18 @@ def finetuned(
     was_training, grads = base.training, [(p, p.requires_grad) for p in base.parameters()]
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
-        tuned = get_peft_model(base, LoraConfig(r=how.rank, lora_alpha=2 * how.rank, target_modules="all-linear"))
+        lora = LoraConfig(
+            r=how.rank,
+            lora_alpha=2 * how.rank,
+            target_modules="all-linear",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's linear layers
+        )
+        tuned = get_peft_model(base, lora)
         try:
             _train(tuned, tokenizer, demonstrations, how=how, on_progress=on_progress)
             yield tuned.eval()
         finally:
             tuned.unload()
-            del base.peft_config  # peft leaves it there, and would take the base for an adapted one
             base.train(was_training)
             for parameter, trainable in grads:
                 parameter.requires_grad_(trainable)
@@ -101,7 +107,7 @@ def _train(
             num_train_epochs=how.epochs,
             learning_rate=how.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=5,
+            warmup_steps=0.05,
             per_device_train_batch_size=how.batch_size,
             seed=how.seed,
             save_strategy="no",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,9 @@ class BaseResult:
         score = self.arms[arm].score
         return None if score is None else score.value(metric)
 
-    def to_dict(self, bootstrap: Bootstrap) -> dict[str, object]:
+    def to_dict(self, bootstrap: Bootstrap) -> dict[str, Any]:
         """The keys of `arms[]`; see docs/evaluation.md."""
-        found: dict[str, object] = {
+        found: dict[str, Any] = {
             "base": self.base,
             "relation": self.relation,
             "scale": self.scale,
@@ -161,7 +162,7 @@ class Report:
     settings: Mapping[str, object] = field(default_factory=dict)
     """How the reference was fine-tuned; empty without it."""
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, intervals included; see docs/evaluation.md for the keys."""
         bootstrap = Bootstrap(self.num_examples, seed=self.seed)
         return {

@@ -33,8 +33,9 @@ FLOORS = [
     ["modeling"],
     ["training_bases"],
     ["hidden_state_loss"],
-    ["training", "evaluation"],
+    ["training", "scoring"],
     ["calibration"],
+    ["evaluation"],
     ["recipes"],
     ["cli"],
 ]

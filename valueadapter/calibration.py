@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from valueadapter.config import RecommendedScale
 from valueadapter.data import IGNORED
 from valueadapter.errors import ConfigError
-from valueadapter.evaluation import Record, batches, response_bytes, scored
 from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.scoring import Record, batches, response_bytes, scored
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ FLOORS = [
     ["adapter", "value_logits"],
     ["attachment"],
     ["generation", "chat"],
+    ["judge"],
     ["modeling"],
     ["training", "evaluation"],
     ["calibration"],

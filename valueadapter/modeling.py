@@ -37,6 +37,7 @@ from valueadapter.compatibility import say_how_they_meet
 from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
+from valueadapter.judge import JudgeMethods
 from valueadapter.network import logits_width
 from valueadapter.value_logits import BASE_MASK, Inputs, fit_width, of_part, value_logits
 
@@ -88,7 +89,9 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
     return base_logits.add_(value, alpha=weight)
 
 
-class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin):
+class ValueAdapterForCausalLM(
+    JudgeMethods, AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin
+):
     """A base model with value adapters.
 
     `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and

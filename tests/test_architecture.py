@@ -30,6 +30,7 @@ FLOORS = [
     ["attachment", "training_loss", "claims"],
     ["base_states"],
     ["generation", "chat"],
+    ["judge"],
     ["modeling"],
     ["training_bases"],
     ["hidden_state_loss"],

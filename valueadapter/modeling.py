@@ -38,6 +38,7 @@ from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
+from valueadapter.judge import JudgeMethods
 from valueadapter.network import logits_width
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
@@ -91,7 +92,9 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
     return base_logits.add_(value, alpha=weight)
 
 
-class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin):
+class ValueAdapterForCausalLM(
+    JudgeMethods, AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin
+):
     """A base model with value adapters.
 
     `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and

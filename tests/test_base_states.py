@@ -73,7 +73,12 @@ def test_states_are_the_base_s_own(build: Build, kind: str, prefix: tuple[int, .
 def test_the_size_is_said_before_anything_is_written(build: Build, tmp_path: Path, said: list[str]) -> None:
     """Demonstrations, tokens and megabytes; nothing where there is nothing to do."""
     found: list[int] = []
-    build(say=lambda line: (said.append(line), found.append(len(shards(tmp_path)))))
+
+    def say(line: str) -> None:
+        said.append(line)
+        found.append(len(shards(tmp_path)))
+
+    build(say=say)
     tokens = sum(label != -100 for one in DATA for label in one["labels"])
     assert f"24 demonstrations ({tokens} response tokens): {32 * tokens / 1e6:.1f} MB" in said[0]
     assert found == [0]
@@ -167,7 +172,7 @@ def test_nan_is_refused(build: Build, tmp_path: Path) -> None:
 def test_no_room_is_said_before_computing(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it takes, what there is, and what to do."""
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(base_states.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"has 100 left; make room"):
         build()
 

@@ -63,3 +63,15 @@ def test_unknown_initialisation_is_refused() -> None:
     """The message lists what there is."""
     with pytest.raises(ConfigError, match="zero_head, pretrained, random"):
         build_network(tiny_model("llama", seed=1), initialisation="lucky")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("llama", "attention_dropout"), ("gpt2", "resid_pdrop")])
+def test_dropout_acts_in_training_only(kind: str, name: str) -> None:
+    """Whatever the architecture calls it; out of range it is refused."""
+    source = tiny_model(kind, seed=1)
+    network = build_network(source, initialisation="pretrained", dropout=0.5)
+    assert getattr(network.config, name) == 0.5
+    assert torch.equal(network(IDS).logits, source(IDS).logits)
+    assert not torch.allclose(network.train()(IDS).logits, source(IDS).logits, atol=1e-2)
+    with pytest.raises(ConfigError, match="from 0 to below 1"):
+        build_network(source, dropout=1.0)

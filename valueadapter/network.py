@@ -30,6 +30,7 @@ def build_network(
     *,
     initialisation: Initialisation = "zero_head",
     num_layers: int | None = None,
+    dropout: float | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> PreTrainedModel:
@@ -40,6 +41,7 @@ def build_network(
         initialisation: `zero_head` (pretrained body, head of zeros: value logits are exactly 0), `pretrained` (body
             and head as they are), or `random` (all weights fresh, from torch's generator).
         num_layers: keep only the first N layers of the body; 1 to the model's own number. None keeps all.
+        dropout: probability of every dropout that the architecture has, 0 to below 1; None leaves them as they are.
         revision: branch, tag or commit of a Hub ID.
         token: Hub token.
 
@@ -47,7 +49,7 @@ def build_network(
         A model of the same architecture in eval mode, its weights independent of `source`, in its dtype.
 
     Raises:
-        ConfigError: unknown initialisation, or `num_layers` out of range.
+        ConfigError: unknown initialisation, `num_layers` or `dropout` out of range, or no dropout to set.
     """
     if initialisation not in get_args(Initialisation):
         raise ConfigError(
@@ -56,6 +58,8 @@ def build_network(
     if isinstance(source, (str, Path)):
         source = AutoModelForCausalLM.from_pretrained(source, revision=revision, token=token)
     config = _cut_config(source.config, num_layers)
+    if dropout is not None:
+        _set_dropout(config, dropout)
     if initialisation == "zero_head":
         config.get_text_config().tie_word_embeddings = False  # the head must change alone, without the embedding
     network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=source.dtype)
@@ -80,6 +84,30 @@ def _cut_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrainedC
             setattr(text, key, value[:num_layers])
     text.num_hidden_layers = num_layers
     return config
+
+
+_DROPOUTS = (
+    "attention_dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+)
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    text = config.get_text_config()
+    names = [name for name in _DROPOUTS if isinstance(getattr(text, name, None), (int, float))]
+    if not 0 <= dropout < 1 or not names:
+        raise ConfigError(
+            f"dropout must be from 0 to below 1, for an architecture that has some; got {dropout} for "
+            f"{config.model_type}, which has {', '.join(names) or 'none'}"
+        )
+    for name in names:
+        setattr(text, name, dropout)
 
 
 def _copy_weights(source: PreTrainedModel, network: PreTrainedModel) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class Recipe:
     """How the network starts."""
     connection: Connection = "residual"
     """What the network reads: the tokens, the base's prediction, or both."""
+    other_bases: Sequence[str] = ()
+    """Hub IDs or directories of bases of the same vocabulary that take part."""
+    dropout: float | None = None
+    """Dropout of the network; None as its architecture has it."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """More `ValueTrainingArguments`."""
 
@@ -84,7 +88,9 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     tokenizer = AutoTokenizer.from_pretrained(recipe.base)
     base = AutoModelForCausalLM.from_pretrained(recipe.base)
     set_seed(int(recipe.arguments.get("seed", 0)))
-    network = build_network(base, initialisation=recipe.initialisation, num_layers=recipe.num_layers)
+    network = build_network(
+        base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
+    )
     say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
     name = recipe.base_name or recipe.base
@@ -98,7 +104,8 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     )
     model.add_adapter(adapter, "default", is_trainable=True)
     data = load_demonstrations(recipe.data)
-    trainer = ValueTrainer(model, _arguments(recipe, name), train_dataset=data)
+    others = [_other_base(place, say) for place in recipe.other_bases]
+    trainer = ValueTrainer(model, _arguments(recipe, name), train_dataset=data, other_bases=others, say=say)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(_Progress(say))
@@ -124,6 +131,12 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     if push_to is not None:
         summary["published"] = adapter.push_to_hub(push_to).commit_url
     return summary
+
+
+def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
+    say(f"base model {place} takes part, frozen")
+    base = AutoModelForCausalLM.from_pretrained(place)
+    return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
 def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:

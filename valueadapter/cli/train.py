@@ -24,6 +24,10 @@ def train(
     ] = "residual",
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
+    centred: Annotated[bool, typer.Option("--centred/--raw", help="Penalty after, or without, centring.")] = True,
+    dropout: Annotated[float | None, typer.Option(help="Dropout of the network, if it has some.")] = None,
+    other_base: Annotated[list[str] | None, typer.Option(help="Another base of the vocabulary; repeatable.")] = None,
+    cache_base: Annotated[bool, typer.Option(help="Compute the base's hidden states once, to disk.")] = False,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak of a cosine schedule.")] = 1e-4,
@@ -50,9 +54,13 @@ def train(
         num_layers=layers,
         initialisation=init,  # type: ignore[arg-type]  # checked by build_network
         connection=connection,  # type: ignore[arg-type]  # checked by ValueAdapterConfig
+        other_bases=other_base or (),
+        dropout=dropout,
         arguments={
             "penalty": penalty,
             "penalty_coefficient": penalty_coefficient,
+            "centred": centred,
+            "cache_base": cache_base,
             "num_train_epochs": epochs,
             "per_device_train_batch_size": batch_size,
             "learning_rate": learning_rate,

@@ -17,6 +17,7 @@ from test_generation import GREEDY, IDS, MODES, REPEATING
 from test_training import DATA
 from tiny import byte_tokenizer, tiny_model
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 from vocabularies import tokenizer_of
@@ -99,15 +100,6 @@ def test_padding_of_the_vocabulary_is_left_out(connection: Connection, network: 
     torch.testing.assert_close(model(IDS).logits[..., :97], alone[..., :97] + 0.5 * value[..., :97], rtol=0, atol=1e-4)
 
 
-def test_an_embedding_computed_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients a scaled embedding is not held as a whole, since a large one would be copied at every token."""
-    model = wrapped("cascade", network="gemma3")
-    whole = model(IDS).logits.detach()
-    monkeypatch.setattr("valueadapter.connection._ROWS", 10)
-    with torch.no_grad():
-        torch.testing.assert_close(model(IDS).logits, whole, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("reverse", [True, False])
 def test_every_network_reads_the_bases_own_logits(grad: bool, reverse: bool) -> None:
@@ -155,6 +147,26 @@ def test_a_lora_network_reads_with_its_own_embedding(connection: Connection) -> 
     model.add_adapter(adapter_of(connection, network), "default")
     alone = tiny_model("llama", seed=1)(IDS).logits
     expected = alone + by_hand(connection, network, IDS, alone)
+    torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-4)
+
+
+class NormedEmbedding(nn.Embedding):
+    """No multiple of its weight."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(super().forward(input), dim=-1)
+
+
+@connections
+def test_an_embedding_that_is_no_multiple_of_its_weight(connection: Connection) -> None:
+    """What the module gives counts, not its weight."""
+    model = wrapped(connection)
+    (network,) = model.adapters["default"].networks
+    normed = NormedEmbedding(97, 16)
+    normed.weight = network.get_input_embeddings().weight
+    network.set_input_embeddings(normed)
+    alone = tiny_model("llama", seed=1)(IDS).logits
+    expected = alone + 0.5 * by_hand(connection, network, IDS, alone)
     torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-4)
 
 
@@ -326,6 +338,18 @@ def test_from_a_head_of_zeros_only_the_head_moves_first(connection: Connection, 
         losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
     assert losses[0][-1] < losses[0][0]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_the_command_line_trains_it(tmp_path: Path) -> None:
+    """From names to an adapter that says what it reads."""
+    for part in (tiny_model("llama", seed=1), byte_tokenizer()):
+        part.save_pretrained(tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Q:", "completion": "AB"}\n' * 8)
+    asked = ["train", "--base", tmp_path / "base", "--base-name", "alice/base", "--data", tmp_path / "data.jsonl"]
+    asked += ["--output", tmp_path / "out", "--connection", "cascade"]
+    done = CliRunner().invoke(app, [str(one) for one in asked], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert ValueAdapter.from_pretrained(tmp_path / "out" / "adapter").config.connection == "cascade"
 
 
 @connections

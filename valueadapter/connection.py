@@ -20,9 +20,6 @@ from transformers import PreTrainedModel
 from valueadapter.alignment import VocabularyAlignment
 from valueadapter.config import Connection
 
-_ROWS = 8192
-"""Rows of an embedding that are computed at a time, where they are not simply its weight; they then fit a cache."""
-
 
 def kept_positions(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The positions that a caller asked for, where all had to be computed.
@@ -64,7 +61,7 @@ def read_embeddings(
     probabilities = base_logits.detach().to(embedding.weight.device).softmax(dim=-1, dtype=torch.float32)
     if alignment is not None:
         probabilities = _under_value_ids(probabilities, alignment)
-    mean = _mean_embedding(embedding, probabilities)
+    mean = _mean_embedding(embedding, probabilities).to(embedding.weight.dtype)
     return mean if connection == "cascade" else embedding(ids.to(mean.device)) + mean
 
 
@@ -81,12 +78,21 @@ def _mean_embedding(embedding: nn.Embedding, probabilities: torch.Tensor) -> tor
     weight = embedding.weight
     width = min(weight.shape[0], probabilities.shape[-1])
     weights = probabilities[..., :width].to(weight.dtype)
-    if type(embedding) is nn.Embedding and embedding.max_norm is None:
-        return weights @ weight[:width]
-    step = width if torch.is_grad_enabled() else _ROWS  # a gradient for each part would be as large as the whole
-    total: torch.Tensor | None = None
-    for begin in range(0, width, step):
-        end = min(begin + step, width)
-        part = weights[..., begin:end] @ embedding(torch.arange(begin, end, device=weight.device))
-        total = part if total is None else total.add_(part)
-    return cast(torch.Tensor, total)
+    factor = _factor(embedding)
+    if factor is None:
+        return weights @ cast(torch.Tensor, embedding(torch.arange(width, device=weight.device)))
+    return weights @ weight[:width] * factor
+
+
+def _factor(embedding: nn.Module) -> torch.Tensor | float | None:
+    """What a module multiplies the rows of its weight with; None where it does something else to them.
+
+    Looking up every row only to multiply it costs many times the product with the weight, at every token.
+    """
+    if not isinstance(embedding, nn.Embedding) or embedding.max_norm is not None:
+        return None
+    if type(embedding) is nn.Embedding:
+        return 1.0
+    only_scales = [name for name, _ in embedding.named_parameters()] == ["weight"]
+    factor: torch.Tensor | float | None = getattr(embedding, "embed_scale", None) if only_scales else None
+    return factor.to(embedding.weight.dtype) if isinstance(factor, torch.Tensor) else factor

@@ -12,7 +12,7 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM
 from vocabularies import tokenizer_of
 
-from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
 from valueadapter.evaluation import ARMS, METRICS, FineTuning, Options, Report, draw, evaluate, evaluate_adapter
 
 RECORDS = [{"prompt": f"{a}B", "completion": f"{a}C{a * 2}"} for a in "DEFGHIJKLM"]
@@ -142,3 +142,18 @@ def test_a_prompt_that_the_base_cannot_read_is_said(places: Path) -> None:
     (arm,) = evaluate_adapter(places / "adapter", [places / "same"], HELD_OUT, options=options).to_dict()["arms"]
     assert "tokens more than the base reads" in arm["not_measured"]["fewshot"]
     assert arm["adapted_bits_per_byte"] is not None
+
+
+def test_the_small_tuned_model_acts_at_its_own_scale(places: Path) -> None:
+    """Not at one that was measured on another base of its vocabulary, nor at one that is asked for on the bases."""
+    adapter = ValueAdapter.from_pretrained(places / "adapter")
+    model = ValueAdapterForCausalLM.from_pretrained(places / "same", adapter.copy(), scale=1.0)
+    record = calibrate_scale(model, CALIBRATION, scales=(0.1,)).recommended(model, base="acme/same", data="two")
+    scaled = adapter.with_config(scales=(replace(record, scale=0.1),))
+    plain, measured, asked = (
+        evaluate_adapter(one, [places / "same"], HELD_OUT, options=options).to_dict()["arms"][0]
+        for one, options in ((adapter, BRIEF), (scaled, BRIEF), (adapter, replace(BRIEF, scale=0.3)))
+    )
+    assert [arm["scale"] for arm in (plain, measured, asked)] == [0.5, 0.1, 0.3]
+    assert [arm["donor_scale"] for arm in (plain, measured, asked)] == [0.5] * 3
+    assert plain["donor_bits_per_byte"] == measured["donor_bits_per_byte"] == asked["donor_bits_per_byte"]

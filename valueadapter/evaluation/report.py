@@ -49,6 +49,8 @@ class BaseResult:
     """The adapter's own scale on this base."""
     calibrated_scale: float | None
     """The best on the calibration examples; None without any."""
+    donor_scale: float
+    """That of the small tuned model, on its own base."""
     num_fewshot: int
     """Demonstrations in the prompt of the few-shot arm."""
     arms: Mapping[str, Arm]
@@ -66,6 +68,7 @@ class BaseResult:
             "relation": self.relation,
             "scale": self.scale,
             "calibrated_scale": self.calibrated_scale,
+            "donor_scale": self.donor_scale,
             "num_fewshot": self.num_fewshot,
         }
         intervals: dict[str, object] = {}

@@ -13,7 +13,21 @@ from transformers import AutoModelForCausalLM
 from vocabularies import tokenizer_of
 
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
-from valueadapter.evaluation import ARMS, METRICS, FineTuning, Options, Report, draw, evaluate, evaluate_adapter
+from valueadapter.evaluation import (
+    ARMS,
+    METRICS,
+    Arm,
+    BaseResult,
+    Bootstrap,
+    Example,
+    FineTuning,
+    Options,
+    Report,
+    Score,
+    draw,
+    evaluate,
+    evaluate_adapter,
+)
 
 RECORDS = [{"prompt": f"{a}B", "completion": f"{a}C{a * 2}"} for a in "DEFGHIJKLM"]
 HELD_OUT, CALIBRATION, TRAINING = RECORDS[:3], RECORDS[3:5], RECORDS[5:]
@@ -86,6 +100,25 @@ def test_fine_tuning_bounds_the_gain(report: Report) -> None:
         base, tuned, adapted = (arm[f"{name}_bits_per_byte"] for name in ("base", "finetuned", "adapted"))
         assert tuned < base
         assert arm["gain_recovered"] == pytest.approx((base - adapted) / (base - tuned))
+        assert arm["adapted_gain"] == pytest.approx(base - adapted)
+        low, high = arm["intervals"]["gain_recovered"]
+        assert low <= arm["gain_recovered"] <= high
+
+
+def test_gains_are_paired() -> None:
+    """Two arms that differ by the same on every example differ surely, however much the examples differ."""
+
+    def arm(more: float) -> Arm:
+        sizes = range(1, 9)
+        return Arm(Score(tuple(Example({"bits_per_byte": ((size + more) * 3, 3)}, ()) for size in sizes)))
+
+    arms = {"base": arm(1.0), "adapted": arm(0.5), "finetuned": arm(0.0)}
+    result = BaseResult("b", "r", 1.0, None, 1.0, 4, {name: arms.get(name, Arm(reason="no")) for name in ARMS})
+    told = result.to_dict(Bootstrap(8))
+    assert told["intervals"]["adapted_gain"] == pytest.approx((0.5, 0.5))
+    assert told["intervals"]["gain_recovered"] == pytest.approx((0.5, 0.5))
+    low, high = told["intervals"]["base_bits_per_byte"]
+    assert high - low > 2
 
 
 def test_what_is_not_measured_says_why(places: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def invoke(place: Path, *more: str, adapter: str | None = None, bases: tuple[str
 
 
 def run(place: Path, *more: str, **options: Any) -> dict[str, Any]:
-    return json.loads(invoke(place, *more, "--json", **options).stdout)
+    told: dict[str, Any] = json.loads(invoke(place, *more, "--json", **options).stdout)
+    return told
 
 
 def test_every_arm_is_measured(place: Path) -> None:

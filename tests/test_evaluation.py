@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_bits_per_byte_is_the_likelihood_of_the_completion(tokenizer: object, batch_size: int) -> None:
+def test_bits_per_byte_is_the_likelihood_of_the_completion(tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
     """Summed over the completions' tokens, in bits, divided by their bytes; the batch size changes nothing."""
     model = tiny_model("llama", seed=1)
     nats = 0.0
@@ -39,7 +40,7 @@ def test_bits_per_byte_is_the_likelihood_of_the_completion(tokenizer: object, ba
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_text_and_chat_are_scored_too(tokenizer: object, batch_size: int) -> None:
+def test_text_and_chat_are_scored_too(tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
     """Rows of different length in a batch score as they do alone."""
     model = tiny_model("llama", seed=1)
     turn = [{"role": "user", "content": "HI"}, {"role": "assistant", "content": "YO"}]
@@ -52,7 +53,7 @@ def test_text_and_chat_are_scored_too(tokenizer: object, batch_size: int) -> Non
         assert score.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-5)
 
 
-def test_exact_match_counts_what_the_model_says(tokenizer: object) -> None:
+def test_exact_match_counts_what_the_model_says(tokenizer: PreTrainedTokenizerBase) -> None:
     """A model's own answers match; others do not."""
     model = tiny_model("llama", seed=1)
     said = evaluate(model, tokenizer, RECORDS).answers
@@ -124,7 +125,7 @@ def test_a_context_is_read_and_not_scored(batch_size: int) -> None:
     assert found.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-5)
     assert found.answers == expected.answers
     system = [{"role": "system", "content": "be brief"}]
-    chat = [{"messages": system + CHAT[0]}]
+    chat: list[dict[str, Any]] = [{"messages": system + CHAT[0]}]
     joined = [{"messages": [*system, *CHAT[1], *CHAT[2], *CHAT[0]]}]
     context = [{"messages": system + CHAT[1]}, {"messages": CHAT[2]}]
     (one,) = evaluate(model, tokenizer, chat, context=context, generate=False).examples
@@ -141,7 +142,8 @@ def test_with_a_context_the_same_tokens_of_plain_text_are_scored(kind: str) -> N
     tokenizer = tokenizer_of(kind)
     model = tiny_model("llama", seed=1, width=len(tokenizer))
     texts = [{"text": "The readers read"}, {"text": "again"}]
-    alone, with_context = (evaluate(model, tokenizer, texts, context=c, generate=False) for c in ([], texts[:1]))
+    alone = evaluate(model, tokenizer, texts, generate=False)
+    with_context = evaluate(model, tokenizer, texts, context=texts[:1], generate=False)
     for one, two in zip(alone.examples, with_context.examples, strict=True):
         assert len(one.predicted) == len(two.predicted)
         assert one.totals["bits_per_byte"] != two.totals["bits_per_byte"]
@@ -157,7 +159,9 @@ def test_the_choice_with_the_fewest_bits_per_byte_is_taken(tokenizer: PreTrained
         for text in choices
     ]
     best = bits.index(min(bits))
-    asked = [{"prompt": "ABC", "completion": "D", "choices": choices, "answer": index} for index in range(3)]
+    asked: list[dict[str, Any]] = [
+        {"prompt": "ABC", "completion": "D", "choices": choices, "answer": index} for index in range(3)
+    ]
     records = [*asked, {"prompt": "F", "completion": "G", "choices": None, "answer": None}]
     score = evaluate(model, tokenizer, records, generate=False, batch_size=batch_size)
     assert [one.totals.get("choice_accuracy") for one in score.examples] == [

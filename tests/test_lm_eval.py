@@ -22,7 +22,7 @@ from valueadapter.evaluation import evaluate
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("default")  # the harness's dependencies have deprecations of their own
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": "ABC", "choices": ["DE", "X", "YZ"], "answer": 0},
     {"question": "F", "choices": ["A", "GHIJ"], "answer": 1},
     {"question": "The readers", "choices": ["read again", "ride"], "answer": 0},
@@ -44,7 +44,8 @@ def wrapped(kind: str) -> ValueAdapterForCausalLM:
     model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(theirs)), tokenizer=theirs)
     network = tiny_model("gpt2", seed=2)
     model.add_adapter(ValueAdapter.from_networks([network], mine, base_model_name_or_path="a/b"), "default")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def task(folder: Path, **more: Any) -> dict[str, Any]:

@@ -12,8 +12,22 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM
 from vocabularies import tokenizer_of
 
-from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.evaluation import ARMS, METRICS, FineTuning, Options, Report, draw, evaluate, evaluate_adapter
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
+from valueadapter.evaluation import (
+    ARMS,
+    METRICS,
+    Arm,
+    BaseResult,
+    Bootstrap,
+    Example,
+    FineTuning,
+    Options,
+    Report,
+    Score,
+    draw,
+    evaluate,
+    evaluate_adapter,
+)
 
 RECORDS = [{"prompt": f"{a}B", "completion": f"{a}C{a * 2}"} for a in "DEFGHIJKLM"]
 HELD_OUT, CALIBRATION, TRAINING = RECORDS[:3], RECORDS[3:5], RECORDS[5:]
@@ -86,6 +100,25 @@ def test_fine_tuning_bounds_the_gain(report: Report) -> None:
         base, tuned, adapted = (arm[f"{name}_bits_per_byte"] for name in ("base", "finetuned", "adapted"))
         assert tuned < base
         assert arm["gain_recovered"] == pytest.approx((base - adapted) / (base - tuned))
+        assert arm["adapted_gain"] == pytest.approx(base - adapted)
+        low, high = arm["intervals"]["gain_recovered"]
+        assert low <= arm["gain_recovered"] <= high
+
+
+def test_gains_are_paired() -> None:
+    """Two arms that differ by the same on every example differ surely, however much the examples differ."""
+
+    def arm(more: float) -> Arm:
+        sizes = range(1, 9)
+        return Arm(Score(tuple(Example({"bits_per_byte": ((size + more) * 3, 3)}, ()) for size in sizes)))
+
+    arms = {"base": arm(1.0), "adapted": arm(0.5), "finetuned": arm(0.0)}
+    result = BaseResult("b", "r", 1.0, None, 1.0, 4, {name: arms.get(name, Arm(reason="no")) for name in ARMS})
+    told = result.to_dict(Bootstrap(8))
+    assert told["intervals"]["adapted_gain"] == pytest.approx((0.5, 0.5))
+    assert told["intervals"]["gain_recovered"] == pytest.approx((0.5, 0.5))
+    low, high = told["intervals"]["base_bits_per_byte"]
+    assert high - low > 2
 
 
 def test_what_is_not_measured_says_why(places: Path, tmp_path: Path) -> None:
@@ -142,3 +175,18 @@ def test_a_prompt_that_the_base_cannot_read_is_said(places: Path) -> None:
     (arm,) = evaluate_adapter(places / "adapter", [places / "same"], HELD_OUT, options=options).to_dict()["arms"]
     assert "tokens more than the base reads" in arm["not_measured"]["fewshot"]
     assert arm["adapted_bits_per_byte"] is not None
+
+
+def test_the_small_tuned_model_acts_at_its_own_scale(places: Path) -> None:
+    """Not at one that was measured on another base of its vocabulary, nor at one that is asked for on the bases."""
+    adapter = ValueAdapter.from_pretrained(places / "adapter")
+    model = ValueAdapterForCausalLM.from_pretrained(places / "same", adapter.copy(), scale=1.0)
+    record = calibrate_scale(model, CALIBRATION, scales=(0.1,)).recommended(model, base="acme/same", data="two")
+    scaled = adapter.with_config(scales=(replace(record, scale=0.1),))
+    plain, measured, asked = (
+        evaluate_adapter(one, [places / "same"], HELD_OUT, options=options).to_dict()["arms"][0]
+        for one, options in ((adapter, BRIEF), (scaled, BRIEF), (adapter, replace(BRIEF, scale=0.3)))
+    )
+    assert [arm["scale"] for arm in (plain, measured, asked)] == [0.5, 0.1, 0.3]
+    assert [arm["donor_scale"] for arm in (plain, measured, asked)] == [0.5] * 3
+    assert plain["donor_bits_per_byte"] == measured["donor_bits_per_byte"] == asked["donor_bits_per_byte"]

@@ -164,7 +164,7 @@ def _table(arm: dict[str, Any], report: Report) -> Table:
     table.add_column("model")
     for column in ("scale", "bits/byte (95 %)", "exact", *(["choices"] if choices else []), "first", "middle", "last"):
         table.add_column(column, justify="right", no_wrap=column != "bits/byte (95 %)")
-    scales = {"adapted": arm["scale"], "calibrated": arm["calibrated_scale"]}
+    scales = {"donor": arm["donor_scale"], "adapted": arm["scale"], "calibrated": arm["calibrated_scale"]}
     for name, title in ARMS.items():
         shown = f"{title} ({arm['num_fewshot']})" if name == "fewshot" else title
         at = f"{scales[name]:g}" if scales.get(name) is not None else ""

@@ -116,12 +116,15 @@ class _Run:
     def __init__(self, adapter: ValueAdapter, held_out: list[Record], options: Options) -> None:
         self.adapter, self.held_out, self.options = adapter, held_out, options
         self.demonstrations = without(options.demonstrations, held_out)
+        self.donor_scale = self._donor_scale()
         self.donor = self._measure_donor()
 
     # -- one model ---------------------------------------------------------------------------------------------------
-    def load(self, base: str | Path | PreTrainedModel, revision: str | None = None) -> ValueAdapterForCausalLM:
+    def load(
+        self, base: str | Path | PreTrainedModel, *, scale: float | None, revision: str | None = None
+    ) -> ValueAdapterForCausalLM:
         more: dict[str, Any] = {"base_revision": revision} if revision else {}
-        model = ValueAdapterForCausalLM.from_pretrained(base, self.adapter.copy(), scale=self.options.scale, **more)
+        model = ValueAdapterForCausalLM.from_pretrained(base, self.adapter.copy(), scale=scale, **more)
         return model.to(self.options.device) if self.options.device else model
 
     def score(self, model: Any, tokenizer: Any, what: str, **more: Any) -> Score:
@@ -151,11 +154,18 @@ class _Run:
         yield advance
 
     # -- the arms ----------------------------------------------------------------------------------------------------
+    def _donor_scale(self) -> float:
+        """What was measured on the training base itself, else what it was trained at; never a relative's scale."""
+        config = self.adapter.config
+        own = [one.scale for one in config.scales if one.base == config.base_model_name_or_path]
+        return own[0] if own else config.scale
+
     def _measure_donor(self) -> Arm:
         config, given = self.adapter.config, self.options.donor
         place = given or config.base_model_name_or_path
         try:
-            model = self.load(place, None if given else config.base_model_revision)
+            revision = None if given else config.base_model_revision
+            model = self.load(place, scale=self.donor_scale, revision=revision)
         except (OSError, ValueError, ValueAdapterError) as error:
             cause = " ".join(str(error).split())[:120]
             return Arm(reason=f"the training base '{place}' cannot be had ({cause}); --donor says where it lies")
@@ -163,7 +173,7 @@ class _Run:
 
     def measure(self, base: str | Path | PreTrainedModel) -> BaseResult:
         """Every arm on one base."""
-        model, name = self.load(base), name_of(base)
+        model, name = self.load(base, scale=self.options.scale), name_of(base)
         tokenizer = model.base_tokenizer
         own = model.scales[NAME]
         with model.disable_adapter():
@@ -177,6 +187,7 @@ class _Run:
             relation=relation,
             scale=own,
             calibrated_scale=best,
+            donor_scale=self.donor_scale,
             num_fewshot=self.options.shots,
             arms={
                 "base": alone,

@@ -43,7 +43,7 @@ def evaluate(
         batch_size: rows per forward pass.
         context: demonstrations that the model reads before each record, as a few-shot prompt.
         max_new_tokens: length of an answer at most.
-        value_norms: also measure what a `ValueAdapterForCausalLM` adds.
+        value_norms: also measure how large the value logits of a `ValueAdapterForCausalLM` are, before its scale.
         on_progress: called with the number of records done since the last call.
     """
     examples: list[Example] = []
@@ -80,7 +80,7 @@ def _likelihoods(
     nats = torch.nn.functional.cross_entropy(logits, batch.labels[here], reduction="none")
     columns = {"bits": nats.double() / math.log(2), "predicted": logits.argmax(dim=-1)}
     if value_norms:
-        value = out.value_logits[:, :-1][here].float()
+        value = out.value_logits[:, :-1][here].float() / (_scale(model) or 1.0)
         columns["value_norm_raw"] = value.abs().mean(dim=-1)
         columns["value_norm_centred"] = (value - value.mean(dim=-1, keepdim=True)).abs().mean(dim=-1)
     counts = here.sum(dim=1).tolist()
@@ -110,6 +110,12 @@ def _example(columns: dict[str, list[Any]], parts: list[str], size: int) -> Exam
         if norm in columns:
             totals[norm] = (math.fsum(columns[norm]), len(parts))
     return Example(totals, tuple(columns["predicted"]))
+
+
+def _scale(model: Any) -> float:
+    """By what a wrapper of one adapter multiplies its value logits."""
+    (name,) = model.active_adapters
+    return float(model.scales[name])
 
 
 def _parts(here: torch.Tensor, content: torch.Tensor) -> list[str]:

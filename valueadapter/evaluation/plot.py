@@ -33,6 +33,7 @@ def save_plot(report: Report, path: str | Path) -> Path:
         ConfigError: another ending, or matplotlib is not installed.
     """
     target = check_plot(path)
+    import matplotlib
     from matplotlib.figure import Figure
 
     arms = report.to_dict()["arms"]
@@ -43,7 +44,9 @@ def save_plot(report: Report, path: str | Path) -> Path:
     panels[-1].set_xlabel("bits per UTF-8 byte of the response (fewer are better)")
     figure.suptitle(f"{report.adapter} on {report.num_examples} held-out examples of {report.data}", fontsize=11)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=160)
+    # text stays text in an SVG, and the same report gives the same file
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "valueadapter"}):
+        figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else {"Software": None})
     return target
 
 
@@ -73,7 +76,16 @@ def _panel(axes: Axes, arm: dict[str, Any]) -> None:
         value = arm[f"{name}_bits_per_byte"]
         labels.append(_label(name, arm))
         if value is None:
-            axes.text(0.01, place, "not measured", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+            axes.text(
+                0.01,
+                place,
+                "not measured",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=8,
+                color="#8a8f98",
+                style="italic",
+            )
             continue
         low, high = arm["intervals"][f"{name}_bits_per_byte"]
         filled = name != "calibrated"

@@ -49,6 +49,8 @@ class BaseResult:
     """The adapter's own scale on this base."""
     calibrated_scale: float | None
     """The best on the calibration examples; None without any."""
+    donor_scale: float
+    """That of the small tuned model, on its own base."""
     num_fewshot: int
     """Demonstrations in the prompt of the few-shot arm."""
     arms: Mapping[str, Arm]
@@ -66,6 +68,7 @@ class BaseResult:
             "relation": self.relation,
             "scale": self.scale,
             "calibrated_scale": self.calibrated_scale,
+            "donor_scale": self.donor_scale,
             "num_fewshot": self.num_fewshot,
         }
         intervals: dict[str, object] = {}
@@ -73,8 +76,11 @@ class BaseResult:
             found[key] = ratio(pairs or ())
             if pairs and found[key] is not None:
                 intervals[key] = bootstrap.interval(bootstrap.ratios(pairs))
-        for key, arm in (("gain_recovered", "adapted"), ("calibrated_gain_recovered", "calibrated")):
-            found[key], resampled = self._gain(arm, bootstrap)
+        gains = {f"{name}_gain": self._gain(name, bootstrap) for name in self.arms if name != "base"}
+        gains["gain_recovered"] = self._recovered("adapted", bootstrap)
+        gains["calibrated_gain_recovered"] = self._recovered("calibrated", bootstrap)
+        for key, (value, resampled) in gains.items():
+            found[key] = value
             if resampled is not None:
                 intervals[key] = bootstrap.interval(resampled)
         found["intervals"] = intervals
@@ -96,16 +102,20 @@ class BaseResult:
         return found
 
     def _gain(self, arm: str, bootstrap: Bootstrap) -> tuple[float | None, np.ndarray | None]:
+        """How many bits per byte an arm is better than the base alone, in all and in each resample, pair by pair."""
+        base, here = self.arms["base"].score, self.arms[arm].score
+        if base is None or here is None:
+            return None, None
+        before, after = (bootstrap.ratios(score.pairs("bits_per_byte")) for score in (base, here))
+        return base.bits_per_byte - here.bits_per_byte, before - after
+
+    def _recovered(self, arm: str, bootstrap: Bootstrap) -> tuple[float | None, np.ndarray | None]:
         """(base - arm) / (base - fine-tuned) in bits per byte; None where fine-tuning was not measured, or no gain."""
-        scores = [self.arms[name].score for name in ("base", arm, "finetuned")]
-        if None in scores:
+        (gain, gains), (best, bests) = self._gain(arm, bootstrap), self._gain("finetuned", bootstrap)
+        if gain is None or best is None or best <= 0 or gains is None or bests is None:
             return None, None
-        alone, here, tuned = (score.bits_per_byte for score in scores if score)
-        if alone <= tuned:
-            return None, None
-        before, after, best = (bootstrap.ratios(score.pairs("bits_per_byte")) for score in scores if score)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return (alone - here) / (alone - tuned), (before - after) / (before - best)
+            return gain / best, gains / bests
 
     def records(self, data: str) -> list[EvaluationRecord]:
         """What an artifact keeps of it: one record at the adapter's own scale, one at the calibrated if it is another.
@@ -116,7 +126,7 @@ class BaseResult:
         scales = {"adapted": self.scale}
         if self.calibrated_scale is not None and self.calibrated_scale != self.scale:
             scales["calibrated"] = self.calibrated_scale
-        plain = Bootstrap(1, draws=1)
+        plain = Bootstrap(1, draws=1)  # no intervals here
         return [
             EvaluationRecord(
                 base=self.base,
@@ -135,7 +145,7 @@ class BaseResult:
                 num_fewshot=self.num_fewshot if self.arms["fewshot"].score else None,
                 finetuned_bits_per_byte=self.value("finetuned", "bits_per_byte"),
                 finetuned_exact_match=self.value("finetuned", "exact_match"),
-                gain_recovered=self._gain(arm, plain)[0],
+                gain_recovered=self._recovered(arm, plain)[0],
             )
             for arm, scale in scales.items()
         ]

@@ -16,6 +16,7 @@ from vocabularies import KINDS
 from valueadapter import AdapterNameError, ConfigError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.chat import value_ids
 from valueadapter.data import IGNORED, encode
+from valueadapter.judge import until_end
 
 Wrapped = Callable[..., ValueAdapterForCausalLM]
 Make = Callable[..., ValueAdapter]
@@ -171,6 +172,15 @@ def test_what_is_scored_is_what_was_sampled(wrapped: Wrapped) -> None:
             alone = tiny_model("llama", seed=1)(whole).logits[0]
         assert score == pytest.approx(log_p(both, labels) - log_p(alone, labels), abs=1e-4)
     assert len(set(lengths)) > 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [([5, 2, 0, 0], 2), ([5, 9, 9, 9], 2), ([9, 9, 9], 1), ([5, 6, 7], 3), ([5, 0, 6, 0, 0], 3), ([0, 0], 1)],
+)
+def test_an_answer_goes_to_its_end(ids: list[int], kept: int) -> None:
+    """Also where rows are padded with a token that ends them; where something else ended a row, to its padding."""
+    assert until_end(ids, {2, 9}, 0) == ids[:kept]
 
 
 def test_answers_can_come_from_the_base_alone(wrapped: Wrapped) -> None:

@@ -255,7 +255,7 @@ def _sample(
     mask = torch.ones_like(ids)
     out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, **rest, generation_config=config)
     stops = _stops(model, config.eos_token_id)
-    return [_until_end(row, stops, config.pad_token_id) for row in out[:, len(question.ids) :].tolist()]
+    return [until_end(row, stops, config.pad_token_id) for row in out[:, len(question.ids) :].tolist()]
 
 
 def _encoded(responses: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -275,7 +275,7 @@ def _padded(rows: Sequence[list[int]]) -> torch.Tensor:
     return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
-def _until_end(ids: list[int], stops: set[int], pad: int) -> list[int]:
+def until_end(ids: list[int], stops: set[int], pad: int) -> list[int]:
     """The answer with the token that ended it, without the padding that makes rows of a batch equally long."""
     for index, token in enumerate(ids):
         if token in stops:

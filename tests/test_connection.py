@@ -44,6 +44,11 @@ DECODING = cast("dict[str, dict[str, Any]]", MODES)
 Trained = Callable[..., ValueTrainer]
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")  # the command line would set it for good
+
+
 def adapter_of(connection: Connection, *networks: PreTrainedModel, **options: Any) -> ValueAdapter:
     return ValueAdapter.from_networks(
         networks, byte_tokenizer(), base_model_name_or_path="a/b", connection=connection, **options
@@ -340,6 +345,7 @@ def test_from_a_head_of_zeros_only_the_head_moves_first(connection: Connection, 
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
 def test_the_command_line_trains_it(tmp_path: Path) -> None:
     """From names to an adapter that says what it reads."""
     for part in (tiny_model("llama", seed=1), byte_tokenizer()):

@@ -6,11 +6,11 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench study study-quick clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## train an adapter, publish it, load it by its Hub ID onto another model, compare
 	@$(PY) examples/demo.py
@@ -28,6 +28,13 @@ docs: $(INSTALLED) ## build the documentation into site/
 
 bench: $(INSTALLED) ## measure speed as ratios against plain transformers
 	@$(PY) -m benchmarks
+
+JOBS ?= 1
+study: $(INSTALLED) ## run what is left of the study (JOBS=2: two cells side by side), write docs/transfer.md
+	@$(PY) -m studies run --jobs $(JOBS)
+
+study-quick: $(INSTALLED) ## the cut of the study that takes less than twenty minutes
+	@$(PY) -m studies run --quick --jobs $(JOBS)
 
 clean: ## remove .venv and everything built here (downloaded models stay in their cache)
 	@rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

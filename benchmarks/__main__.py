@@ -1,10 +1,12 @@
-"""`make bench`: what an adapter costs, beside the goal, and one JSON line per run in build/bench.jsonl."""
+"""`make bench`: what an adapter costs, beside the goal, and one JSON line per run in build/bench.jsonl.
+
+`python -m benchmarks loss_head` measures one group only.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 import valueadapter
-from benchmarks.harness import interval, rounds
+from benchmarks import cached_training, training
+from benchmarks.harness import Measured, interval, machine, rounds
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.testing.reference_models import gemma_3_270m, smollm2_instruct
 
@@ -31,25 +34,28 @@ def main() -> None:
     """Measures, prints the table and keeps the line."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    measured = {**decoding(), **other_vocabulary(), **loading()}
+    groups = {
+        group.__name__: group
+        for group in (decoding, other_vocabulary, loading, *training.GROUPS, *cached_training.GROUPS)
+    }
+    asked = sys.argv[1:] or list(groups)
+    if unknown := sorted({*asked} - {*groups}):
+        sys.exit(f"no group of measurements is called {', '.join(unknown)}; there are {', '.join(groups)}")
+    measured = {name: value for group in asked for name, value in groups[group]().items()}
     table = Table(title="Ratios: median (90 % interval)")
     for column in ("what", "measured", "goal"):
         table.add_column(column)
     for name, ((middle, low, high), goal) in measured.items():
         table.add_row(name, f"{middle:.3f} ({low:.3f} to {high:.3f})", f"at most {goal}")
     Console().print(table)
-    line = {
-        "versions": {m.__name__: m.__version__ for m in (valueadapter, transformers, torch)},
-        "processor": platform.processor() or platform.machine(),
-        "load": os.getloadavg()[0],
-        "ratios": {name: values for name, (values, _) in measured.items()},
-    }
+    versions = {module.__name__: module.__version__ for module in (valueadapter, transformers, torch)}
+    line = {"versions": versions, **machine(), "ratios": {name: values for name, (values, _) in measured.items()}}
     Path("build").mkdir(exist_ok=True)
     with Path("build/bench.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **line}) + "\n")
 
 
-def decoding() -> dict[str, tuple[tuple[float, float, float], float]]:
+def decoding() -> Measured:
     """P1: (t_wrapper - t_base - t_value) / t_base in `generate`, a base of 360M shape and a network of 135M."""
     folder = smollm2_instruct()
     network = AutoModelForCausalLM.from_pretrained(folder)
@@ -65,7 +71,7 @@ def decoding() -> dict[str, tuple[tuple[float, float, float], float]]:
     return {"P1 decode overhead / base": (interval(ratios), 0.02)}
 
 
-def other_vocabulary() -> dict[str, tuple[tuple[float, float, float], float]]:
+def other_vocabulary() -> Measured:
     """P11: projection / decode step. P12: (t_wrapper - t_base - F · t_value) / t_base, where F is the network's tokens
     per base token. gemma-3-270m with 12 layers of SmolLM2, reading and writing the same text."""
     folder, target = smollm2_instruct(), gemma_3_270m()
@@ -105,7 +111,7 @@ def _models(base, network, wrapper):  # type: ignore[no-untyped-def]  # three mo
     return [("base", base), ("value", network), ("wrapper", wrapper)]
 
 
-def loading() -> dict[str, tuple[tuple[float, float, float], float]]:
+def loading() -> Measured:
     """P9: loading base + adapter / two plain AutoModel loads, of the same weights."""
     folder = smollm2_instruct()
     tokenizer = AutoTokenizer.from_pretrained(folder)

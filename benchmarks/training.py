@@ -1,134 +1,108 @@
-"""P6 to P8: what a training step costs beside plain fine-tuning; `python -m benchmarks.training`.
+"""What a training step costs in time and memory, beside the step that writes every logit out (P5 and P8).
 
-Models of SmolLM2's shapes with random weights: a step's cost does not depend on their values. A step is forward,
-backward and AdamW, in float32 on one thread.
+Weights are random: they change no time. Knows nothing of how ratios are taken or shown.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from torch.nn.functional import cross_entropy, linear
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.harness import interval, rounds
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments, build_network
-from valueadapter.testing.reference_models import smollm2_instruct
+from benchmarks.harness import Measured, peak_memory, ratios
+from valueadapter.config import Regularisation
+from valueadapter.fused_loss import summed_loss
+from valueadapter.heads import Head, LazyLogits, head_of, last_hidden_state
+from valueadapter.modeling import add_value_logits
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
-    "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_attention_heads": 15, "num_key_value_heads": 5},
-}
-VARIANTS = ("cached", "uncached", "two models", "network alone", "base alone")
-PAIRS = {
-    "P6: cached step / fine-tuning the network alone": ("cached", "network alone", 1.08),
-    "P7: cached step / fine-tuning the base": ("cached", "base alone", 0.40),
-    "P8: uncached step / two models with whole logits": ("uncached", "two models", 0.93),
-}
+Step = Callable[[], object]
+TOKENS, VOCABULARY, HIDDEN = 2048, 49_152, 576
+NO_PENALTY = Regularisation("none", 0.0)
+SMOLLM2_135M = {"hidden_size": HIDDEN, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 
 
-def main() -> None:
-    """Times the steps side by side, and measures each one's peak memory in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=30, help="of both models; SmolLM2 has 30 and 32")
-    parser.add_argument("--time-only", action="store_true")
-    options = parser.parse_args()
-    steps = {name: step(name, options.rows, options.layers) for name in VARIANTS}
-    measured = rounds(steps, number=options.rounds)
-    line: dict[str, Any] = {"load": os.getloadavg()[0], "rows": options.rows, "layers": options.layers}
-    for name, (mine, theirs, goal) in PAIRS.items():
-        line[name] = interval([one[mine] / one[theirs] for one in measured])
-        print(f"{name}: time {line[name][0]:.3f} ({line[name][1]:.3f} to {line[name][2]:.3f}), goal {goal}")
-    if not options.time_only:
-        del steps
-        peaks = {name: peak(name, options.rows, options.layers) for name in VARIANTS}
-        for name, (mine, theirs, _) in PAIRS.items():
-            line[f"{name}, memory"] = peaks[mine] / peaks[theirs]
-            print(f"{name}: peak memory {peaks[mine] / peaks[theirs]:.3f}")
-    Path("build").mkdir(exist_ok=True)
-    with Path("build/bench.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def loss_head() -> Measured:
+    """P5: loss and gradients of two heads over 2,048 tokens, fused / with the logits written out."""
+    time = ratios({name: loss_head_step(name) for name in ("naive", "fused")}, number=5)["fused"]
+    naive, fused = (peak_memory(loss_head_step, name) for name in ("naive", "fused"))
+    memory = (fused.peak - fused.prepared) / (naive.peak - naive.prepared)
+    return {
+        "P5 loss head, memory / naive": ((memory, memory, memory), 0.14),
+        "P5 loss head, time / naive": (time, 0.95),
+    }
 
 
-def step(variant: str, rows: int, layers: int) -> Callable[[], object]:
-    """A training step of a variant, on `rows` demonstrations of 32 prompt and 96 response tokens."""
+def uncached_step() -> Measured:
+    """P8: forward and backward of 12 layers on a frozen base of 30, fused / with the logits written out."""
+    time = ratios({name: two_model_step(name) for name in ("naive", "fused")}, number=3)["fused"]
+    naive, fused = (peak_memory(two_model_step, name) for name in ("naive", "fused"))
+    memory = (fused.peak - fused.prepared) / (naive.peak - naive.prepared)
+    return {
+        "P8 uncached step, memory / naive": ((memory, memory, memory), 0.56),
+        "P8 uncached step, time / naive": (time, 0.93),
+    }
+
+
+GROUPS = (loss_head, uncached_step)
+
+
+def loss_head_step(variant: str) -> Step:
+    """Loss and gradients from hidden states, those of the base in half precision as a cache holds them."""
     torch.set_num_threads(1)
-    logging.disable_progress_bar()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 49_000, (rows, 128), generator=generator).tolist()
-    data = [{"input_ids": row, "labels": [-100] * 32 + row[32:]} for row in ids]
-    if variant in ("network alone", "base alone"):
-        return _plain(_model("135M" if variant == "network alone" else "360M", layers), data)
-    return _ours(variant, layers, data)
+    base = LazyLogits(torch.randn(TOKENS, HIDDEN, generator=generator).half(), _head(generator))
+    value = LazyLogits(torch.randn(TOKENS, HIDDEN, generator=generator), _head(generator))
+    labels = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    trained = (value.hidden.requires_grad_(), value.head.weight.requires_grad_())
+
+    def step() -> None:
+        if variant == "fused":
+            loss = summed_loss(base, value, labels=labels, scale=1.0, penalty=NO_PENALTY).total
+        else:
+            base_logits = linear(base.hidden.float(), base.head.weight)
+            logits = add_value_logits(base_logits, linear(value.hidden, value.head.weight), 1.0)
+            loss = cross_entropy(logits.float(), labels, reduction="sum")
+        torch.autograd.backward(loss / TOKENS)
+        for tensor in trained:
+            tensor.grad = None
+
+    return step
 
 
-def _model(shape: str, layers: int) -> PreTrainedModel:
-    config = LlamaConfig(**SHAPES[shape], num_hidden_layers=layers, vocab_size=49_152, tie_word_embeddings=True)
-    return LlamaForCausalLM(config)
+def two_model_step(variant: str) -> Step:
+    """Loss and gradients of the network from 8 rows of 128 ids, the base run without gradients."""
+    torch.set_num_threads(1)
+    base, network = _model(30).requires_grad_(False), _model(12)
+    ids = torch.randint(VOCABULARY, (8, 129), generator=torch.Generator().manual_seed(0))
+    heads = head_of(base), head_of(network)
+
+    def step() -> None:
+        read, labels = {"input_ids": ids[:, :-1], "use_cache": False}, ids[:, 1:].flatten()
+        if variant == "fused":
+            with torch.no_grad():
+                hidden = last_hidden_state(base, **read).flatten(0, 1)
+            sides = (hidden, last_hidden_state(network, **read).flatten(0, 1))
+            lazy = [LazyLogits(states, head) for states, head in zip(sides, heads, strict=True) if head is not None]
+            loss = summed_loss(*lazy, labels=labels, scale=1.0, penalty=NO_PENALTY).total
+        else:
+            with torch.no_grad():
+                base_logits = base(**read).logits
+            logits = add_value_logits(base_logits, network(**read).logits, 1.0)
+            loss = cross_entropy(logits.flatten(0, 1).float(), labels, reduction="sum")
+        torch.autograd.backward(loss / len(labels))
+        network.zero_grad()
+
+    return step
 
 
-def _plain(model: PreTrainedModel, data: list[dict[str, list[int]]]) -> Callable[[], object]:
-    batch = {key: torch.tensor([record[key] for record in data]) for key in ("input_ids", "labels")}
-    optimizer = torch.optim.AdamW(model.train().parameters())
-
-    def run() -> None:
-        model(**batch, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
+def _head(generator: torch.Generator) -> Head:
+    return Head(0.02 * torch.randn(VOCABULARY, HIDDEN, generator=generator))
 
 
-def _ours(variant: str, layers: int, data: list[dict[str, list[int]]]) -> Callable[[], object]:
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_instruct())
-    base = _model("360M", layers)
-    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-    network = build_network(_model("135M", layers), initialisation="pretrained")
-    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="bench/base")
-    model.add_adapter(adapter, "default", is_trainable=True)
-    with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "cache_base_dir": folder}
-        args = ValueTrainingArguments(output_dir=folder, cache_base=variant == "cached", **settings)
-        trainer = ValueTrainer(model, args, train_dataset=data)  # type: ignore[arg-type]  # records, as its store takes
-    if variant == "two models":
-        trainer._fused = None
-    optimizer = torch.optim.AdamW(network.parameters())
-    batch = trainer.data_collator(data)
-    model.train()
-
-    def run() -> None:
-        loss = trainer.compute_loss(model, batch)
-        torch.autograd.backward(loss)  # type: ignore[arg-type]  # without outputs it is the loss alone
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
-def peak(variant: str, rows: int, layers: int) -> float:
-    """Largest resident size, in bytes, of a process that takes two steps (Linux)."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (variant, rows, layers))
-
-
-def _peak(variant: str, rows: int, layers: int) -> float:
-    run = step(variant, rows, layers)
-    run()
-    run()
-    # not getrusage: its peak is inherited from the process that started this one
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024.0
-
-
-if __name__ == "__main__":
-    main()
+def _model(layers: int) -> PreTrainedModel:
+    config = LlamaConfig(
+        **SMOLLM2_135M, vocab_size=VOCABULARY, num_hidden_layers=layers, tie_word_embeddings=layers == 30
+    )
+    return LlamaForCausalLM(config).eval()

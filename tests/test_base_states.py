@@ -21,6 +21,7 @@ from valueadapter.adapter import vocabulary_of
 from valueadapter.base_states import BaseStates, sample_key, store_key
 from valueadapter.claims import claimed
 from valueadapter.config import VocabularySpec
+from valueadapter.prefix import BasePrefix
 
 SCRIPT = Path(__file__).with_name("base_states_run.py")
 VOCABULARY = vocabulary_of(byte_tokenizer()).spec(97)
@@ -60,7 +61,7 @@ def shards(place: Path) -> list[Path]:
 def test_states_are_the_base_s_own(build: Build, kind: str, prefix: tuple[int, ...]) -> None:
     """A row for each response token: what the base computes, alone and by hand, at the position before it."""
     base = tiny_model(kind, seed=1)
-    states = build(base=base, prefix_ids=prefix)
+    states = build(base=base, prefix=BasePrefix(base, prefix, None) if prefix else None)
     for one in DATA:
         hidden = base.model(torch.tensor([[*prefix, *one["input_ids"]]])).last_hidden_state[0, len(prefix) :]
         positions = [i for i, label in enumerate(one["labels"][1:]) if label != -100]
@@ -136,7 +137,7 @@ def test_a_damaged_shard_is_computed_again_and_said(
     content[-5] ^= 1
     changed = {"flipped bit": bytes(content), "cut": bytes(content[:-40]), "empty": b""}
     if damage == "another store's":
-        build(prefix_ids=(7,))
+        build(prefix=BasePrefix(tiny_model("llama", seed=1), (7,), None))
         foreign = next(p for p in shards(tmp_path) if p.parent != victim.parent and p.name == victim.name)
         changed[damage] = foreign.read_bytes()
     victim.write_bytes(changed[damage])

@@ -22,9 +22,11 @@ def other_vocabulary() -> ValueAdapterForCausalLM:
     return model.eval()
 
 
-def test_every_point_of_the_curve_is_what_evaluation_measures() -> None:
+@pytest.mark.parametrize("prefix", [None, "It is so\n"])
+def test_every_point_of_the_curve_is_what_evaluation_measures(prefix: str | None) -> None:
     """Of the base alone and at other scales; and the best of them is the answer. The model is left as it was."""
     model = other_vocabulary()
+    model.set_base_prefix(prefix)
     found = calibrate_scale(model, EXAMPLES, scales=(0.1, 0.5, 1.0), batch_size=1)
     assert model.scales == {"default": 0.7}
     for scale, bits in found.curve.items():

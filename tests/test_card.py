@@ -49,10 +49,20 @@ EVALUATION = (
     EvaluationRecord("alice/big", "same family, larger", "alice/held-out", 150, 1.0, 1.2, 1.1, 0.9, 0.1, 0.12, 0.2),
     EvaluationRecord("alice/base", "trained on it", "quiz: a | b", 150, 1.0, 1.2, None, 0.95),
 )
+ALL_ARMS = dataclasses.replace(
+    EVALUATION[0],
+    fewshot_bits_per_byte=0.95,
+    fewshot_exact_match=0.15,
+    num_fewshot=4,
+    finetuned_bits_per_byte=0.8,
+    finetuned_exact_match=0.3,
+    gain_recovered=0.75,
+)
 FULL = dataclasses.replace(
     BARE,
     networks=(NetworkSpec(1.0, path="expert"), NetworkSpec(-1.0, repo="alice/reference", revision="c" * 40)),
     base_model_revision="d" * 40,
+    base_prefix="Question: what?\nAnswer: ```that```\n",
     training=TRAINING,
     evaluation=EVALUATION,
 )
@@ -81,10 +91,28 @@ def test_metadata_is_what_the_hub_reads() -> None:
     assert data.datasets == ["alice/demonstrations"]
     results = [(r.metric_type, r.metric_name, r.metric_value, r.dataset_name) for r in data.eval_results or []]
     assert results == [
-        ("bits_per_byte", "bits per byte on alice/big", 0.9, "alice/held-out"),
-        ("exact_match", "exact match on alice/big", 0.2, "alice/held-out"),
-        ("bits_per_byte", "bits per byte on alice/base", 0.95, "quiz: a | b"),
+        ("bits_per_byte", "bits per byte on alice/big, scale 1", 0.9, "alice/held-out"),
+        ("bits_per_byte", "bits per byte on alice/big: base alone", 1.2, "alice/held-out"),
+        ("bits_per_byte", "bits per byte on alice/big: small tuned model alone", 1.1, "alice/held-out"),
+        ("exact_match", "exact match on alice/big, scale 1", 0.2, "alice/held-out"),
+        ("exact_match", "exact match on alice/big: base alone", 0.1, "alice/held-out"),
+        ("exact_match", "exact match on alice/big: small tuned model alone", 0.12, "alice/held-out"),
+        ("bits_per_byte", "bits per byte on alice/base, scale 1", 0.95, "quiz: a | b"),
+        ("bits_per_byte", "bits per byte on alice/base: base alone", 1.2, "quiz: a | b"),
     ]
+
+
+def test_every_arm_that_was_measured_is_in_the_metadata() -> None:
+    """Few-shot and fine-tuned too, and the share of the gain; the card's table has a column for each."""
+    text = render_card(dataclasses.replace(BARE, evaluation=(ALL_ARMS,)), repo_id=REPO)
+    results = {(r.metric_type, r.metric_name): r.metric_value for r in _metadata(text).eval_results or []}
+    assert results["bits_per_byte", "bits per byte on alice/big: base with 4 demonstrations in its prompt"] == 0.95
+    assert results["exact_match", "exact match on alice/big: base fine-tuned with LoRA"] == 0.3
+    assert results["gain_recovered", "share of the gain of fine-tuning on alice/big, scale 1"] == 0.75
+    assert len(results) == 11
+    row = "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 |"
+    assert f"{row} bits per byte | 1.200 | 0.950 (4) | 1.100 | 0.900 | 0.800 | 75.0% |" in text.splitlines()
+    assert f"{row} exact match | 10.0% | 15.0% | 12.0% | 20.0% | 30.0% | |" in text.splitlines()
 
 
 @pytest.mark.parametrize("name", ["no", "1e3", "a: b", "#x", 'say "hi"', "日本", "back\\slash", "null", "- x", ""])
@@ -108,12 +136,18 @@ def test_no_ragged_text(config: ValueAdapterConfig, repo_id: str | None) -> None
     assert text.endswith(" -->\n")
 
 
+def test_a_prefix_is_shown_whole() -> None:
+    """In a block that its own backticks do not end."""
+    assert "````text\nQuestion: what?\nAnswer: ```that```\n````\n" in render_card(FULL, repo_id=REPO)
+
+
 def test_sections_without_data_are_left_out() -> None:
     """An adapter that nobody trained or measured says nothing of training and measuring."""
     headings = re.findall(r"^## (.*)$", render_card(BARE, repo_id=None), re.M)
     assert headings == ["Use", "Limits", "Citation"]
     assert re.findall(r"^## (.*)$", render_card(FULL, repo_id=REPO), re.M) == [
         "Use",
+        "Base prefix",
         "Networks",
         "Training",
         "Evaluation",
@@ -122,12 +156,16 @@ def test_sections_without_data_are_left_out() -> None:
     ]
 
 
+SAME_FAMILY = "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 |"
+TRAINED_ON_IT = "| alice/base (trained on it) | quiz: a \\| b | 150 | 1.0 |"
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 | bits per byte | 1.200 | 1.100 | 0.900 |",
-        "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 | exact match | 10.0% | 12.0% | 20.0% |",
-        "| alice/base (trained on it) | quiz: a \\| b | 150 | 1.0 | bits per byte | 1.200 | not measured | 0.950 |",
+        f"{SAME_FAMILY} bits per byte | 1.200 | not measured | 1.100 | 0.900 | not measured | not measured |",
+        f"{SAME_FAMILY} exact match | 10.0% | not measured | 12.0% | 20.0% | not measured | |",
+        f"{TRAINED_ON_IT} bits per byte | 1.200 | not measured | not measured | 0.950 | not measured | not measured |",
         "| -1.0 | alice/reference at cccccccccccc |",
         "| response tokens | 34,567 |",
         "| initialisation | pretrained from alice/small, first 4 layers |",

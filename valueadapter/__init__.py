@@ -22,6 +22,7 @@ _EXPORTS = {
     "IncompatibleVersionError": "errors",
     "MissingFileError": "errors",
     "NotAValueAdapterError": "errors",
+    "RECORDED": "prefix",
     "UnsupportedModeError": "errors",
     "ValueAdapter": "adapter",
     "ValueAdapterCache": "cache",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from valueadapter.errors import ValueAdapterError as ValueAdapterError
     from valueadapter.modeling import ValueAdapterForCausalLM as ValueAdapterForCausalLM
     from valueadapter.network import build_network as build_network
+    from valueadapter.prefix import RECORDED as RECORDED
     from valueadapter.training import ValueTrainer as ValueTrainer
     from valueadapter.training import ValueTrainingArguments as ValueTrainingArguments
 

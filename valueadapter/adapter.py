@@ -19,10 +19,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import artifact, card, hub, layout
 from valueadapter.alignment import Side, VocabularyAlignment
-from valueadapter.config import NetworkSpec, ValueAdapterConfig
+from valueadapter.config import Connection, Message, NetworkSpec, ValueAdapterConfig
 from valueadapter.errors import AlignmentError, ConfigError, IncompatibleBaseError
-from valueadapter.link import Link, connect
+from valueadapter.link import Link, connect, why_unreadable
 from valueadapter.network import load_hub_network, load_network, logits_width, save_network
+from valueadapter.prefix import as_prefix
 from valueadapter.staging import staged
 from valueadapter.vocabulary import Vocabulary
 
@@ -97,6 +98,8 @@ class ValueAdapter:
         coefficients: Sequence[float] | None = None,
         base_model_revision: str | None = None,
         scale: float = 1.0,
+        base_prefix: str | Sequence[Mapping[str, str] | Message] | None = None,
+        connection: Connection = "residual",
         token: str | bool | None = None,
     ) -> ValueAdapter:
         """Makes an adapter of networks that exist.
@@ -110,10 +113,13 @@ class ValueAdapter:
                 proxy-tuning (Liu et al. 2024, arXiv 2401.08565) and needs no training.
             base_model_revision: commit of that base.
             scale: recommended scale.
+            base_prefix: text or chat messages that only the base reads, before the prompt.
+            connection: what the networks read: `residual` the tokens, `cascade` the base's prediction of the next one,
+                `cascade_with_text` both (see `valueadapter.connection`).
             token: Hub token.
 
         Raises:
-            ConfigError: no network, or another number of coefficients.
+            ConfigError: no network, another number of coefficients, or an unknown connection.
             IncompatibleBaseError: a named network has another vocabulary.
         """
         weights = [1.0] * len(networks) if coefficients is None else [float(c) for c in coefficients]
@@ -133,6 +139,8 @@ class ValueAdapter:
             networks=tuple(specs),
             vocabulary=vocabulary_of(tokenizer).spec(max(logits_width(model) for model in models)),
             scale=scale,
+            base_prefix=as_prefix(base_prefix),
+            connection=connection,
         )
         return cls(config, models, tokenizer)
 
@@ -292,10 +300,14 @@ class ValueAdapter:
             None where the vocabulary is the same (padded widths may differ).
 
         Raises:
-            IncompatibleBaseError: the vocabularies cannot be aligned, saying why.
+            IncompatibleBaseError: the vocabularies cannot be aligned, or networks that read the base's prediction
+                cannot read that of another vocabulary; saying why.
         """
         try:
-            return connect(self.side, theirs, self.alignments)
+            link = connect(self.side, theirs, self.alignments)
+            if (reason := why_unreadable(self.config.connection, link)) is not None:
+                raise AlignmentError(reason)
+            return link
         except AlignmentError as error:
             raise IncompatibleBaseError(
                 f"base model '{base}' and this adapter (trained on '{self.config.base_model_name_or_path}') do not go "

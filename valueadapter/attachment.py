@@ -22,9 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
+from valueadapter.base_prefix import PrefixMethods
+from valueadapter.config import Prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import set_trainable
+from valueadapter.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.refinement import ByteEvents, Mode
 from valueadapter.value_logits import Term
 
@@ -46,12 +49,14 @@ class Attached:
     """None where the base has the adapter's vocabulary."""
     refinement: tuple[Mode, ByteEvents] | None = None
     """Where the map's values are bettered: how, and what is needed for it."""
+    prefix: Prefix | None = None
+    """What the base reads before the prompt while this adapter acts."""
 
 
 _serials = itertools.count()
 
 
-class AdapterMethods:
+class AdapterMethods(PrefixMethods):
     """The part of `ValueAdapterForCausalLM` that manages adapters."""
 
     base: PreTrainedModel
@@ -68,6 +73,7 @@ class AdapterMethods:
         adapter_name: str,
         *,
         scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
         is_trainable: bool = False,
         **download: Any,
     ) -> None:
@@ -77,6 +83,8 @@ class AdapterMethods:
             name_or_path: Hub ID or directory.
             adapter_name: name to give it here.
             scale: how strongly it acts; the adapter's own recommendation by default.
+            base_prefix: what only the base reads before the prompt: the adapter's own by default, text or chat
+                messages in its place, or None for nothing.
             is_trainable: whether its weights take gradients.
             download: `revision, subfolder, token, cache_dir, local_files_only, force_download`.
 
@@ -86,22 +94,32 @@ class AdapterMethods:
             ArtifactError, ConfigError, huggingface_hub.errors: it cannot be had or is damaged.
         """
         self._check_new_name(adapter_name)
-        self.add_adapter(
-            ValueAdapter.from_pretrained(name_or_path, **download), adapter_name, scale=scale, is_trainable=is_trainable
-        )
+        adapter = ValueAdapter.from_pretrained(name_or_path, **download)
+        self.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
 
     def add_adapter(
-        self, adapter: ValueAdapter, adapter_name: str, *, scale: float | None = None, is_trainable: bool = False
+        self,
+        adapter: ValueAdapter,
+        adapter_name: str,
+        *,
+        scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
+        is_trainable: bool = False,
     ) -> None:
         """Attaches a loaded adapter. The first one is active at once, later ones with `set_adapter`.
 
         Its networks move to the base's device and dtype. They are not copied: attach `adapter.copy()` to a second base.
+        Arguments as in `load_adapter`.
 
         Raises:
             AdapterNameError: the name is taken or not usable.
+            ConfigError: a prefix that is none, or that the base's tokenizer cannot take.
             IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
         """
         self._check_new_name(adapter_name)
+        prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        if prefix is not None:
+            self._prefix_for_base(prefix)  # now, so that a prefix this base cannot take is not attached
         link = adapter.connect(self._base_side(), self.base.name_or_path)
         device = self.base.get_input_embeddings().weight.device
         for network in adapter.networks:
@@ -109,7 +127,7 @@ class AdapterMethods:
             set_trainable(network, is_trainable)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
         own = self._recommended_scale(adapter, link) if scale is None else scale
-        self._attached[adapter_name] = Attached(adapter, own, next(_serials), link)
+        self._attached[adapter_name] = Attached(adapter, own, next(_serials), link, prefix=prefix)
         self.set_scale(adapter_name, own)
         if not self._active:
             self._active = (adapter_name,)
@@ -171,6 +189,7 @@ class AdapterMethods:
             self._get(name)
         if len(set(names)) != len(names):
             raise AdapterNameError(f"an adapter can be active once; got {list(names)}. Raise its scale instead")
+        self._one_prefix(names)
         self._active = names
         self._enabled = True
 
@@ -287,10 +306,14 @@ class AdapterMethods:
                 attached.scale,
                 attached.link,
                 attached.refinement,
+                attached.adapter.config.connection,
             )
             for name, attached in acting
             if attached.scale != 0
         ]
+
+    def _prefix_of(self, adapter_name: str) -> Prefix | None:
+        return self._attached[adapter_name].prefix
 
     def _tokenizer_of(self, term: Term) -> PreTrainedTokenizerBase:
         return self._attached[term.parts[0].split(".")[0]].adapter.tokenizer

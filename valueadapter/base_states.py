@@ -28,6 +28,7 @@ from valueadapter.claims import claimed
 from valueadapter.config import VocabularySpec
 from valueadapter.data import Collator
 from valueadapter.errors import ConfigError
+from valueadapter.prefix import BasePrefix
 from valueadapter.training_loss import TextInputs, base_states, predicting
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def sample_key(record: Record) -> str:
     return hashlib.sha256(json.dumps([ids, labels]).encode()).hexdigest()[:32]
 
 
-def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix_ids: Sequence[int] = ()) -> str:
+def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix: BasePrefix | None = None) -> str:
     """What hidden states depend on besides the demonstration: 32 hex digits.
 
     The base counts by what it computes with, its configuration and the bytes of its weights as they are loaded, not by
@@ -59,7 +60,7 @@ def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix_ids: Seq
     Args:
         base: the loaded model.
         vocabulary: fingerprints of the tokenizer that made the ids.
-        prefix_ids: what the base reads before each demonstration.
+        prefix: what the base reads before each demonstration.
     """
     parts = [
         VERSION,
@@ -68,7 +69,7 @@ def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix_ids: Seq
         _weights(base),
         vocabulary.byte_fingerprint,
         vocabulary.behaviour_fingerprint,
-        list(prefix_ids),
+        [list(prefix.ids), prefix.start] if prefix is not None else [],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -137,7 +138,7 @@ class BaseStates:
         place: Path | None = None,
         *,
         vocabulary: VocabularySpec,
-        prefix_ids: Sequence[int] = (),
+        prefix: BasePrefix | None = None,
         batch_size: int = 8,
         say: Say = logger.info,
     ) -> BaseStates:
@@ -148,24 +149,24 @@ class BaseStates:
             data: tokenized demonstrations.
             place: directory of all stores; in the Hugging Face home by default.
             vocabulary: fingerprints of the tokenizer that made the ids.
-            prefix_ids: what the base reads before each demonstration.
+            prefix: what the base reads before each demonstration.
             batch_size: demonstrations per forward pass.
             say: called with a line for what is worth knowing: sizes before writing, damage.
 
         Raises:
             ConfigError: the base computes NaN or infinity, or there is no room for the shards.
         """
-        key = store_key(base, vocabulary, prefix_ids)
-        return _Builder(base, (place or default_place()) / key, tuple(prefix_ids), batch_size, say).build(data)
+        key = store_key(base, vocabulary, prefix)
+        return _Builder(base, (place or default_place()) / key, prefix, batch_size, say).build(data)
 
 
 class _Builder:
     """Fills one store."""
 
     def __init__(
-        self, base: PreTrainedModel, folder: Path, prefix_ids: tuple[int, ...], batch_size: int, say: Say
+        self, base: PreTrainedModel, folder: Path, prefix: BasePrefix | None, batch_size: int, say: Say
     ) -> None:
-        self.base, self.folder, self.prefix_ids = base, folder, prefix_ids
+        self.base, self.folder, self.prefix = base, folder, prefix
         self.batch_size, self.say = batch_size, say
         self.hidden_size = int(base.config.get_text_config().hidden_size)
         self.verified: dict[Path, _Shard] = {}
@@ -236,7 +237,7 @@ class _Builder:
             rows = order[start : start + self.batch_size]
             batch = {k: v.to(self.base.device) for k, v in collate([records[i] for i in rows]).items()}
             mask = predicting(batch.pop("labels"))
-            states = base_states(self.base, TextInputs(**batch), mask, self.prefix_ids)
+            states = base_states(self.base, TextInputs(**batch), mask, self.prefix)
             parts = torch.split(states.cpu(), mask.sum(-1).tolist())
             found.update(zip(rows, parts, strict=True))
         states = torch.cat([found[i] for i in range(len(records))])

@@ -8,7 +8,7 @@ all of them, and each model is handed its own part, which shares the layer objec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
@@ -19,16 +19,37 @@ BASE = "base"
 """The part that belongs to the base model; it comes first, so that lengths are the base's."""
 
 
+BASE_MASK = "__base__"
+"""Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
+
+
+class PrefixState(NamedTuple):
+    """The prefix that a base's cache begins with; the networks' caches do not."""
+
+    ids: tuple[int, ...]
+    """The whole prefix."""
+    lead: int
+    """How many of its tokens stand before the caller's; the last may stand in place of the prompt's start token."""
+    after_padding: bool
+    """Whether the base read it after each row's padding; else it stands before the padding."""
+    begun: bool
+    """Whether the base has read a token of the caller's in every row, so that nothing is left to decide."""
+
+
 class ValueAdapterCache(Cache):
     """The base model's cache and one per value network.
 
     Attributes:
+        prefix: what the base has read besides the caller's tokens; lengths that this cache tells are without it.
+        longest: tokens that a row may get, where known.
         parts: `base` and `<adapter>.<serial>.<index of the network>` -> the cache that model reads and writes, or the
             `TextReader` of a network that reads the text in tokens of its own.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
         self.parts = dict(parts)
+        self.prefix: PrefixState | None = None
+        self.longest: int | None = None
         self.layer_class_to_replicate = None  # layers are the parts' business
         self.offloading = False  # and so is moving them
 
@@ -80,3 +101,20 @@ class ValueAdapterCache(Cache):
                 f"this cache was made for {', '.join(self.parts)}; the model now runs {', '.join(expected)}. "
                 "Start with a new cache after changing the active adapters (or a scale from or to 0)"
             )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the caller's that a layer has seen; the prefix does not count."""
+        length: int = super().get_seq_length(layer_idx)
+        lead = self.prefix.lead if self.prefix is not None else 0
+        return length - lead if lead and length > 0 and layer_idx < len(self.parts[BASE].layers) else length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens, minus as many as `tokens_to_remove` says; with the first, also the prefix."""
+        super().crop(tokens_to_remove)
+        if self.prefix is not None and int(self.get_seq_length()) <= 0:
+            self.reset()
+
+    def reset(self) -> None:
+        """Empties all parts."""
+        super().reset()
+        self.prefix = None

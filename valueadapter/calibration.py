@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from valueadapter.config import RecommendedScale
 from valueadapter.data import IGNORED
 from valueadapter.errors import ConfigError
-from valueadapter.evaluation import Record, batches, response_bytes, scored
 from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.scoring import Record, batches, response_bytes, scored
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,11 @@ def calibrate_scale(
             value = out.value_logits[:, :-1][here].float()
             base = out.logits[:, :-1][here].float() - value
             for index, scale in enumerate(tried):
-                total = torch.nn.functional.cross_entropy(base + scale * value, labels[here], reduction="sum")
+                logits = base + scale * value
+                if scale == 0 and model.base_prefix is not None:  # at 0 the adapter's prefix does not act either
+                    with model.disable_adapter():
+                        logits = model(**inputs, use_cache=False).logits[:, :-1][here].float()
+                total = torch.nn.functional.cross_entropy(logits, labels[here], reduction="sum")
                 nats[index] += total.double().cpu()
             if on_progress is not None:
                 on_progress(len(batch))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jinja2
 
-from valueadapter.config import ValueAdapterConfig
+from valueadapter.config import EvaluationRecord, ValueAdapterConfig, prefix_text
 
 TEMPLATE = "model_card.md.jinja"
 TAG = "value-adapter"
@@ -68,6 +68,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"yaml": _yaml, "quoted": _quoted, "cell": _cell, "bits": _bits, "percent": _percent}
+    environment.filters |= {"fenced": _fenced, "prefix": prefix_text, "metrics": _metrics}
     return environment.from_string((_templates() / TEMPLATE).read_text(encoding="utf-8"))
 
 
@@ -87,9 +88,39 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _fenced(text: str) -> str:
+    """A string as a block of code that it cannot end itself."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}{'' if text.endswith(chr(10)) else chr(10)}{fence}"
+
+
 def _cell(text: str) -> str:
     """A string that stays inside one cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _metrics(row: EvaluationRecord) -> list[dict[str, object]]:
+    """An evaluation as the Hub's `model-index` lists it: base + adapter first, then what it is compared with."""
+    arms = {
+        "adapted": "",
+        "base": "base alone",
+        "fewshot": f"base with {row.num_fewshot} demonstrations in its prompt",
+        "donor": "small tuned model alone",
+        "finetuned": "base fine-tuned with LoRA",
+    }
+    found: list[dict[str, object]] = []
+    for measure in ("bits_per_byte", "exact_match"):
+        for arm, words in arms.items():
+            value = getattr(row, f"{arm}_{measure}")
+            if value is not None:
+                name = f"{measure.replace('_', ' ')} on {row.base}" + (
+                    f": {words}" if words else f", scale {row.scale:g}"
+                )
+                found.append({"type": measure, "name": name, "value": value})
+    if row.gain_recovered is not None:
+        name = f"share of the gain of fine-tuning on {row.base}, scale {row.scale:g}"
+        found.append({"type": "gain_recovered", "name": name, "value": row.gain_recovered})
+    return found
 
 
 def _bits(value: float | None) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 
 from valueadapter import layout
 from valueadapter.alignment import EXACT, NONE, PADDING, Relation, Side, VocabularyAlignment
-from valueadapter.config import MODEL_TYPE, ValueAdapterConfig
+from valueadapter.config import MODEL_TYPE, Connection, ValueAdapterConfig
 from valueadapter.context import ContextAligner, Reading
 from valueadapter.errors import ConfigError, IncompatibleBaseError, MissingFileError
-from valueadapter.link import connect
+from valueadapter.link import connect, why_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,12 @@ def assess(
 
 
 def say_how_they_meet(
-    value: Side, base: Side, name: str, prebuilt: Mapping[str, VocabularyAlignment] | None = None
+    value: Side,
+    base: Side,
+    name: str,
+    prebuilt: Mapping[str, VocabularyAlignment] | None = None,
+    *,
+    connection: Connection = "residual",
 ) -> None:
     """Logs, before any weight is read, how well an adapter's vocabulary meets a base's; nothing if it is the same.
 
@@ -132,15 +137,19 @@ def say_how_they_meet(
         base: the base's.
         name: the base's name.
         prebuilt: maps that the adapter brings, as `link.connect` takes them.
+        connection: what the adapter's networks read.
 
     Raises:
         AlignmentError: a prebuilt map that does not fit.
+        IncompatibleBaseError: the networks read the base's prediction, which is of another vocabulary.
     """
     if value.tokenizer_json == base.tokenizer_json:
         return
     if not (value.vocabulary.spells_text and base.vocabulary.spells_text):
         return  # an error, which attaching explains
     link = connect(value, base, prebuilt)
+    if (reason := why_unreadable(connection, link)) is not None:
+        raise IncompatibleBaseError(f"base model '{name}' and this adapter do not go together: {reason}")
     if link is not None:
         found = assess(value, base, alignment=link.alignment)
         logger.warning(

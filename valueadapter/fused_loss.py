@@ -9,7 +9,7 @@ Chunks of tokens are turned into loss and gradient at once, in forward; backward
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from valueadapter.heads import Head, LazyLogits
 from valueadapter.losses import norm_penalty
 from valueadapter.value_logits import fit_width
 
-CHUNK = 128
+CHUNK = 256
 """Tokens at a time: enough that the head's gradient is not walked through too often, few enough to stay small."""
 
 
@@ -151,23 +151,28 @@ def _over_chunks(
     task: _Task, value: LazyLogits, gradients: _Gradients | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Total, cross-entropy and penalty; adds to the gradients of the first, if they are given."""
-    base, value = _as_autocast(task.base), _as_autocast(value)
+    task, value = replace(task, base=_as_autocast(task.base)), _as_autocast(value)
     sums = torch.zeros(2, dtype=_exact(value.head.weight), device=value.hidden.device)
     with torch.autocast(value.hidden.device.type, enabled=False):
         for begin in range(0, len(task.labels), task.chunk):
-            rows = slice(begin, begin + task.chunk)
-            logits = base.rows(rows).to(sums)
-            width = min(logits.shape[1], len(value.head.weight))
-            values = fit_width(value.rows(rows, width).to(sums).mul_(task.scale), logits.shape[1])
-            logits.add_(values)
-            if gradients is None:
-                sums += _losses(logits, values, task, rows)
-                continue
-            losses, gradient = _losses_and_gradient(logits, values, task, rows)
-            sums += losses
-            gradients.add(gradient[:, :width].mul_(task.scale), value, rows)
+            _add_chunk(slice(begin, begin + task.chunk), task, value, sums, gradients)
     cross_entropy, penalty = sums
     return cross_entropy + task.penalty.coefficient * penalty, cross_entropy, penalty
+
+
+def _add_chunk(rows: slice, task: _Task, value: LazyLogits, sums: torch.Tensor, gradients: _Gradients | None) -> None:
+    """A function of its own so that its buffers are gone before the next chunk's are made."""
+    logits = task.base.rows(rows).to(sums)
+    width = min(logits.shape[1], len(value.head.weight))
+    values = fit_width(value.rows(rows, width).to(sums).mul_(task.scale), logits.shape[1])
+    logits.add_(values)
+    if gradients is None:
+        sums += _losses(logits, values, task, rows)
+        return
+    losses, gradient = _losses_and_gradient(logits, values, task, rows)
+    sums += losses
+    del values
+    gradients.add(gradient[:, :width].mul_(task.scale), value, rows)
 
 
 def _losses(logits: torch.Tensor, values: torch.Tensor, task: _Task, rows: slice) -> torch.Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_masks_for_generate
 
-from valueadapter.cache import BASE, ValueAdapterCache
+from valueadapter.cache import BASE, BASE_MASK, ValueAdapterCache
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.value_logits import BASE_MASK, Term
+from valueadapter.prefix import ROWS_MASK, BasePrefix
+from valueadapter.value_logits import Term
 
 
 class GenerationMethods:
@@ -20,6 +21,9 @@ class GenerationMethods:
     base: PreTrainedModel
 
     def terms(self) -> list[Term]:  # documented where it is defined
+        raise NotImplementedError
+
+    def _acting_prefix(self) -> BasePrefix | None:  # documented where it is defined
         raise NotImplementedError
 
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
@@ -34,11 +38,12 @@ class GenerationMethods:
         cache.check_parts([BASE, *(part for term in terms for part in term.parts)])
         return cache
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
         terms = self.terms()
+        prefix = self._acting_prefix() if terms else None
+        if prefix is not None:
+            prefix.check_length(generation_config.max_length)
         if terms:
             in_step = [(part, network) for term in terms if not term.reads_text for part, network in _in_term(term)]
             for name, model in [("the base", self.base), *in_step]:
@@ -55,11 +60,35 @@ class GenerationMethods:
                 parts.update({part: readers[part]} if parts else {})
                 continue
             prepared: dict[str, Any] = {}
-            model._prepare_cache_for_generation(generation_config, prepared, *args, **kwargs)
+            more = len(prefix.ids) if prefix is not None and part == BASE else 0
+            model._prepare_cache_for_generation(generation_config, prepared, *how[:-1], how[-1] + more)
             if (cache := prepared.get("cache")) is not None:
                 parts[part] = cache
         if parts:
             model_kwargs["cache"] = ValueAdapterCache(parts)
+            model_kwargs["cache"].longest = generation_config.max_length
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; the base's cache begins with its prefix before masks are made for it."""
+        prefix = self._acting_prefix() if self.terms() else None
+        if prefix is not None and isinstance(cache, ValueAdapterCache) and cache.is_compileable:
+            ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+            prefix.begin(ids, attention_mask, cache, reads_now=False)
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            cache=cache,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        return prepared
 
     def create_masks_for_generate(
         self,
@@ -74,16 +103,15 @@ class GenerationMethods:
         terms = self.terms()
         models = {BASE_MASK: (self.base, BASE), **{part: (network, part) for part, network in _networks(terms)}}
         parts = self._cache_parts(cache, terms).parts
-        masks = {}
+        masks: dict[str, Any] = {}
+        prefix = self._acting_prefix() if terms else None
         for key, (model, part) in models.items():
             create = getattr(model, "create_masks_for_generate", create_masks_for_generate)
-            masks[key] = create(
-                config=model.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                cache=parts[part],
-                position_ids=position_ids,
-            )
+            own = {"attention_mask": attention_mask, "position_ids": position_ids}
+            if prefix is not None and part == BASE:
+                masks[ROWS_MASK] = attention_mask
+                own = prefix.mask_arguments(attention_mask, position_ids, cast(ValueAdapterCache, cache))
+            masks[key] = create(config=model.config, inputs_embeds=inputs_embeds, cache=parts[part], **own)
         return masks
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -55,7 +55,7 @@ class HiddenStateLoss:
             for base in bases[1:]:
                 base.to(self.args.device)
             network = model.terms()[0].networks[0]
-            fused = _Fused(TrainingBases(bases, seed=self.args.seed), cast(Head, head_of(network)))
+            fused = _Fused(TrainingBases(bases, self.args.seed, model._acting_prefix()), cast(Head, head_of(network)))
             if self.args.cache_base:
                 fused.bases.cache(
                     records_of(self.train_dataset, self.eval_dataset),
@@ -100,7 +100,6 @@ class HiddenStateLoss:
             inputs.pop("labels"),
             penalty=self.penalty,
             label_smoothing=self.args.label_smoothing_factor,
-            prefix_ids=fused.bases.prefix_ids,
             num_items_in_batch=count,
         )
         # through the model, whose forward is where DistributedDataParallel takes notice

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from valueadapter.alignment import Side, VocabularyAlignment
+from valueadapter.config import Connection
 from valueadapter.context import Reading
 from valueadapter.errors import AlignmentError
 
@@ -54,6 +55,17 @@ def connect(value: Side, base: Side, prebuilt: Mapping[str, VocabularyAlignment]
     if alignment.relation == "identity":
         return None
     return Link(alignment, Reading.between(value, base) if alignment.relation == "static" else None)
+
+
+def why_unreadable(connection: Connection, link: Link | None) -> str | None:
+    """Why networks of this connection cannot read this base, and what to do; None where they can."""
+    if connection == "residual" or link is None or link.reading is None:
+        return None
+    return (
+        f"the connection is '{connection}', so the network reads the base's probabilities of the next token. Of a base "
+        "with another vocabulary it would need them over its own tokens and where its own tokens end, and the base has "
+        "them for its own only. Use a base with the adapter's vocabulary, or an adapter of connection 'residual'"
+    )
 
 
 def alignment_name(base: Side) -> str:

@@ -31,15 +31,18 @@ from valueadapter import artifact, hub
 from valueadapter.adapter import ValueAdapter, side_of
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods, Attached
-from valueadapter.cache import BASE
+from valueadapter.cache import BASE, BASE_MASK
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.compatibility import say_how_they_meet
-from valueadapter.config import MODEL_TYPE
+from valueadapter.config import MODEL_TYPE, Prefix
+from valueadapter.connection import kept_positions
 from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
+from valueadapter.judge import JudgeMethods
 from valueadapter.network import logits_width
+from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
-from valueadapter.value_logits import BASE_MASK, Inputs, fit_width, of_part, value_logits
+from valueadapter.value_logits import Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
 
@@ -89,7 +92,9 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
     return base_logits.add_(value, alpha=weight)
 
 
-class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin):
+class ValueAdapterForCausalLM(
+    JudgeMethods, AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin
+):
     """A base model with value adapters.
 
     `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and
@@ -122,6 +127,8 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._side: Side | None = None
+        self._given_prefix: Prefix | Recorded | None = RECORDED
+        self._prefixes: dict[Prefix, BasePrefix] = {}
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -131,6 +138,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         adapter: str | Path | ValueAdapter | None = None,
         *,
         scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
         revision: str | None = None,
         adapter_name: str = "default",
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -144,6 +152,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 base is the one recorded in it, at its recorded revision.
             adapter: Hub ID, directory, or loaded adapter.
             scale: how strongly the adapter acts; its own recommendation by default.
+            base_prefix: what only the base reads before the prompt; the adapter's own by default, None for nothing.
             revision: branch, tag or commit of the adapter's repository (`base_revision` for the base's).
             adapter_name: the adapter's name on this model.
             tokenizer: the base's tokenizer; found by the base's name by default.
@@ -188,7 +197,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         if directory is not None:
             mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)
             name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
-            say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory))
+            say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory), connection=config.connection)
             adapter = ValueAdapter.from_verified(directory, download)
             adapter.side = mine  # so that it is read once
         if isinstance(base, (str, Path)):
@@ -196,7 +205,8 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         model = cls(base, tokenizer=tokenizer)
         if theirs.width == logits_width(model.base):
             model._side = theirs
-        model.add_adapter(cast(ValueAdapter, adapter), adapter_name, scale=scale, is_trainable=is_trainable)
+        adapter = cast(ValueAdapter, adapter)
+        model.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
         model.eval()
         return model
 
@@ -252,18 +262,17 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
         parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None
         loss_arguments = {key: kwargs.pop(key) for key in _LOSS_ARGUMENTS if key in kwargs}
         kwargs["return_dict"] = True
-        common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep}
+        everywhere = any(term.reads_prediction for term in terms)
+        common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": 0 if everywhere else logits_to_keep}
         if position_ids is not None:
             common["position_ids"] = position_ids
+        call = BaseCall({"inputs_embeds": inputs_embeds})
+        if input_ids is not None:
+            call = self._base_call(terms, input_ids, attention_mask, position_ids, parts, common["logits_to_keep"])
         with torch.no_grad():
-            out = self.base(
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                **of_part(BASE, BASE_MASK, attention_mask, parts),
-                **common,
-                **kwargs,
-            )
-        logits, added = out.logits, None
+            out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})
+        whole = call.cut(out.logits)
+        logits, added = kept_positions(whole, logits_to_keep) if everywhere else whole, None
         apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
         base_logits = logits.clone() if apart else logits
         for term in terms:
@@ -276,6 +285,7 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
                 cache=parts,
                 base_logits=base_logits,
                 prompts=self._prompts(messages, term, len(logits)),
+                prediction=whole if everywhere else None,
             )
             for value, weight in value_logits(term, inputs):
                 logits = add_value_logits(logits, value, weight)
@@ -366,10 +376,13 @@ class ValueAdapterForCausalLM(AdapterMethods, ChatMethods, GenerationMethods, Pr
 
     def _base_side(self) -> Side:
         if self._side is None:
-            if self.base_tokenizer is None:
-                self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
-            self._side = side_of(self.base_tokenizer, logits_width(self.base))
+            self._side = side_of(self._base_tokenizer(), logits_width(self.base))
         return self._side
+
+    def _base_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.base_tokenizer is None:
+            self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
+        return self.base_tokenizer
 
 
 def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:

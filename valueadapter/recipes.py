@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from valueadapter import hub, layout
 from valueadapter.adapter import ValueAdapter
-from valueadapter.config import Initialisation
+from valueadapter.config import Connection, Initialisation
 from valueadapter.data import load_demonstrations
 from valueadapter.evaluation import evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
@@ -55,6 +55,8 @@ class Recipe:
     """First N layers of the body."""
     initialisation: Initialisation = "zero_head"
     """How the network starts."""
+    connection: Connection = "residual"
+    """What the network reads: the tokens, the base's prediction, or both."""
     other_bases: Sequence[str] = ()
     """Hub IDs or directories of bases of the same vocabulary that take part."""
     dropout: float | None = None
@@ -93,7 +95,13 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
     name = recipe.base_name or recipe.base
     commit = None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base)
-    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path=name, base_model_revision=commit)
+    adapter = ValueAdapter.from_networks(
+        [network],
+        tokenizer,
+        base_model_name_or_path=name,
+        base_model_revision=commit,
+        connection=recipe.connection,
+    )
     model.add_adapter(adapter, "default", is_trainable=True)
     data = load_demonstrations(recipe.data)
     others = [_other_base(place, say) for place in recipe.other_bases]

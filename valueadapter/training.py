@@ -249,6 +249,11 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             raise CheckpointError(f"checkpoint '{place.parent}' cannot be resumed: {error}") from error
         if [n.path for n in config.networks] != [n.path for n in own.config.networks]:
             raise CheckpointError(f"checkpoint '{place}' holds other networks than the adapter being trained")
+        if config.connection != own.config.connection:
+            raise CheckpointError(
+                f"checkpoint '{place}' has connection '{config.connection}', the adapter being trained "
+                f"'{own.config.connection}'. Resume with the connection that the run began with"
+            )
         if config.vocabulary != own.config.vocabulary:
             raise CheckpointError(f"checkpoint '{place}' speaks another vocabulary than the adapter being trained")
         for spec, network in zip(config.networks, own.networks, strict=True):

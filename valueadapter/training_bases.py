@@ -19,6 +19,7 @@ from valueadapter.config import VocabularySpec
 from valueadapter.errors import ConfigError, IncompatibleBaseError
 from valueadapter.heads import Head, head_of
 from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.prefix import BasePrefix
 from valueadapter.training_loss import BasePart
 
 SAMPLES = "sample_keys"
@@ -47,12 +48,13 @@ class TrainingBases:
     bases: Sequence[PreTrainedModel]
     seed: int = 0
     """Decides which base reads which demonstration in which epoch."""
-    prefix_ids: tuple[int, ...] = ()
+    prefix: BasePrefix | None = None
     """What every base reads before each demonstration."""
     heads: list[Head] = field(init=False)
     stores: list[BaseStates | None] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._prefixes: dict[int, BasePrefix] = {}
         self.heads = [_head(base) for base in self.bases]
         self.stores = [None] * len(self.bases)
 
@@ -66,7 +68,7 @@ class TrainingBases:
                 data,
                 place,
                 vocabulary=vocabulary,
-                prefix_ids=self.prefix_ids,
+                prefix=self._prefix(base),
                 batch_size=batch_size,
                 say=say,
             )
@@ -93,7 +95,13 @@ class TrainingBases:
         store, states = self.stores[index], None
         if store is not None and samples is not None and all(sample in store for sample in samples):
             states = torch.cat([store[sample] for sample in samples])
-        return BasePart(self.bases[index], self.heads[index], rows, states)
+        base = self.bases[index]
+        return BasePart(base, self.heads[index], rows, states, self._prefix(base))
+
+    def _prefix(self, base: PreTrainedModel) -> BasePrefix | None:
+        if self.prefix is None:
+            return None
+        return self._prefixes.setdefault(id(base), self.prefix.on(base))
 
 
 def records_of(*data: Any) -> list[Record]:

@@ -18,6 +18,7 @@ from valueadapter.data import IGNORED
 from valueadapter.errors import ConfigError
 from valueadapter.fused_loss import summed_loss
 from valueadapter.heads import Head, LazyLogits, head_of, last_hidden_state
+from valueadapter.prefix import BasePrefix
 from valueadapter.value_logits import Term
 
 
@@ -31,6 +32,8 @@ class BasePart(NamedTuple):
     states: torch.Tensor | None = None
     """(tokens, hidden): its last hidden states at the positions that predict the rows' response tokens, row by row.
     None has the base compute them."""
+    prefix: BasePrefix | None = None
+    """What the base reads before each row."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,6 @@ class LossRequest:
     """(batch, seq), -100 where there is no loss."""
     penalty: Regularisation
     label_smoothing: float = 0.0
-    prefix_ids: tuple[int, ...] = ()
-    """What a base reads before each row."""
     num_items_in_batch: torch.Tensor | int | None = None
     """What to divide the sum by; the batch's own response tokens by default."""
 
@@ -65,22 +66,6 @@ class TextInputs(NamedTuple):
         ids, *others = self
         return TextInputs(ids[rows], *(None if x is None else x[rows] for x in others))
 
-    def after(self, prefix_ids: tuple[int, ...]) -> TextInputs:
-        """Every row with a prefix between its left padding and its first token: (batch, prefix + seq)."""
-        if not prefix_ids:
-            return self
-        ids, size = self.input_ids, len(prefix_ids)
-        mask = torch.ones_like(ids) if self.attention_mask is None else self.attention_mask
-        padding = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
-        column = torch.arange(ids.shape[1] + size, device=ids.device)
-        at = column - padding  # counted from where the prefix begins
-        source = torch.where(at < 0, column, (column - size).clamp(min=0))
-        inside = (at >= 0) & (at < size)
-        prefix = torch.tensor(prefix_ids, device=ids.device)[at.clamp(0, size - 1)]
-        mask = mask.gather(1, source).masked_fill(inside, 1)
-        ids = torch.where(inside, prefix, ids.gather(1, source))
-        return TextInputs(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
-
     def hidden(self, model: PreTrainedModel) -> torch.Tensor:
         """The model's last hidden states, (batch, seq, hidden)."""
         given = {key: value for key, value in self._asdict().items() if value is not None}
@@ -94,10 +79,14 @@ def predicting(labels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def base_states(
-    base: PreTrainedModel, inputs: TextInputs, mask: torch.Tensor, prefix_ids: tuple[int, ...] = ()
+    base: PreTrainedModel, inputs: TextInputs, mask: torch.Tensor, prefix: BasePrefix | None = None
 ) -> torch.Tensor:
     """A base's last hidden states where `mask` (batch, seq - 1) is True: (tokens, hidden), row by row."""
-    return inputs.after(prefix_ids).hidden(base)[:, len(prefix_ids) : -1][mask]
+    if prefix is None:
+        return inputs.hidden(base)[:, :-1][mask]
+    call = prefix.call(*inputs, cache=None, logits_to_keep=0)
+    arguments = {key: value for key, value in call.arguments.items() if key != "logits_to_keep"}
+    return call.cut(last_hidden_state(base, **arguments))[:, :-1][mask]
 
 
 def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
@@ -138,7 +127,7 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
         mask = wanted if part.rows is None else wanted[part.rows]
         states = part.states
         if states is None:
-            states = base_states(part.base, inputs.of_rows(part.rows), mask, request.prefix_ids)
+            states = base_states(part.base, inputs.of_rows(part.rows), mask, part.prefix)
         elif len(states) != int(mask.sum()):
             raise ConfigError(
                 f"{len(states)} hidden states of the base came for {int(mask.sum())} response tokens; with cached "

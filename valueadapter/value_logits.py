@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from valueadapter.cache import ValueAdapterCache
+from valueadapter.cache import BASE_MASK, ValueAdapterCache
+from valueadapter.config import Connection
+from valueadapter.connection import read_embeddings
 from valueadapter.context import Reading
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.link import Link
@@ -22,9 +24,6 @@ from valueadapter.network import logits_width
 from valueadapter.plan import Prompt
 from valueadapter.reader import TextReader
 from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
-
-BASE_MASK = "__base__"
-"""Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
 
 
 class Term(NamedTuple):
@@ -40,6 +39,8 @@ class Term(NamedTuple):
     """None where the base has the adapter's vocabulary."""
     refinement: tuple[Mode, ByteEvents] | None = None
     """Mode and events, where the base's likeliest tokens get better values than the map's."""
+    connection: Connection = "residual"
+    """What the networks read; other than tokens only where they read in step with the base."""
 
     def reader(self) -> TextReader:
         """An empty reader for one of the networks."""
@@ -50,6 +51,11 @@ class Term(NamedTuple):
     def reads_text(self) -> bool:
         """Whether the networks read the text in tokens of their own."""
         return self.link is not None and self.link.reading is not None
+
+    @property
+    def reads_prediction(self) -> bool:
+        """Whether the networks read what the base expects, for which its logits are needed at every position."""
+        return self.connection != "residual"
 
 
 @dataclass
@@ -64,6 +70,8 @@ class Inputs:
     cache: ValueAdapterCache | None
     base_logits: torch.Tensor
     prompts: Sequence[Prompt] | None = None
+    prediction: torch.Tensor | None = None
+    """(batch, seq, base_vocab): the base's own logits at every position, where a term reads them."""
 
 
 def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, float]]:
@@ -102,8 +110,15 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
     if inputs.position_ids is not None:
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
+        read = {"input_ids": _readable(ids, network, inputs.base_logits.shape[-1])}
+        if term.reads_prediction:
+            alignment = term.link.alignment if term.link is not None else None
+            prediction = cast(torch.Tensor, inputs.prediction)
+            read = {
+                "inputs_embeds": read_embeddings(term.connection, network, read["input_ids"], prediction, alignment)
+            }
         yield network(
-            input_ids=_readable(ids, network, inputs.base_logits.shape[-1]),
+            **read,
             return_dict=True,
             **of_part(part, part, inputs.attention_mask, inputs.cache),
             **common,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli import align, artifacts, calibrate, generate, output, train
+from valueadapter.cli import align, artifacts, calibrate, evaluate, generate, output, train
 from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 for command in (
     train.train,
     calibrate.calibrate,
+    evaluate.evaluate,
     artifacts.push,
     artifacts.fetch,
     artifacts.inspect,

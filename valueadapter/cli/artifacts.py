@@ -14,10 +14,10 @@ from valueadapter import artifact, hub, layout
 from valueadapter.alignment import Side
 from valueadapter.cli import output
 from valueadapter.compatibility import Compatibility, Place, adapter_side, assess, base_side
-from valueadapter.config import ValueAdapterConfig
+from valueadapter.config import ValueAdapterConfig, prefix_text
 from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
-from valueadapter.link import alignment_name, connect
+from valueadapter.link import alignment_name, connect, why_unreadable
 
 Source = Annotated[str, typer.Argument(help="Hub ID (user/name) or directory of an adapter.", metavar="ADAPTER")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
@@ -93,11 +93,11 @@ def inspect(
         shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
     if base is not None:
         mine = Place(adapter, facts.commit, subfolder=subfolder, token=token)
-        found, more = _verdict(facts, mine, base_place(base, base_revision, token))
+        found, more, refusal = _verdict(facts, mine, base_place(base, base_revision, token))
         if as_json:
-            shown["compatibility"] = {"base": base, **found.to_dict(), **more}
+            shown["compatibility"] = {"base": base, **found.to_dict(), **more, **refusal}
         else:
-            shown |= {"with": base, **compatibility_rows(found), **_cost_rows(found, more)}
+            shown |= {"with": base, **compatibility_rows(found), **refusal, **_cost_rows(found, more)}
     output.facts(shown, as_json=as_json)
 
 
@@ -163,18 +163,22 @@ def _cost_rows(found: Compatibility, more: Mapping[str, int | None]) -> dict[str
     return rows
 
 
-def _verdict(facts: hub.RepositoryFacts, adapter: Place, base: Place) -> tuple[Compatibility, dict[str, int | None]]:
-    """How the two go together, and what it costs."""
+def _verdict(
+    facts: hub.RepositoryFacts, adapter: Place, base: Place
+) -> tuple[Compatibility, dict[str, int | None], dict[str, str]]:
+    """How the two go together, what it costs, and why it cannot be, where it cannot."""
     theirs = base_vocabulary(base)
     with readable(Asked(adapter.name, adapter.revision, adapter.token)):
         mine = adapter_side(adapter)
     link = connect(mine, theirs)  # the map is built once, and is there when the adapter is used
     found = assess(mine, theirs, alignment=link.alignment if link else None)
-    return found, {
+    refusal = why_unreadable(facts.config.connection, link)
+    cost = {
         "map_in_artifact": f"{layout.ALIGNMENTS}/{alignment_name(theirs)}{layout.SAFETENSORS}" in facts.files,
         "network_bytes": _network_bytes(facts),
         "base_bytes": base.weight_bytes(),
     }
+    return found, cost, {} if refusal is None else {"cannot_be_attached": refusal}
 
 
 def _network_bytes(facts: hub.RepositoryFacts) -> int | None:
@@ -198,6 +202,10 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
         "logits_width": config.vocabulary.logits_width,
         "vocabulary": config.vocabulary.byte_fingerprint[:16],
     }
+    if config.base_prefix is not None:
+        described["base_prefix"] = _shortened(prefix_text(config.base_prefix))
+    if config.connection != "residual":
+        described["connection"] = f"{config.connection}; only for bases of this vocabulary"
     if config.training is not None:
         record = config.training
         described["trained"] = (
@@ -215,3 +223,9 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
             f"at scale {result.scale:g} ({result.num_examples} held-out examples of {result.data})"
         )
     return described
+
+
+def _shortened(text: str) -> str:
+    """A prefix in one line; `--json` shows all of it."""
+    line = text.replace("\n", "\\n")
+    return f"{len(text):,} characters that only the base reads: {line if len(line) <= 160 else f'{line[:159]}…'}"

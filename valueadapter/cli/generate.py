@@ -18,6 +18,12 @@ def generate(
     adapter: Annotated[
         list[str] | None, typer.Option(help="Hub ID or directory, with =SCALE if you like; may be given again.")
     ] = None,
+    base_prefix: Annotated[
+        Path | None, typer.Option(help="File with text that only the base reads first, in place of the adapters' own.")
+    ] = None,
+    no_base_prefix: Annotated[
+        bool, typer.Option("--no-base-prefix", help="Leave out what the adapters have the base read first.")
+    ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Render the prompt with the base's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
@@ -33,6 +39,8 @@ def generate(
 
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"--dtype must be float32, bfloat16, float16 or auto; got '{dtype}'")
+    if base_prefix is not None and no_base_prefix:
+        raise ConfigError("--base-prefix and --no-base-prefix exclude each other; give one of them")
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
@@ -40,6 +48,8 @@ def generate(
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = ValueAdapterForCausalLM(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), tokenizer=tokenizer).eval()
     names = []
+    if no_base_prefix or base_prefix is not None:
+        model.set_base_prefix(None if base_prefix is None else base_prefix.read_text(encoding="utf-8"))
     for index, (source, scale) in enumerate(parse_adapter(text) for text in adapter or []):
         names.append(f"adapter{index}")
         model.load_adapter(source, names[-1], scale=scale)

@@ -19,6 +19,9 @@ def train(
     base_name: Annotated[str | None, typer.Option(help="The base's Hub ID to record, if --base is a path.")] = None,
     layers: Annotated[int | None, typer.Option(help="Keep the first N layers of the body.", min=1)] = None,
     init: Annotated[str, typer.Option(help="zero_head, pretrained or random.")] = "zero_head",
+    connection: Annotated[
+        str, typer.Option(help="What the network reads: residual (tokens), cascade or cascade_with_text.")
+    ] = "residual",
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
     centred: Annotated[bool, typer.Option("--centred/--raw", help="Penalty after, or without, centring.")] = True,
@@ -50,6 +53,7 @@ def train(
         base_name=base_name,
         num_layers=layers,
         initialisation=init,  # type: ignore[arg-type]  # checked by build_network
+        connection=connection,  # type: ignore[arg-type]  # checked by ValueAdapterConfig
         other_bases=other_base or (),
         dropout=dropout,
         arguments={

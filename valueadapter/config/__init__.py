@@ -12,6 +12,7 @@ from valueadapter.config.parts import (
     PenaltyKind,
     Prefix,
     VocabularySpec,
+    prefix_text,
 )
 from valueadapter.config.whole import FORMAT_VERSION, MODEL_TYPE, ValueAdapterConfig, upgrade
 
@@ -30,5 +31,6 @@ __all__ = [
     "TrainingRecord",
     "ValueAdapterConfig",
     "VocabularySpec",
+    "prefix_text",
     "upgrade",
 ]

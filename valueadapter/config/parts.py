@@ -91,3 +91,8 @@ class Message:
 
 Prefix = str | tuple[Message, ...]
 """What only the base reads, before the prompt: text, or turns of a chat."""
+
+
+def prefix_text(prefix: Prefix) -> str:
+    """A prefix for people to read: text as it is, a chat with one `role: content` for each turn."""
+    return prefix if isinstance(prefix, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in prefix)

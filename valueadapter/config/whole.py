@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from valueadapter.config.history import EvaluationRecord, RecommendedScale, TrainingRecord
 from valueadapter.config.parts import Connection, NetworkSpec, Prefix, VocabularySpec
@@ -54,6 +54,10 @@ class ValueAdapterConfig:
             raise ConfigError(f"'format_version' must be {FORMAT_VERSION} in this version; got {self.format_version}")
         if not self.networks:
             raise ConfigError("'networks' is empty; expected at least one value network")
+        if self.connection not in get_args(Connection):
+            raise ConfigError(
+                f"'connection' must be one of {', '.join(map(repr, get_args(Connection)))}; got {self.connection!r}"
+            )
         if not math.isfinite(self.scale):
             raise ConfigError(f"'scale' must be finite; got {self.scale}")
         if self.base_prefix is not None and not self.base_prefix:

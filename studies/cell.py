@@ -1,0 +1,203 @@
+"""One cell of the study: everything that decides a result, its key, and the command that computes it alone.
+
+Knows no models and runs nothing; `studies.running` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+RECIPE_VERSION = 1
+"""Raise it when code alters what a cell's settings mean: older results are then computed again."""
+
+LATER: dict[str, Any] = {}
+"""Settings that came when there were results already -> the value that those results have."""
+
+Penalty = Literal["none", "l1", "l2", "entropy"]
+PrefixPolicy = Literal["first", "next", "short"]
+PrefixUse = Literal["both", "scoring"]
+Source = Literal["trained", "expert_minus_base"]
+Spec = TypeVar("Spec", "Cell", "Reference")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An adapter, how it is made, and what it is scored on."""
+
+    task: str = "jeopardy"
+    """Name of the demonstrations."""
+    donor: str = "smollm2_derived"
+    """The base that is trained on."""
+    other_bases: tuple[str, ...] = ()
+    """More training bases of its vocabulary, mixed per batch."""
+    num_demonstrations: int = 800
+    """Of the training split, in its order."""
+    epochs: int = 1
+    """How often each is seen."""
+    learning_rate: float = 6e-4
+    """Peak of the cosine schedule."""
+    batch_size: int = 8
+    """Demonstrations per step."""
+    num_layers: int | None = 12
+    """First N layers of the donor; none keeps all."""
+    initialisation: str = "zero_head"
+    """How the network starts: zero_head, pretrained, random."""
+    connection: str = "residual"
+    """What the network reads: residual, cascade, cascade_with_text."""
+    penalty: Penalty = "none"
+    """Penalty on the value logits."""
+    penalty_coefficient: float = 0.0
+    """Its weight."""
+    centred: bool = True
+    """Whether the penalty ignores the value logits' mean."""
+    dropout: float = 0.0
+    """Attention dropout in the network."""
+    label_smoothing: float = 0.0
+    """As in `TrainingArguments`."""
+    lora_rank: int | None = None
+    """A LoRA network of this rank; none trains the whole network."""
+    prefix_examples: int = 0
+    """Demonstrations that the base reads before the prompt."""
+    prefix_policy: PrefixPolicy = "first"
+    """Which: the first of the training split, the next as many, or its shortest."""
+    prefix_use: PrefixUse = "both"
+    """Whether training, too, reads the prefix."""
+    network: Source = "trained"
+    """A trained network, or +1 the donor fine-tuned, -1 the donor."""
+    targets: Literal["core", "all"] = "core"
+    """Which bases it is scored on."""
+    held_out: int = 150
+    """Held-out demonstrations that are scored."""
+    calibration: int = 60
+    """Demonstrations of the calibration split that choose a scale."""
+    seed: int = 0
+    """Of weights, order and dropout."""
+
+    @property
+    def cost(self) -> float:
+        """A rough measure of its work, in demonstrations through one layer (a target takes a third of a training)."""
+        depth = 14 if self.num_layers is None else self.num_layers + 3
+        longer = {"gsm8k": 3.0, "mbpp": 3.0}.get(self.task, 1.0)
+        trained = 0 if self.network != "trained" else self.num_demonstrations * self.epochs
+        return longer * depth * (trained + (self.held_out + self.calibration) * (2 if self.targets == "all" else 1))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A target fine-tuned directly with LoRA on the same demonstrations: what bounds the gain."""
+
+    task: str = "jeopardy"
+    """Name of the demonstrations."""
+    target: str = "smollm2_derived"
+    """The base that is fine-tuned."""
+    num_demonstrations: int = 800
+    """Of the training split, in its order."""
+    epochs: int = 1
+    """How often each is seen."""
+    learning_rate: float = 1e-3
+    """Peak of the cosine schedule."""
+    batch_size: int = 8
+    """Demonstrations per step."""
+    lora_rank: int = 16
+    """Rank of the LoRA on all linear layers of the body."""
+    held_out: int = 150
+    """Held-out demonstrations that are scored."""
+    calibration: int = 60
+    """Demonstrations of the calibration split, scored to choose among references."""
+    seed: int = 0
+    """Of weights and order."""
+
+    @property
+    def cost(self) -> float:
+        """As `Cell.cost`."""
+        longer = {"gsm8k": 3.0, "mbpp": 3.0}.get(self.task, 1.0)
+        return longer * 25 * self.num_demonstrations * self.epochs
+
+
+VERBS: dict[type, str] = {Cell: "cell", Reference: "reference"}
+
+
+def settings(spec: Cell | Reference) -> dict[str, Any]:
+    """The settings as JSON values."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
+    return values
+
+
+def from_settings(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
+    """What `settings` gave as a cell or reference again."""
+    make: Any = kind
+    found: Spec = make(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return found
+
+
+def key_of(spec: Cell | Reference) -> str:
+    """16 hex digits that stand for the settings and the version of the recipe, whatever the order of the fields.
+
+    All settings count, defaults as well: another default is another cell.
+    """
+    values = {name: value for name, value in settings(spec).items() if name not in LATER or value != LATER[name]}
+    text = json.dumps([RECIPE_VERSION, VERBS[type(spec)], values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def command_of(spec: Cell | Reference) -> str:
+    """The command that computes it alone: what differs from the defaults."""
+    words = [f"python -m studies {VERBS[type(spec)]}"]
+    for name, value in settings(spec).items():
+        if value == _default(type(spec), name):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{name.replace('_', '-')}")
+        elif isinstance(value, list):
+            words.append(" ".join([flag, *value]))
+        else:
+            words.append(f"{flag} {'none' if value is None else value}")
+    return " ".join(words)
+
+
+def _default(kind: type, name: str) -> Any:
+    return settings(kind())[name]
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type[Spec]) -> None:
+    """One flag for each setting, with the field's default."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, flag = hints[field.name], f"--{field.name.replace('_', '-')}"
+        if hint is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        elif get_origin(hint) is tuple:
+            parser.add_argument(flag, nargs="*", default=field.default)
+        elif get_origin(hint) is Literal:
+            parser.add_argument(flag, choices=get_args(hint), default=field.default)
+        else:
+            parser.add_argument(flag, type=_parser_of(hint), default=field.default)
+
+
+def from_flags(kind: type[Spec], parsed: argparse.Namespace) -> Spec:
+    """The cell or reference that the flags describe."""
+    return from_settings(kind, {field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})
+
+
+def parse(kind: type[Spec], words: Sequence[str]) -> Spec:
+    """The cell or reference of a command's flags."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, kind)
+    return from_flags(kind, parser.parse_args(words))
+
+
+def _parser_of(hint: Any) -> Any:
+    if hint in (int, float, str):
+        return hint
+
+    def optional_int(word: str) -> int | None:
+        return None if word == "none" else int(word)
+
+    return optional_int

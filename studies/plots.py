@@ -1,0 +1,69 @@
+"""The plot of docs/transfer.md: what each arm costs, base by base; knows nothing of how it was measured."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from studies.plan import DEFAULT, WITH_PREFIX
+from studies.results import Row, rows_of
+from studies.store import Store
+from studies.targets import TARGETS
+
+COLOURS = {
+    "alone": "#9aa3ad",
+    "examples in its prompt": "#5f6b78",
+    "small tuned model alone": "#d7b36a",
+    "+ adapter": "#7fb3d5",
+    "+ adapter with prefix": "#1f6fa8",
+    "fine-tuned": "#3f8f5b",
+}
+
+
+def bars(store: Store) -> dict[str, dict[str, float]]:
+    """Base -> arm -> held-out bits per byte, of the default cells on Jeopardy, at each base's calibrated scale."""
+    plain = {row.target: row for row in rows_of(store, DEFAULT) if not row.refusal}
+    found = {}
+    for row in rows_of(store, WITH_PREFIX):
+        if not row.refusal:
+            found[TARGETS[row.target].title] = _arms(row, plain.get(row.target))
+    return found
+
+
+def _arms(row: Row, plain: Row | None) -> dict[str, float]:
+    arms = {"alone": row.alone, "examples in its prompt": row.fewshot, "small tuned model alone": row.small}
+    if plain is not None:
+        arms["+ adapter"] = plain.at(plain.own_scale)
+    arms["+ adapter with prefix"] = row.at(row.own_scale)
+    if row.fine_tuned is not None:
+        arms["fine-tuned"] = float(row.fine_tuned["bits_per_byte"])
+    return arms
+
+
+def plot(store: Store, path: Path) -> bool:
+    """Draws the bars as SVG, the same bytes for the same results; False where there is nothing to draw."""
+    groups = bars(store)
+    if not groups:
+        return False
+    import_module("matplotlib").use("svg")  # slow to import, and only this needs it
+    pyplot = import_module("matplotlib.pyplot")
+    with pyplot.rc_context({"svg.hashsalt": "valueadapter", "font.size": 9, "svg.fonttype": "none"}):
+        figure, axes = pyplot.subplots(figsize=(9, 3.6))
+        _draw(axes, groups)
+        figure.tight_layout()
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return True
+
+
+def _draw(axes: Any, groups: dict[str, dict[str, float]]) -> None:
+    width = 0.8 / len(COLOURS)
+    for index, (arm, colour) in enumerate(COLOURS.items()):
+        places = [(number, values[arm]) for number, values in enumerate(groups.values()) if arm in values]
+        centres = [number + (index - (len(COLOURS) - 1) / 2) * width for number, _ in places]
+        axes.bar(centres, [value for _, value in places], width, color=colour, label=arm)
+    axes.set_xticks(range(len(groups)), [title.replace(" without", "\nwithout") for title in groups])
+    axes.set_ylabel("bits per byte (fewer is better)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")

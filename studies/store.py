@@ -1,0 +1,82 @@
+"""Results on disk: one JSON file for each finished cell, written whole or not at all; knows nothing of what is in them.
+
+A cell that another process is at is locked, and a finished one is never computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from studies.cell import VERBS, Cell, Reference, key_of, settings
+
+Result = dict[str, Any]
+Compute = Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of results."""
+
+    root: Path = field(default=Path("build/study"))
+    """Where everything that the study keeps lies."""
+
+    def path(self, spec: Cell | Reference) -> Path:
+        """The file of a result."""
+        return self.root / "cells" / f"{key_of(spec)}.json"
+
+    def get(self, spec: Cell | Reference) -> Result | None:
+        """The result of a finished cell, or None."""
+        path = self.path(spec)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def compute(self, spec: Cell | Reference, work: Compute, *, wait: bool = True) -> Result | None:
+        """The result of a cell, computed if it is not there.
+
+        Args:
+            spec: the cell.
+            work: computes its result, JSON values.
+            wait: where another process is at this cell, wait for it; otherwise return None at once.
+        """
+        if (done := self.get(spec)) is not None:
+            return done
+        path = self.path(spec)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
+                if (done := self.get(spec)) is not None:
+                    return done
+                begun = time.monotonic()
+                result = {"kind": VERBS[type(spec)], "settings": settings(spec), **work()}
+                result["seconds"] = round(time.monotonic() - begun, 1)
+                write_json(path, result)
+                return self.get(spec)
+        except Timeout:
+            return None
+
+    def all(self) -> Iterator[Result]:
+        """Every finished result."""
+        for path in sorted((self.root / "cells").glob("*.json")):
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Within the block no other process is at what bears this name."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / f"{name}.lock"):
+            yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that at every moment the old file or the new one is there."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

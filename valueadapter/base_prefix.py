@@ -1,0 +1,109 @@
+"""Which prefix the base reads before the prompt: an adapter's own, or one for all; how it reads it is `prefix`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.cache import ValueAdapterCache
+from valueadapter.config import Prefix
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.prefix import BaseCall, BasePrefix, GivenPrefix, Recorded, as_prefix, begins_texts, prefix_ids
+from valueadapter.value_logits import Term
+
+
+class PrefixMethods:
+    """The part of `ValueAdapterForCausalLM` that has the base read a prefix."""
+
+    base: PreTrainedModel
+    _given_prefix: Prefix | Recorded | None
+    _prefixes: dict[Prefix, BasePrefix]
+
+    def set_base_prefix(self, prefix: GivenPrefix) -> None:
+        """Sets what only the base reads before the prompt, whichever adapters act; `RECORDED` gives each its own again.
+
+        Start with a new cache afterwards. With no adapter acting the base reads no prefix.
+
+        Args:
+            prefix: text, chat messages, None for nothing, or `RECORDED`.
+
+        Raises:
+            ConfigError: empty or no prefix, or messages for a base without chat template.
+        """
+        given = prefix if isinstance(prefix, Recorded) else as_prefix(prefix)
+        if given is not None and not isinstance(given, Recorded):
+            self._prefix_for_base(given)
+        self._given_prefix = given
+
+    @property
+    def base_prefix(self) -> Prefix | None:
+        """What the base reads before the prompt as the adapters stand; None while none acts.
+
+        Raises:
+            UnsupportedModeError: the acting adapters bring different prefixes.
+        """
+        acting = [name for name in self.active_adapters if self.scales[name] != 0]
+        return self._one_prefix(acting) if acting else None
+
+    def _one_prefix(self, names: Sequence[str]) -> Prefix | None:
+        if not isinstance(self._given_prefix, Recorded):
+            return self._given_prefix
+        own = {name: self._prefix_of(name) for name in names}
+        different = {prefix: name for name, prefix in own.items() if prefix is not None}
+        if len(different) > 1:
+            raise UnsupportedModeError(
+                f"the adapters {' and '.join(map(repr, different.values()))} bring different base prefixes, and the "
+                "base can read one. Choose it with set_base_prefix(model.adapters[name].config.base_prefix), or "
+                "none with set_base_prefix(None)"
+            )
+        return next(iter(different), None)
+
+    def _acting_prefix(self) -> BasePrefix | None:
+        prefix = self.base_prefix
+        return None if prefix is None else self._prefix_for_base(prefix)
+
+    def _prefix_for_base(self, prefix: Prefix) -> BasePrefix:
+        """The prefix as this base reads it; computed once."""
+        if prefix not in self._prefixes:
+            tokenizer = self._base_tokenizer()
+            start = tokenizer.bos_token_id if begins_texts(tokenizer) else None
+            self._prefixes[prefix] = BasePrefix(self.base, prefix_ids(prefix, tokenizer), start)
+        return self._prefixes[prefix]
+
+    def _base_call(
+        self,
+        terms: list[Term],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | Mapping[str, Any] | None,
+        position_ids: torch.Tensor | None,
+        cache: ValueAdapterCache | None,
+        logits_to_keep: int | torch.Tensor,
+    ) -> BaseCall:
+        """What the base is called with besides its mask and cache: the prompt, or prefix and prompt."""
+        prefix = self._acting_prefix() if terms else None
+        if prefix is not None:
+            return prefix.call(input_ids, attention_mask, position_ids, cache, logits_to_keep)
+        if cache is not None and cache.prefix is not None:
+            raise UnsupportedModeError(
+                "this cache was begun with a base prefix, and now none acts. Start with a new cache after changing the "
+                "prefix or the active adapters"
+            )
+        return BaseCall({"input_ids": input_ids})
+
+    # -- what the adapters say ---------------------------------------------------------------------------------------
+    @property
+    def active_adapters(self) -> list[str]:  # documented where it is defined, as the others here
+        raise NotImplementedError
+
+    @property
+    def scales(self) -> dict[str, float]:
+        raise NotImplementedError
+
+    def _base_tokenizer(self) -> PreTrainedTokenizerBase:
+        raise NotImplementedError
+
+    def _prefix_of(self, adapter_name: str) -> Prefix | None:
+        raise NotImplementedError

@@ -1,0 +1,193 @@
+"""The command that measures an adapter on several bases; knows how to show and record it, not how it is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from valueadapter import hub
+from valueadapter.cli import output
+from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
+from valueadapter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from valueadapter.adapter import ValueAdapter
+    from valueadapter.evaluation import FineTuning, Report
+
+
+def evaluate(
+    adapter: Source,
+    base: Annotated[list[str], typer.Option(help="Hub ID or directory of a base model; may be given again.")],
+    data: Annotated[str, typer.Option(help="Held-out examples: JSON lines or a Hub dataset.")],
+    split: Annotated[str, typer.Option(help="Split of --data, if it is a Hub dataset.")] = "test",
+    data_name: Annotated[str | None, typer.Option(help="What to call --data in the record.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score this many examples at most.", min=1)] = None,
+    train_data: Annotated[str | None, typer.Option(help="Demonstrations for few-shot prompt and fine-tuning.")] = None,
+    shots: Annotated[int, typer.Option(help="Demonstrations in the few-shot prompt.", min=1)] = 4,
+    finetune_reference: Annotated[
+        bool, typer.Option("--finetune-reference", help="Also fine-tune each base with LoRA on --train-data.")
+    ] = False,
+    finetune_epochs: Annotated[
+        float | None, typer.Option(help="Passes over --train-data; by default as many as the adapter's training had.")
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(help="Also find the best scale, on this many examples that are not scored.", min=0)
+    ] = 0,
+    calibration_data: Annotated[
+        str | None, typer.Option(help="Where to take these from; by default --data, after the scored ones.")
+    ] = None,
+    donor: Annotated[str | None, typer.Option(help="Where the training base lies, if not where recorded.")] = None,
+    scale: Annotated[float | None, typer.Option(help="How strongly it acts, in place of its own scale.")] = None,
+    generate: Annotated[bool, typer.Option(help="Also answer, and count exact matches.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer at most.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 16,
+    device: Annotated[str | None, typer.Option(help="Where to run, for example cuda.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    plot: Annotated[list[Path] | None, typer.Option(help="Draw it: FILE.png or FILE.svg; may be given again.")] = None,
+    save_to: Annotated[Path | None, typer.Option("--output", help="Write the adapter with the results here.")] = None,
+    push: Annotated[
+        bool, typer.Option("--push", help="Publish the adapter with the results under its Hub ID.")
+    ] = False,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an adapter on bases, beside everything that one could do without it.
+
+    For each base: it alone, with demonstrations in its prompt, the adapter's own small tuned model, base + adapter at
+    its own and at the calibrated scale, and with --finetune-reference the base fine-tuned directly.
+    """
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    from valueadapter.adapter import ValueAdapter
+    from valueadapter.data import load_demonstrations
+    from valueadapter.evaluation import Options, evaluate_adapter
+    from valueadapter.evaluation import split as split_records
+    from valueadapter.evaluation.plot import check_plot, save_plot
+
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    if push and Path(adapter).is_dir():
+        raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
+    for path in plot or ():
+        check_plot(path)
+    others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None
+    records = split_records(
+        list(load_demonstrations(data, split=split)), limit=limit, calibrate=calibrate, others=others
+    )
+    loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
+    with _progress() as on_progress:
+        options = Options(
+            demonstrations=list(load_demonstrations(train_data)) if train_data else (),
+            shots=shots,
+            calibration=records.calibration,
+            finetuning=_finetuning(loaded, finetune_epochs, seed) if finetune_reference else None,
+            donor=donor,
+            scale=scale,
+            generate=generate,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            data_name=data_name or (Path(data).name if Path(data).exists() else data),
+            on_progress=on_progress,
+        )
+        report = evaluate_adapter(loaded, base, records.held_out, options=options)
+    report = dataclasses.replace(report, adapter=Path(adapter).name if Path(adapter).is_dir() else adapter)
+    done: dict[str, object] = {}
+    if plot:
+        done["plots"] = [str(save_plot(report, path)) for path in plot]
+    better = loaded.with_config(evaluation=report.merged_into(loaded.config.evaluation))
+    if save_to is not None:
+        better.save_pretrained(save_to)
+        done["written"] = str(save_to)
+    if push:
+        message = f"Measured on {', '.join(result.base for result in report.results)}"
+        commit = better.push_to_hub(adapter, commit_message=message, revision=revision, token=token)
+        done["published"] = commit.commit_url
+    if as_json:
+        output.facts(report.to_dict() | done, as_json=True)
+        return
+    _show(report)
+    if done:
+        output.facts(done, as_json=False)
+
+
+def _finetuning(adapter: ValueAdapter, epochs: float | None, seed: int) -> FineTuning:
+    from valueadapter.evaluation import FineTuning
+
+    recorded = adapter.config.training.epochs if adapter.config.training else None
+    return FineTuning(epochs=epochs or recorded or 1.0, seed=seed)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on standard error, one for each thing that is done."""
+    with Progress(console=output.err) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+def _show(report: Report) -> None:
+    """A table for each base, with every arm, and what the adapter did to it."""
+    for arm in report.to_dict()["arms"]:
+        output.out.print(_table(arm, report))
+        facts = {
+            "gain recovered": _share(arm["gain_recovered"], arm["intervals"].get("gain_recovered")),
+            "tokens changed": _share(arm["changed_share"], arm["intervals"].get("changed_share")),
+            "mean |value logit|": f"{_number(arm['value_norm_raw'])}, centred {_number(arm['value_norm_centred'])}",
+        }
+        output.facts(facts, as_json=False)
+
+
+def _table(arm: dict[str, Any], report: Report) -> Table:
+    from valueadapter.evaluation import ARMS
+
+    title = f"{arm['base']} ({arm['relation']}): {report.num_examples} examples of {report.data}"
+    table = Table(title=title, title_justify="left")
+    choices = any(arm[f"{name}_choice_accuracy"] is not None for name in ARMS)
+    table.add_column("model")
+    for column in ("scale", "bits/byte (95 %)", "exact", *(["choices"] if choices else []), "first", "middle", "last"):
+        table.add_column(column, justify="right", no_wrap=column != "bits/byte (95 %)")
+    scales = {"donor": arm["donor_scale"], "adapted": arm["scale"], "calibrated": arm["calibrated_scale"]}
+    for name, title in ARMS.items():
+        shown = f"{title} ({arm['num_fewshot']})" if name == "fewshot" else title
+        at = f"{scales[name]:g}" if scales.get(name) is not None else ""
+        if name in arm["not_measured"]:
+            table.add_row(shown, at, f"[dim]not measured: {escape(arm['not_measured'][name])}[/]")
+            continue
+        low, high = arm["intervals"][f"{name}_bits_per_byte"]
+        table.add_row(
+            shown,
+            at,
+            f"{arm[f'{name}_bits_per_byte']:.3f} ({low:.2f}-{high:.2f})",
+            _share(arm[f"{name}_exact_match"]),
+            *([_share(arm[f"{name}_choice_accuracy"])] if choices else []),
+            *(_number(arm[f"{name}_{part}_token_bits"]) for part in ("first", "middle", "last")),
+        )
+    return table
+
+
+def _share(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" + (f" ({interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

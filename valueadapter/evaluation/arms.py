@@ -1,0 +1,250 @@
+"""Measures an adapter beside everything that one could do without it, on each of several bases.
+
+Knows which arms belong together and that all of them see the same examples; each measurement is another module's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.adapter import ValueAdapter
+from valueadapter.calibration import calibrate_scale
+from valueadapter.errors import ConfigError, ValueAdapterError
+from valueadapter.evaluation.fewshot import draw, tokens_too_many, without
+from valueadapter.evaluation.metrics import evaluate
+from valueadapter.evaluation.reference import FineTuning, finetuned
+from valueadapter.evaluation.report import Arm, BaseResult, Report
+from valueadapter.evaluation.score import Score
+from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.scoring import Record
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its examples or steps are done, and how many there are."""
+NAME = "default"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure besides the base alone and base + adapter, and how."""
+
+    demonstrations: Sequence[Record] = ()
+    """Training split: few-shot prompts are drawn from it, and the reference is fine-tuned on it."""
+    shots: int = 4
+    """Demonstrations in the few-shot prompt."""
+    calibration: Sequence[Record] = ()
+    """Examples to find the scale on; none of those that are scored."""
+    finetuning: FineTuning | None = None
+    """How to fine-tune the bases directly; None does not."""
+    donor: str | Path | None = None
+    """Where the training base lies, if not where the adapter says."""
+    scale: float | None = None
+    """Of the adapted arm; the adapter's own by default."""
+    generate: bool = True
+    """Also let every arm answer, and compare."""
+    max_new_tokens: int = 16
+    """Length of an answer at most."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    device: str | None = None
+    """Where models run (`cuda`); where they are loaded by default."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    data_name: str = "unnamed"
+    """Hub ID or name of the held-out set, for the record."""
+    on_progress: Progress | None = None
+    """Told of every batch and step."""
+
+
+def evaluate_adapter(
+    adapter: str | Path | ValueAdapter,
+    bases: Sequence[str | Path | PreTrainedModel],
+    held_out: Sequence[Record],
+    *,
+    options: Options | None = None,
+) -> Report:
+    """Scores, for each base: it alone, with a few-shot prompt, the adapter's small tuned model, base + adapter at its
+    own and at the calibrated scale, and the base fine-tuned directly.
+
+    An arm that cannot be measured is in the report with the reason.
+
+    Args:
+        adapter: Hub ID, directory, or a loaded adapter, which is copied.
+        bases: Hub IDs, directories, or loaded models whose name leads to their tokenizer.
+        held_out: demonstrations that nothing was trained on or chosen by.
+        options: what else to measure.
+
+    Raises:
+        ConfigError: no base or no example; or an example to calibrate on that is also scored.
+        IncompatibleBaseError: a base that the adapter does not go with.
+    """
+    options = options or Options()
+    if not bases or not held_out:
+        raise ConfigError(f"expected at least one base and one held-out record; got {len(bases)} and {len(held_out)}")
+    if len(without(options.calibration, held_out)) < len(options.calibration):
+        raise ConfigError("examples to calibrate on are among those that are scored; choose others")
+    loaded = adapter if isinstance(adapter, ValueAdapter) else ValueAdapter.from_pretrained(adapter)
+    run = _Run(loaded, list(held_out), options)
+    results = tuple(run.measure(base) for base in bases)
+    return Report(
+        adapter="unnamed" if isinstance(adapter, ValueAdapter) else name_of(adapter),
+        data=options.data_name,
+        results=results,
+        num_examples=len(held_out),
+        num_calibration=len(options.calibration),
+        num_demonstrations=len(run.demonstrations),
+        seed=options.seed,
+        settings=dataclasses.asdict(options.finetuning) if options.finetuning else {},
+    )
+
+
+def name_of(model: str | Path | PreTrainedModel) -> str:
+    """A Hub ID as it is; of a directory the last part, since a path of this machine means nothing to others."""
+    name = model.name_or_path if isinstance(model, PreTrainedModel) else model
+    return Path(name).name if Path(name).is_dir() else str(name)
+
+
+class _Run:
+    """One evaluation: what is the same for every base."""
+
+    def __init__(self, adapter: ValueAdapter, held_out: list[Record], options: Options) -> None:
+        self.adapter, self.held_out, self.options = adapter, held_out, options
+        self.demonstrations = without(options.demonstrations, held_out)
+        self.donor_scale = self._donor_scale()
+        self.donor = self._measure_donor()
+
+    # -- one model ---------------------------------------------------------------------------------------------------
+    def load(
+        self, base: str | Path | PreTrainedModel, *, scale: float | None, revision: str | None = None
+    ) -> ValueAdapterForCausalLM:
+        more: dict[str, Any] = {"base_revision": revision} if revision else {}
+        model = ValueAdapterForCausalLM.from_pretrained(base, self.adapter.copy(), scale=scale, **more)
+        return model.to(self.options.device) if self.options.device else model
+
+    def score(self, model: Any, tokenizer: Any, what: str, **more: Any) -> Score:
+        with self._counted(what, len(self.held_out)) as on_progress:
+            return evaluate(
+                model,
+                tokenizer,
+                self.held_out,
+                generate=self.options.generate,
+                max_new_tokens=self.options.max_new_tokens,
+                batch_size=self.options.batch_size,
+                on_progress=on_progress,
+                **more,
+            )
+
+    @contextmanager
+    def _counted(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.options.on_progress is not None:
+                self.options.on_progress(what, done, total)
+
+        advance(0)
+        yield advance
+
+    # -- the arms ----------------------------------------------------------------------------------------------------
+    def _donor_scale(self) -> float:
+        """What was measured on the training base itself, else what it was trained at; never a relative's scale."""
+        config = self.adapter.config
+        own = [one.scale for one in config.scales if one.base == config.base_model_name_or_path]
+        return own[0] if own else config.scale
+
+    def _measure_donor(self) -> Arm:
+        config, given = self.adapter.config, self.options.donor
+        place = given or config.base_model_name_or_path
+        try:
+            revision = None if given else config.base_model_revision
+            model = self.load(place, scale=self.donor_scale, revision=revision)
+        except (OSError, ValueError, ValueAdapterError) as error:
+            cause = " ".join(str(error).split())[:120]
+            return Arm(reason=f"the training base '{place}' cannot be had ({cause}); --donor says where it lies")
+        return Arm(self.score(model, model.base_tokenizer, "small tuned model alone", value_norms=True))
+
+    def measure(self, base: str | Path | PreTrainedModel) -> BaseResult:
+        """Every arm on one base."""
+        model, name = self.load(base, scale=self.options.scale), name_of(base)
+        tokenizer = model.base_tokenizer
+        own = model.scales[NAME]
+        with model.disable_adapter():
+            alone = Arm(self.score(model, tokenizer, f"{name} alone"))
+            fewshot = self._fewshot(model, tokenizer, name)
+        adapted = Arm(self.score(model, tokenizer, f"{name} + adapter", value_norms=True))
+        calibrated, best = self._calibrated(model, name, adapted)
+        relation = self._relation(model, base)
+        return BaseResult(
+            base=name,
+            relation=relation,
+            scale=own,
+            calibrated_scale=best,
+            donor_scale=self.donor_scale,
+            num_fewshot=self.options.shots,
+            arms={
+                "base": alone,
+                "fewshot": fewshot,
+                "donor": self.donor,
+                "adapted": adapted,
+                "calibrated": calibrated,
+                "finetuned": self._finetuned(model.unload(), tokenizer, name),
+            },
+        )
+
+    def _relation(self, model: ValueAdapterForCausalLM, base: str | Path | PreTrainedModel) -> str:
+        config = self.adapter.config
+        place = base.name_or_path if isinstance(base, PreTrainedModel) else str(base)
+        if place in (config.base_model_name_or_path, str(self.options.donor)):
+            return "the base it was trained on"
+        same = model.base_fingerprint(NAME) == config.vocabulary.byte_fingerprint
+        return "the same vocabulary" if same else "another vocabulary"
+
+    def _fewshot(self, model: ValueAdapterForCausalLM, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Arm:
+        shots = self.options.shots
+        if not self.options.demonstrations:
+            return Arm(reason="no training data (--train-data)")
+        try:
+            context = draw(self.demonstrations, shots, seed=self.options.seed)
+        except ConfigError as error:
+            return Arm(reason=str(error))
+        if tokenizer is not None and (over := tokens_too_many(model, tokenizer, self.held_out, context)):
+            return Arm(reason=f"{shots} demonstrations are {over} tokens more than the base reads; lower --shots")
+        return Arm(self.score(model, tokenizer, f"{name}, {shots} demonstrations", context=context))
+
+    def _calibrated(self, model: ValueAdapterForCausalLM, name: str, adapted: Arm) -> tuple[Arm, float | None]:
+        examples = self.options.calibration
+        if not examples:
+            return Arm(reason="no examples to calibrate on (--calibrate)"), None
+        with self._counted(f"{name}: the scale", len(examples)) as on_progress:
+            found = calibrate_scale(model, examples, batch_size=self.options.batch_size, on_progress=on_progress)
+        if found.scale == model.scales[NAME]:
+            return adapted, found.scale
+        with model.only(NAME, scale=found.scale):
+            what = f"{name} + adapter, scale {found.scale:g}"
+            return Arm(self.score(model, model.base_tokenizer, what)), found.scale
+
+    def _finetuned(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Arm:
+        how = self.options.finetuning
+        if how is None:
+            return Arm(reason="not asked for (--finetune-reference)")
+        if not self.demonstrations or tokenizer is None:
+            return Arm(reason="no training data (--train-data)")
+        what = f"{name}: fine-tuning"
+
+        def on_progress(done: int, total: int) -> None:
+            if self.options.on_progress is not None:
+                self.options.on_progress(what, done, total)
+
+        try:
+            with finetuned(base, tokenizer, self.demonstrations, how=how, on_progress=on_progress) as tuned:
+                return Arm(self.score(tuned, tokenizer, f"{name}, fine-tuned"))
+        except ConfigError as error:
+            return Arm(reason=str(error))

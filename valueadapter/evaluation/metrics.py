@@ -1,0 +1,223 @@
+"""Measures a model on held-out demonstrations, example by example.
+
+Knows nothing of adapters: every arm (base alone, small tuned model alone, base + adapter) is just a model here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.data import IGNORED, Collator
+from valueadapter.errors import ConfigError
+from valueadapter.evaluation.score import Example, Score
+from valueadapter.scoring import Record, batches, question, response_bytes, response_texts, responses, shape_of
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    generate: bool = True,
+    batch_size: int = 16,
+    context: Sequence[Record] = (),
+    max_new_tokens: int = 16,
+    value_norms: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> Score:
+    """Scores a model on prompts with known completions.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        records: held-out demonstrations.
+        generate: also let it answer greedily and compare; plain text, which asks nothing, is left out.
+        batch_size: rows per forward pass.
+        context: demonstrations that the model reads before each record, as a few-shot prompt.
+        max_new_tokens: length of an answer at most.
+        value_norms: also measure how large the value logits of a `ValueAdapterForCausalLM` are, before its scale.
+        on_progress: called with the number of records done since the last call.
+    """
+    examples: list[Example] = []
+    for batch in batches(records, batch_size):
+        rows = _likelihoods(model, tokenizer, batch, context=context, value_norms=value_norms)
+        right = [_choice_is_right(model, tokenizer, record, context=context) for record in batch]
+        answers = _answers(model, tokenizer, batch, context=context, length=max_new_tokens) if generate else {}
+        for index, (record, row) in enumerate(zip(batch, rows, strict=True)):
+            totals, said = dict(row.totals), answers.get(index)
+            if (hit := right[index]) is not None:
+                totals["choice_accuracy"] = (float(hit), 1)
+            if said is not None:
+                totals["exact_match"] = (float(normalised(said) == normalised(response_texts(record)[-1])), 1)
+            examples.append(Example(totals, row.predicted, said))
+        if on_progress is not None:
+            on_progress(len(batch))
+    return Score(tuple(examples))
+
+
+def _likelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    context: Sequence[Record] = (),
+    value_norms: bool = False,
+) -> list[Example]:
+    """Bits of each response and of its parts, in one forward pass."""
+    batch = responses(records, tokenizer, model.device, context=context)
+    here = batch.labels != IGNORED
+    more = {"output_value_logits": True} if value_norms else {}
+    out = model(**batch.inputs, use_cache=False, **more)
+    logits = out.logits[:, :-1][here].float()
+    nats = torch.nn.functional.cross_entropy(logits, batch.labels[here], reduction="none")
+    columns = {"bits": nats.double() / math.log(2), "predicted": logits.argmax(dim=-1)}
+    if value_norms:
+        value = out.value_logits[:, :-1][here].float() / (_scale(model) or 1.0)
+        columns["value_norm_raw"] = value.abs().mean(dim=-1)
+        columns["value_norm_centred"] = (value - value.mean(dim=-1, keepdim=True)).abs().mean(dim=-1)
+    counts = here.sum(dim=1).tolist()
+    split = {name: [part.tolist() for part in column.cpu().split(counts)] for name, column in columns.items()}
+    examples = []
+    for row, record in enumerate(records):
+        measured = {name: parts[row] for name, parts in split.items()}
+        examples.append(_example(measured, _parts(here[row], batch.content[row]), response_bytes([record])))
+    return examples
+
+
+def _example(columns: dict[str, list[Any]], parts: list[str], size: int) -> Example:
+    """Sums over the response tokens of one row; `parts` says of each what it is, `size` how many bytes there are."""
+    bits = columns["bits"]
+
+    def over(*wanted: str) -> tuple[float, int]:
+        chosen = [value for value, part in zip(bits, parts, strict=True) if part in wanted]
+        return math.fsum(chosen), len(chosen)
+
+    totals = {
+        "bits_per_byte": (over("first", "middle", "after")[0], size),
+        "first_token_bits": over("first"),
+        "middle_token_bits": over("middle"),
+        "last_token_bits": over("last"),
+    }
+    for norm in ("value_norm_raw", "value_norm_centred"):
+        if norm in columns:
+            totals[norm] = (math.fsum(columns[norm]), len(parts))
+    return Example(totals, tuple(columns["predicted"]))
+
+
+def _scale(model: Any) -> float:
+    """By what a wrapper of one adapter multiplies its value logits."""
+    (name,) = model.active_adapters
+    return float(model.scales[name])
+
+
+def _parts(here: torch.Tensor, content: torch.Tensor) -> list[str]:
+    """What each labelled position of a row is: the first, a middle or the last token of a response, or none of these.
+
+    A response is a run of labels; its last token is the control token that ends it, and what a chat template writes
+    after that (a line end) is "after", any other control token "control".
+
+    Args:
+        here: (kept - 1), whether there is a label.
+        content: (kept - 1), whether it is no control token.
+    """
+    parts: list[str] = []
+    run: list[bool] = []
+    for labelled, is_content in [*zip(here.tolist(), content.tolist(), strict=True), (False, False)]:
+        if labelled:
+            run.append(is_content)
+        elif run:
+            end = max((i for i, text in enumerate(run) if not text), default=len(run))
+            first = run.index(True) if True in run else len(run)
+            for place, text in enumerate(run):
+                if place == end:
+                    parts.append("last")
+                elif not text:
+                    parts.append("control")
+                else:
+                    parts.append("after" if place > end else "first" if place == first else "middle")
+            run = []
+    return parts
+
+
+def _choice_is_right(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Record, *, context: Sequence[Record]
+) -> bool | None:
+    """Whether the right one of a record's choices has the fewest bits per byte as the response; None without any."""
+    if not record.get("choices") or record.get("answer") is None:
+        return None
+    candidates = [_with_response(record, choice) for choice in record["choices"]]
+    if not 0 <= record["answer"] < len(candidates) or not all(record["choices"]):
+        raise ConfigError(
+            f"'answer' must be the index of one of {len(candidates)} 'choices', none of them empty; got "
+            f"{record['answer']} for {record['choices']}"
+        )
+    scores = [Score((one,)).bits_per_byte for one in _likelihoods(model, tokenizer, candidates, context=context)]
+    return bool(scores.index(min(scores)) == record["answer"])
+
+
+def _with_response(record: Record, text: str) -> dict[str, Any]:
+    """A record with another response."""
+    if shape_of(record) == "messages":
+        return {"messages": [*record["messages"][:-1], {**record["messages"][-1], "content": text}]}
+    return {"prompt": record.get("prompt", ""), "completion": text}
+
+
+def _answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[Record],
+    *,
+    context: Sequence[Record],
+    length: int,
+) -> dict[int, str]:
+    """What the model says to those of the batch that ask something; one line where the right answer is one."""
+    asked = {i: ids for i, record in enumerate(batch) if (ids := question(record, tokenizer, context=context))}
+    if not asked:
+        return {}
+    said = dict(zip(asked, _generate(model, tokenizer, list(asked.values()), length), strict=True))
+    return {i: text if "\n" in response_texts(batch[i])[-1].strip() else first_line(text) for i, text in said.items()}
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int = 16
+) -> list[str]:
+    """The first line of what the model says to each prompt, greedily."""
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    return [first_line(text) for text in _generate(model, tokenizer, rows, max_new_tokens)]
+
+
+def _generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], max_new_tokens: int
+) -> list[str]:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    inputs = Collator(pad)([{"input_ids": row, "labels": row} for row in rows])
+    out = model.generate(
+        input_ids=inputs["input_ids"].to(model.device),
+        attention_mask=inputs["attention_mask"].to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=[tokenizer.eos_token_id],
+    )
+    texts: list[str] = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def first_line(text: str) -> str:
+    """The first line that is not empty, without spaces around it."""
+    return text.strip().split("\n")[0].strip()
+
+
+def normalised(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (as SQuAD's script does, Rajpurkar et al. 2016)."""
+    text = "".join(" " if c in string.punctuation else c for c in text.lower())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

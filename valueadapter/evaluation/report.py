@@ -1,0 +1,193 @@
+"""What was measured of an adapter on several bases, as JSON with documented keys and as records of an artifact.
+
+Knows nothing of how it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from valueadapter.config import EvaluationRecord
+from valueadapter.evaluation.bootstrap import Bootstrap, Pairs
+from valueadapter.evaluation.score import METRICS, Score, ratio
+
+ARMS = {
+    "base": "base alone",
+    "fewshot": "base, few-shot prompt",
+    "donor": "small tuned model alone",
+    "adapted": "base + adapter",
+    "calibrated": "base + adapter, calibrated",
+    "finetuned": "base fine-tuned (LoRA)",
+}
+"""Prefix of the keys -> what a person reads; `adapted` is at the adapter's own scale. Always all of them."""
+NORMS = ("value_norm_raw", "value_norm_centred")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared on a base."""
+
+    score: Score | None = None
+    """None where it was not measured."""
+    reason: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class BaseResult:
+    """Every arm on one base."""
+
+    base: str
+    """Hub ID or name."""
+    relation: str
+    """How it relates to the base the adapter was trained on, in words."""
+    scale: float
+    """The adapter's own scale on this base."""
+    calibrated_scale: float | None
+    """The best on the calibration examples; None without any."""
+    donor_scale: float
+    """That of the small tuned model, on its own base."""
+    num_fewshot: int
+    """Demonstrations in the prompt of the few-shot arm."""
+    arms: Mapping[str, Arm]
+    """One for each of `ARMS`."""
+
+    def value(self, arm: str, metric: str) -> float | None:
+        """A metric of an arm; None where it was not measured."""
+        score = self.arms[arm].score
+        return None if score is None else score.value(metric)
+
+    def to_dict(self, bootstrap: Bootstrap) -> dict[str, Any]:
+        """The keys of `arms[]`; see docs/evaluation.md."""
+        found: dict[str, Any] = {
+            "base": self.base,
+            "relation": self.relation,
+            "scale": self.scale,
+            "calibrated_scale": self.calibrated_scale,
+            "donor_scale": self.donor_scale,
+            "num_fewshot": self.num_fewshot,
+        }
+        intervals: dict[str, object] = {}
+        for key, pairs in self._pairs().items():
+            found[key] = ratio(pairs or ())
+            if pairs and found[key] is not None:
+                intervals[key] = bootstrap.interval(bootstrap.ratios(pairs))
+        gains = {f"{name}_gain": self._gain(name, bootstrap) for name in self.arms if name != "base"}
+        gains["gain_recovered"] = self._recovered("adapted", bootstrap)
+        gains["calibrated_gain_recovered"] = self._recovered("calibrated", bootstrap)
+        for key, (value, resampled) in gains.items():
+            found[key] = value
+            if resampled is not None:
+                intervals[key] = bootstrap.interval(resampled)
+        found["intervals"] = intervals
+        found["not_measured"] = {name: arm.reason for name, arm in self.arms.items() if arm.score is None}
+        return found
+
+    def _pairs(self) -> dict[str, Pairs | None]:
+        """Key -> total and count of every example; None where the arm was not measured."""
+        found: dict[str, Pairs | None] = {}
+        for name, arm in self.arms.items():
+            for metric in METRICS:
+                found[f"{name}_{metric}"] = None if arm.score is None else arm.score.pairs(metric)
+        base = self.arms["base"].score
+        for prefix, name in (("", "adapted"), ("calibrated_", "calibrated")):
+            score = self.arms[name].score
+            found[f"{prefix}changed_share"] = score.changed_from(base) if score and base else None
+            for norm in NORMS if not prefix else ():
+                found[norm] = None if score is None else score.pairs(norm)
+        return found
+
+    def _gain(self, arm: str, bootstrap: Bootstrap) -> tuple[float | None, np.ndarray | None]:
+        """How many bits per byte an arm is better than the base alone, in all and in each resample, pair by pair."""
+        base, here = self.arms["base"].score, self.arms[arm].score
+        if base is None or here is None:
+            return None, None
+        before, after = (bootstrap.ratios(score.pairs("bits_per_byte")) for score in (base, here))
+        return base.bits_per_byte - here.bits_per_byte, before - after
+
+    def _recovered(self, arm: str, bootstrap: Bootstrap) -> tuple[float | None, np.ndarray | None]:
+        """(base - arm) / (base - fine-tuned) in bits per byte; None where fine-tuning was not measured, or no gain."""
+        (gain, gains), (best, bests) = self._gain(arm, bootstrap), self._gain("finetuned", bootstrap)
+        if gain is None or best is None or best <= 0 or gains is None or bests is None:
+            return None, None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return gain / best, gains / bests
+
+    def records(self, data: str) -> list[EvaluationRecord]:
+        """What an artifact keeps of it: one record at the adapter's own scale, one at the calibrated if it is another.
+
+        Args:
+            data: Hub ID or name of the held-out set.
+        """
+        scales = {"adapted": self.scale}
+        if self.calibrated_scale is not None and self.calibrated_scale != self.scale:
+            scales["calibrated"] = self.calibrated_scale
+        plain = Bootstrap(1, draws=1)  # no intervals here
+        return [
+            EvaluationRecord(
+                base=self.base,
+                relation=self.relation,
+                data=data,
+                num_examples=len(self.arms["base"].score.examples) if self.arms["base"].score else 0,
+                scale=scale,
+                base_bits_per_byte=self.value("base", "bits_per_byte") or 0.0,
+                donor_bits_per_byte=self.value("donor", "bits_per_byte"),
+                adapted_bits_per_byte=self.value(arm, "bits_per_byte") or 0.0,
+                base_exact_match=self.value("base", "exact_match"),
+                donor_exact_match=self.value("donor", "exact_match"),
+                adapted_exact_match=self.value(arm, "exact_match"),
+                fewshot_bits_per_byte=self.value("fewshot", "bits_per_byte"),
+                fewshot_exact_match=self.value("fewshot", "exact_match"),
+                num_fewshot=self.num_fewshot if self.arms["fewshot"].score else None,
+                finetuned_bits_per_byte=self.value("finetuned", "bits_per_byte"),
+                finetuned_exact_match=self.value("finetuned", "exact_match"),
+                gain_recovered=self._recovered(arm, plain)[0],
+            )
+            for arm, scale in scales.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of an adapter."""
+
+    adapter: str
+    """Hub ID or name."""
+    data: str
+    """Hub ID or name of the held-out set."""
+    results: tuple[BaseResult, ...]
+    """One per base."""
+    num_examples: int
+    """Held-out examples, the same for every arm."""
+    num_calibration: int = 0
+    """Other examples that the scale was found on."""
+    num_demonstrations: int = 0
+    """Demonstrations that few-shot prompts were drawn from and the fine-tuned reference trained on."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """How the reference was fine-tuned; empty without it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values, intervals included; see docs/evaluation.md for the keys."""
+        bootstrap = Bootstrap(self.num_examples, seed=self.seed)
+        return {
+            "adapter": self.adapter,
+            "data": self.data,
+            "num_examples": self.num_examples,
+            "num_calibration": self.num_calibration,
+            "num_demonstrations": self.num_demonstrations,
+            "seed": self.seed,
+            "finetuning": dict(self.settings) or None,
+            "arms": [result.to_dict(bootstrap) for result in self.results],
+        }
+
+    def merged_into(self, earlier: tuple[EvaluationRecord, ...]) -> tuple[EvaluationRecord, ...]:
+        """The records of an artifact with these in place of earlier ones of the same base and data."""
+        new = [record for result in self.results for record in result.records(self.data)]
+        taken = {(record.base, record.data) for record in new}
+        return (*(record for record in earlier if (record.base, record.data) not in taken), *new)

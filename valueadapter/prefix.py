@@ -1,0 +1,339 @@
+"""What only the base reads before the prompt: as token ids, as keys and values computed once, and in each call.
+
+Two layouts give the base the same text. Usually the prefix's keys and values are put into the base's cache first, and
+everything after them shifts: `prefix, padding, prompt`. A sliding window counts padding too, so where padding could
+push the prefix out of a window (or a layer keeps no keys and values) the base reads `padding, prefix, prompt` itself.
+Knows nothing of adapters and their logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from valueadapter.cache import BASE, BASE_MASK, PrefixState, ValueAdapterCache
+from valueadapter.config import Message, Prefix
+from valueadapter.errors import ConfigError, UnsupportedModeError
+
+ROWS_MASK = "__rows__"
+"""Marks, among masks that are prepared for each model, the (batch, past + seq) mask they were made from."""
+
+
+class Recorded:
+    """The type of `RECORDED`."""
+
+    def __repr__(self) -> str:
+        return "RECORDED"
+
+
+RECORDED = Recorded()
+"""As an argument: the prefix that the adapter brings."""
+
+GivenPrefix = str | Sequence[Mapping[str, str] | Message] | None | Recorded
+"""How callers give a prefix: text, chat messages, None for no prefix, or `RECORDED`."""
+
+
+def as_prefix(given: str | Sequence[Mapping[str, str] | Message] | None) -> Prefix | None:
+    """A prefix as the configuration holds it.
+
+    Raises:
+        ConfigError: neither text nor messages with `role` and `content`, or empty.
+    """
+    if given is None:
+        return None
+    if not given:
+        raise ConfigError("the base prefix is empty; pass None for no prefix")
+    if isinstance(given, str):
+        return given
+    messages = []
+    for turn in given:
+        if isinstance(turn, Mapping) and set(turn) == {"role", "content"}:
+            turn = Message(str(turn["role"]), str(turn["content"]))
+        if not isinstance(turn, Message):
+            raise ConfigError(f"a base prefix is text or messages with 'role' and 'content'; got {turn!r}")
+        messages.append(turn)
+    return tuple(messages)
+
+
+def prefix_ids(prefix: Prefix, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens a base reads for a prefix: with the token that begins a text, where its tokenizer sets one.
+
+    Raises:
+        ConfigError: messages for a tokenizer without chat template.
+    """
+    if isinstance(prefix, str):
+        text, start = prefix, [cast(int, tokenizer.bos_token_id)] if begins_texts(tokenizer) else []
+    else:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                "the base prefix is a chat, and the base's tokenizer has no chat template; give it as text: "
+                "base_prefix='…', or None for no prefix"
+            )
+        turns = [{"role": turn.role, "content": turn.content} for turn in prefix]
+        text, start = cast(str, tokenizer.apply_chat_template(turns, tokenize=False)), []
+    return (*start, *tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer sets its begin-of-sequence token before every text."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
+
+
+@dataclass
+class BaseCall:
+    """Arguments for the base, and which of what it gives are the prompt's positions."""
+
+    arguments: dict[str, Any]
+    extra: int = 0
+    """Positions that the base reads besides those of the call."""
+
+    def cut(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, read, …) -> (batch, asked, …): without the positions of the prefix."""
+        return states[:, self.extra :] if self.extra else states
+
+
+class BasePrefix:
+    """A prefix as one base reads it.
+
+    Args:
+        base: the base model.
+        ids: the prefix's tokens.
+        start: the token that begins every text of this base; None where there is none. A prompt that begins with it
+            gives it up, since the prefix has begun the text already.
+    """
+
+    def __init__(self, base: PreTrainedModel, ids: tuple[int, ...], start: int | None) -> None:
+        self.base, self.ids = base, ids
+        self.start = start if ids[:1] == (start,) else None
+        self._states: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        layers = DynamicCache(config=base.config).layers
+        self._keys_and_values = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+        self._window: int | None = min(windows, default=None)
+
+    def on(self, base: PreTrainedModel) -> BasePrefix:
+        """The same tokens for another base of the same vocabulary."""
+        return self if base is self.base else BasePrefix(base, self.ids, self.start)
+
+    def begin(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, cache: ValueAdapterCache | None, *, reads_now: bool = True
+    ) -> tuple[torch.Tensor, PrefixState]:
+        """Has a cache begin with the prefix, unless it has; takes the start token from the prompts that begin here.
+
+        Args:
+            ids: (batch, seq) token ids of this call.
+            mask: (batch, past + seq) attention mask, or None for no padding.
+            cache: the cache, whose base part is filled with the prefix; None for a call without one.
+            reads_now: whether the base reads these ids next; else this only readies the cache for masks to be made.
+
+        Returns:
+            The ids as the base reads them, (batch, seq); what stands before them.
+
+        Raises:
+            UnsupportedModeError: the cache began otherwise, the rows do, or the text is too long.
+        """
+        state = cache.prefix if cache is not None else None
+        if state is not None and state.ids == self.ids and state.begun:
+            return ids, state
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if state.ids != self.ids if state is not None else past > 0:
+            raise UnsupportedModeError(
+                "this cache was begun with another base prefix, or none. Start with a new cache after changing the "
+                "prefix or the active adapters"
+            )
+        length = past + ids.shape[1]
+        self.check_length(length)
+        padding = ids.new_zeros(len(ids)) if mask is None else _padding(mask)
+        here = (padding >= past) & (padding < length)
+        at = (here.nonzero()[:, 0], (padding - past)[here])
+        again = self._starts_again(ids[at])
+        lead = len(self.ids) - 1 if again else len(self.ids)
+        begun = bool((padding < length).all())
+        if state is None:
+            state = PrefixState(self.ids, lead, self._must_read(padding, lead + length, cache), begun)
+            if state.after_padding and not begun:
+                raise UnsupportedModeError(
+                    "the first chunk of the prompts ends within a row's padding, and this base must read its prefix "
+                    "after the padding; make prefill_chunk_size larger than the padding, or leave it out"
+                )
+            if cache is not None and not state.after_padding:
+                self._fill(cache.parts[BASE], len(ids), lead)
+        elif len(at[0]) and state.lead != lead:
+            raise UnsupportedModeError(_MIXED)
+        if cache is not None:
+            cache.prefix = state._replace(begun=begun and reads_now)
+        if again:
+            ids = ids.clone()
+            ids[at] = self.ids[-1]
+        return ids, state
+
+    def call(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | Mapping[str, Any] | None,
+        position_ids: torch.Tensor | None,
+        cache: ValueAdapterCache | None,
+        logits_to_keep: int | torch.Tensor,
+    ) -> BaseCall:
+        """What the base is called with, so that it reads prefix and prompt; arguments as the wrapper's `forward`.
+
+        Raises:
+            UnsupportedModeError: a mask that does not say which tokens are padding, or too long a text.
+        """
+        mask, prepared = _masks(attention_mask)
+        ids, state = self.begin(input_ids, mask, cache)
+        if state.after_padding and (cache is None or int(cache.parts[BASE].get_seq_length()) == 0):
+            return self._read_all(ids, mask, position_ids, cache, logits_to_keep, state.lead)
+        if cache is not None:
+            own = cache.parts[BASE]
+        else:
+            own = DynamicCache(config=self.base.config)
+            self._fill(own, len(ids), state.lead)
+        arguments: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": self.mask(mask, state) if prepared is None else prepared,
+            "cache": own,
+            "use_cache": True,
+            "logits_to_keep": logits_to_keep,
+        }
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids + state.lead
+        return BaseCall(arguments)
+
+    def mask_arguments(
+        self, mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: ValueAdapterCache
+    ) -> dict[str, Any]:
+        """What the base's masks are made from, for a cache that has begun."""
+        state = cast(PrefixState, cache.prefix)
+        positions = None if position_ids is None else position_ids + state.lead
+        return {"attention_mask": self.mask(mask, state), "position_ids": positions}
+
+    def mask(self, mask: torch.Tensor | None, state: PrefixState) -> torch.Tensor | None:
+        """The mask of the base's positions, (batch, lead + past + seq), from that of the caller's."""
+        if mask is None:
+            return None
+        if not state.after_padding:
+            return torch.nn.functional.pad(mask, (state.lead, 0), value=1)
+        return _after_padding(mask, torch.ones_like(mask[:, :1]).expand(-1, state.lead), _padding(mask))
+
+    def check_length(self, tokens: int | None) -> None:
+        """Raises unless the base can read the prefix and this many tokens.
+
+        Raises:
+            UnsupportedModeError: too long, saying by how much.
+        """
+        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        if limit and tokens and tokens + len(self.ids) > limit:
+            raise UnsupportedModeError(
+                f"the base prefix has {len(self.ids):,} tokens, prompt and answer may have {tokens:,}, and the base "
+                f"reads {limit:,} at most; shorten the prompt, lower max_new_tokens, or attach with base_prefix=None"
+            )
+
+    def _starts_again(self, firsts: torch.Tensor) -> bool:
+        if self.start is None or not len(firsts):
+            return False
+        again = firsts == self.start
+        if bool(again.any()) and not bool(again.all()):
+            raise UnsupportedModeError(_MIXED)
+        return bool(again.all())
+
+    def _must_read(self, padding: torch.Tensor, length: int, cache: ValueAdapterCache | None) -> bool:
+        """Whether the prefix's keys and values, put before the padding, would not give what reading it gives."""
+        if not self._keys_and_values:
+            return True
+        if self._window is None or not bool((padding > 0).any()):
+            return False
+        if cache is None:
+            return length > self._window
+        return cache.longest is None or cache.longest + len(self.ids) > self._window
+
+    def _read_all(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: ValueAdapterCache | None,
+        logits_to_keep: int | torch.Tensor,
+        lead: int,
+    ) -> BaseCall:
+        """The base reads padding, prefix and prompt itself."""
+        padding = _padding(mask) if mask is not None else ids.new_zeros(len(ids))
+        first = ids.new_tensor(self.ids[:lead]).expand(len(ids), -1)
+        arguments: dict[str, Any] = {"input_ids": _after_padding(ids, first, padding), "logits_to_keep": logits_to_keep}
+        if isinstance(logits_to_keep, torch.Tensor):
+            arguments["logits_to_keep"] = torch.arange(ids.shape[1], device=ids.device)[logits_to_keep] + lead
+        if mask is not None:
+            arguments["attention_mask"] = _after_padding(mask, torch.ones_like(first), padding)
+        if position_ids is not None:
+            counted = torch.arange(lead, device=ids.device).expand(len(ids), -1)
+            shifted = (position_ids + lead).expand(len(ids), -1)
+            arguments["position_ids"] = _after_padding(shifted, counted, padding)
+        arguments |= {"use_cache": cache is not None, "cache": cache.parts[BASE] if cache is not None else None}
+        everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        return BaseCall(arguments, lead if everything else 0)
+
+    def _fill(self, cache: Cache, rows: int, lead: int) -> None:
+        """Puts the prefix's keys and values into an empty cache, for each row."""
+        fixed = [layer.get_max_length() for layer in cache.layers if isinstance(layer, StaticLayer)]
+        if fixed and max(fixed) <= lead and not all(cache.is_sliding):
+            raise UnsupportedModeError(
+                f"this StaticCache is for {max(fixed)} tokens, and the base prefix alone has {lead}; make it longer by "
+                "the prefix, or pass cache_implementation='static' to generate"
+            )
+        for index, (keys, values) in enumerate(self._computed(lead)):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+
+    @torch.no_grad()
+    def _computed(self, lead: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the prefix's first `lead` tokens, each (1, heads, lead, size); computed once."""
+        weight = self.base.get_input_embeddings().weight
+        kept = self._states.get(lead)
+        if kept is None or kept[0][0].dtype != self.base.dtype or kept[0][0].device != weight.device:
+            cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
+            ids = torch.tensor([self.ids[:lead]], device=weight.device)
+            self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+            kept = [(layer.keys, layer.values) for layer in cache.layers]
+            self._states[lead] = kept
+        return kept
+
+
+_MIXED = (
+    "some rows begin with the token that begins a text, and some do not, so the base prefix would end differently for "
+    "them; tokenize all prompts the same way"
+)
+
+
+def _masks(given: torch.Tensor | Mapping[str, Any] | None) -> tuple[torch.Tensor | None, Any]:
+    """The mask that says which tokens are padding, and the base's own where `generate` has prepared one."""
+    mask, prepared = (given[ROWS_MASK], given[BASE_MASK]) if _has_rows(given) else (given, None)
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+        raise UnsupportedModeError(
+            "a base prefix needs to know which tokens are padding; pass the attention_mask of (batch, past + seq)"
+        )
+    return mask, prepared
+
+
+def _has_rows(given: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(given, Mapping) and ROWS_MASK in given
+
+
+def _padding(mask: torch.Tensor) -> torch.Tensor:
+    """(batch, length) -> (batch,): padding before the first token; the whole length where there is no token."""
+    return torch.where((mask != 0).any(dim=1), (mask != 0).int().argmax(dim=1), mask.shape[1])
+
+
+def _after_padding(row: torch.Tensor, inserted: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """(batch, n) with (batch, m) inserted after each row's padding: (batch, n + m)."""
+    count = inserted.shape[1]
+    place = torch.arange(row.shape[1] + count, device=row.device)
+    begin = padding[:, None]
+    shifted = torch.nn.functional.pad(row, (count, 0))
+    before = torch.nn.functional.pad(row, (0, count))
+    within = inserted.gather(1, (place - begin).clamp(0, count - 1))
+    return torch.where(place < begin, before, torch.where(place < begin + count, within, shifted))

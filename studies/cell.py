@@ -36,7 +36,7 @@ class Cell:
     """The base that is trained on."""
     other_bases: tuple[str, ...] = ()
     """More training bases of its vocabulary, mixed per batch."""
-    num_demonstrations: int = 800
+    num_demonstrations: int = 400
     """Of the training split, in its order."""
     epochs: int = 1
     """How often each is seen."""
@@ -44,7 +44,7 @@ class Cell:
     """Peak of the cosine schedule."""
     batch_size: int = 8
     """Demonstrations per step."""
-    num_layers: int | None = 12
+    num_layers: int | None = 8
     """First N layers of the donor; none keeps all."""
     initialisation: str = "zero_head"
     """How the network starts: zero_head, pretrained, random."""
@@ -72,7 +72,7 @@ class Cell:
     """A trained network, or +1 the donor fine-tuned, -1 the donor."""
     targets: Literal["core", "all"] = "core"
     """Which bases it is scored on."""
-    held_out: int = 150
+    held_out: int = 120
     """Held-out demonstrations that are scored."""
     calibration: int = 60
     """Demonstrations of the calibration split that choose a scale."""
@@ -96,7 +96,7 @@ class Reference:
     """Name of the demonstrations."""
     target: str = "smollm2_derived"
     """The base that is fine-tuned."""
-    num_demonstrations: int = 800
+    num_demonstrations: int = 400
     """Of the training split, in its order."""
     epochs: int = 1
     """How often each is seen."""
@@ -106,7 +106,7 @@ class Reference:
     """Demonstrations per step."""
     lora_rank: int = 16
     """Rank of the LoRA on all linear layers of the body."""
-    held_out: int = 150
+    held_out: int = 120
     """Held-out demonstrations that are scored."""
     calibration: int = 60
     """Demonstrations of the calibration split, scored to choose among references."""

@@ -98,7 +98,7 @@ class ValueAdapter:
         coefficients: Sequence[float] | None = None,
         base_model_revision: str | None = None,
         scale: float = 1.0,
-        base_prefix: str | Sequence[Mapping[str, str] | Message] | None = None,
+        base_prefix: str | Sequence[Mapping[str, str]] | Sequence[Message] | None = None,
         connection: Connection = "residual",
         token: str | bool | None = None,
     ) -> ValueAdapter:

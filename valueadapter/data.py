@@ -137,6 +137,22 @@ def _render(
     return ids
 
 
+def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, str]]:
+    """Demonstrations as what stands before a prompt: their text, a blank line after each, or the turns of their chats.
+
+    Raises:
+        ConfigError: no records, or chats among others.
+    """
+    shapes = {record_shape([key for key, value in record.items() if value is not None]) for record in records}
+    if shapes == {"messages"}:
+        return [{"role": t["role"], "content": t["content"]} for record in records for t in record["messages"]]
+    if not shapes or "messages" in shapes:
+        raise ConfigError(
+            f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}"
+        )
+    return "".join(f"{r['prompt'] + r['completion'] if r.get('prompt') else r['text']}\n\n" for r in records)
+
+
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Dataset:
     """All demonstrations as token ids; data that has `input_ids` already is returned as it is."""
     if "input_ids" in data.column_names:

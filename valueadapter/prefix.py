@@ -34,11 +34,11 @@ class Recorded:
 RECORDED = Recorded()
 """As an argument: the prefix that the adapter brings."""
 
-GivenPrefix = str | Sequence[Mapping[str, str] | Message] | None | Recorded
+GivenPrefix = str | Sequence[Mapping[str, str]] | Sequence[Message] | None | Recorded
 """How callers give a prefix: text, chat messages, None for no prefix, or `RECORDED`."""
 
 
-def as_prefix(given: str | Sequence[Mapping[str, str] | Message] | None) -> Prefix | None:
+def as_prefix(given: str | Sequence[Mapping[str, str]] | Sequence[Message] | None) -> Prefix | None:
     """A prefix as the configuration holds it.
 
     Raises:

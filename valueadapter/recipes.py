@@ -6,13 +6,14 @@ Knows which pieces to put together and what a person wants to read at the end; e
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,11 +26,13 @@ from transformers.utils import logging as transformers_logging
 
 from valueadapter import hub, layout
 from valueadapter.adapter import ValueAdapter
-from valueadapter.config import Connection, Initialisation
-from valueadapter.data import load_demonstrations
+from valueadapter.config import Connection, Initialisation, Prefix
+from valueadapter.data import as_context, load_demonstrations
+from valueadapter.errors import ConfigError
 from valueadapter.evaluation import evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import build_network
+from valueadapter.prefix import GivenPrefix, Recorded, as_prefix, prefix_ids
 from valueadapter.training import ValueTrainer, ValueTrainingArguments
 
 Say = Callable[[str], object]
@@ -61,6 +64,10 @@ class Recipe:
     """Hub IDs or directories of bases of the same vocabulary that take part."""
     dropout: float | None = None
     """Dropout of the network; None as its architecture has it."""
+    base_prefix: GivenPrefix = None
+    """Text or chat messages that only the base reads, before each demonstration; recorded in the adapter."""
+    base_prefix_examples: int = 0
+    """In its place: this many demonstrations, drawn by the seed and then not trained on."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """More `ValueTrainingArguments`."""
 
@@ -84,26 +91,8 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
 
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    say(f"base model {recipe.base}, frozen")
-    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
-    base = AutoModelForCausalLM.from_pretrained(recipe.base)
-    set_seed(int(recipe.arguments.get("seed", 0)))
-    network = build_network(
-        base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
-    )
-    say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
-    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-    name = recipe.base_name or recipe.base
-    commit = None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base)
-    adapter = ValueAdapter.from_networks(
-        [network],
-        tokenizer,
-        base_model_name_or_path=name,
-        base_model_revision=commit,
-        connection=recipe.connection,
-    )
-    model.add_adapter(adapter, "default", is_trainable=True)
-    data = load_demonstrations(recipe.data)
+    data, prefix = _data_and_prefix(recipe)
+    model, name = _untrained(recipe, prefix, say)
     others = [_other_base(place, say) for place in recipe.other_bases]
     trainer = ValueTrainer(model, _arguments(recipe, name), train_dataset=data, other_bases=others, say=say)
     for noisy in (PrinterCallback, ProgressCallback):
@@ -127,7 +116,7 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
             "loss_after": _rounded(record.loss_last),
         }
     if recipe.eval_data is not None:
-        summary |= _held_out(model.eval(), tokenizer, recipe.eval_data, say)
+        summary |= _held_out(model.eval(), recipe.eval_data, say)
     if push_to is not None:
         summary["published"] = adapter.push_to_hub(push_to).commit_url
     return summary
@@ -137,6 +126,50 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     say(f"base model {place} takes part, frozen")
     base = AutoModelForCausalLM.from_pretrained(place)
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
+
+
+def _data_and_prefix(recipe: Recipe) -> tuple[Dataset, Prefix | None]:
+    """The demonstrations to train on, and what the base reads before each."""
+    data = load_demonstrations(recipe.data)
+    if not recipe.base_prefix_examples:
+        return data, None if isinstance(recipe.base_prefix, Recorded) else as_prefix(recipe.base_prefix)
+    if recipe.base_prefix is not None:
+        raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
+    if recipe.base_prefix_examples >= len(data):
+        raise ConfigError(
+            f"base_prefix_examples={recipe.base_prefix_examples} leaves nothing to train on of {len(data)} "
+            "demonstrations; take fewer"
+        )
+    order = list(range(len(data)))
+    random.Random(int(recipe.arguments.get("seed", 0))).shuffle(order)
+    drawn, rest = order[: recipe.base_prefix_examples], sorted(order[recipe.base_prefix_examples :])
+    return data.select(rest), as_prefix(as_context([data[index] for index in drawn]))
+
+
+def _untrained(recipe: Recipe, prefix: Prefix | None, say: Say) -> tuple[ValueAdapterForCausalLM, str]:
+    """The base with a new adapter, and the base's name for the record."""
+    say(f"base model {recipe.base}, frozen")
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
+    base = AutoModelForCausalLM.from_pretrained(recipe.base)
+    set_seed(int(recipe.arguments.get("seed", 0)))
+    network = build_network(
+        base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
+    )
+    say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    name = recipe.base_name or recipe.base
+    adapter = ValueAdapter.from_networks(
+        [network],
+        tokenizer,
+        base_model_name_or_path=name,
+        base_model_revision=None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base),
+        connection=recipe.connection,
+        base_prefix=prefix,
+    )
+    model.add_adapter(adapter, "default", is_trainable=True)
+    if prefix is not None:
+        say(f"the base reads a prefix of {len(prefix_ids(prefix, tokenizer)):,} tokens before each demonstration")
+    return model, name
 
 
 def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
@@ -164,7 +197,8 @@ def _name_of(data: Any) -> str:
     return Path(data).name if Path(data).exists() else str(data)
 
 
-def _held_out(model: ValueAdapterForCausalLM, tokenizer: Any, source: Any, say: Say) -> dict[str, object]:
+def _held_out(model: ValueAdapterForCausalLM, source: Any, say: Say) -> dict[str, object]:
+    tokenizer = model.adapters[model.only_adapter()].tokenizer
     records = list(load_demonstrations(source))
     say(f"scoring {len(records):,} held-out demonstrations")
     with model.disable_adapter():

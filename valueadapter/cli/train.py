@@ -22,6 +22,12 @@ def train(
     connection: Annotated[
         str, typer.Option(help="What the network reads: residual (tokens), cascade or cascade_with_text.")
     ] = "residual",
+    base_prefix: Annotated[
+        Path | None, typer.Option(help="File with text that only the base reads, before each demonstration.")
+    ] = None,
+    base_prefix_examples: Annotated[
+        int, typer.Option(help="In its place: demonstrations drawn from the data, and not trained on.", min=0)
+    ] = 0,
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
     centred: Annotated[bool, typer.Option("--centred/--raw", help="Penalty after, or without, centring.")] = True,
@@ -56,6 +62,8 @@ def train(
         connection=connection,  # type: ignore[arg-type]  # checked by ValueAdapterConfig
         other_bases=other_base or (),
         dropout=dropout,
+        base_prefix=None if base_prefix is None else base_prefix.read_text(encoding="utf-8"),
+        base_prefix_examples=base_prefix_examples,
         arguments={
             "penalty": penalty,
             "penalty_coefficient": penalty_coefficient,

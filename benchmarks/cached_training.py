@@ -67,13 +67,13 @@ def _cached(data: Records) -> Step:
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "cache_base_dir": folder, "cache_base": True}
         args = ValueTrainingArguments(output_dir=folder, **settings)
-        trainer = ValueTrainer(model, args, train_dataset=data)  # type: ignore[arg-type]  # records serve as well
+        trainer = ValueTrainer(model, args, train_dataset=data)
     optimizer = torch.optim.AdamW(network.parameters())
     batch = trainer.data_collator(data)
     model.train()
 
     def step() -> None:
-        torch.autograd.backward(trainer.compute_loss(model, batch))  # type: ignore[arg-type]  # a loss without outputs
+        torch.autograd.backward(trainer.compute_loss(model, batch))
         optimizer.step()
         optimizer.zero_grad()
 

@@ -110,7 +110,8 @@ def test_the_key_tells_apart_what_differs() -> None:
     settings = tiny_model("llama", seed=1)
     settings.config.rms_norm_eps *= 2
     keys = [store_key(m, VOCABULARY) for m in (base, trained, settings, tiny_model("llama", seed=1).bfloat16())]
-    keys += [store_key(base, theirs), store_key(base, VOCABULARY, (5,)), store_key(base, VOCABULARY, (5, 6))]
+    prefixes = [BasePrefix(base, ids, None) for ids in ((5,), (5, 6))]
+    keys += [store_key(base, theirs), *(store_key(base, VOCABULARY, prefix) for prefix in prefixes)]
     assert len(set(keys)) == 7
     copy = tiny_model("llama", seed=1)
     copy.name_or_path = "elsewhere"

@@ -112,11 +112,11 @@ def test_gains_are_paired() -> None:
         sizes = range(1, 9)
         return Arm(Score(tuple(Example({"bits_per_byte": ((size + more) * 3, 3)}, ()) for size in sizes)))
 
-    arms = {"base": arm(1.0), "adapted": arm(0.5), "finetuned": arm(0.0)}
+    arms = {"base": arm(1.0), "adapted": arm(0.5), "finetuned": arm(-1.0)}
     result = BaseResult("b", "r", 1.0, None, 1.0, 4, {name: arms.get(name, Arm(reason="no")) for name in ARMS})
     told = result.to_dict(Bootstrap(8))
     assert told["intervals"]["adapted_gain"] == pytest.approx((0.5, 0.5))
-    assert told["intervals"]["gain_recovered"] == pytest.approx((0.5, 0.5))
+    assert told["intervals"]["gain_recovered"] == pytest.approx((0.25, 0.25))
     low, high = told["intervals"]["base_bits_per_byte"]
     assert high - low > 2
 

@@ -32,7 +32,7 @@ from valueadapter.evaluation import (
 RECORDS = [{"prompt": f"{a}B", "completion": f"{a}C{a * 2}"} for a in "DEFGHIJKLM"]
 HELD_OUT, CALIBRATION, TRAINING = RECORDS[:3], RECORDS[3:5], RECORDS[5:]
 BRIEF = Options(generate=False)
-TUNING = FineTuning(epochs=8, batch_size=5, rank=4, learning_rate=0.02)
+TUNING = FineTuning(epochs=20, batch_size=5, rank=4, learning_rate=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two bases, one of another vocabulary, and an adapter that was made on a third, the donor."""
     place = tmp_path_factory.mktemp("arms")
     mine, theirs = byte_tokenizer(), tokenizer_of("coarse bytes")
-    for name, seed, tokenizer in (("donor", 1, mine), ("same", 3, mine), ("other", 4, theirs)):
+    for name, seed, tokenizer in (("donor", 1, mine), ("same", 3, mine), ("other", 5, theirs)):
         tiny_model("llama", seed=seed, width=len(tokenizer)).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
     network = tiny_model("gpt2", seed=2)

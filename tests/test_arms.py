@@ -32,7 +32,7 @@ from valueadapter.evaluation import (
 RECORDS = [{"prompt": f"{a}B", "completion": f"{a}C{a * 2}"} for a in "DEFGHIJKLM"]
 HELD_OUT, CALIBRATION, TRAINING = RECORDS[:3], RECORDS[3:5], RECORDS[5:]
 BRIEF = Options(generate=False)
-TUNING = FineTuning(epochs=8, batch_size=5, rank=4, learning_rate=0.02)
+TUNING = FineTuning(epochs=20, batch_size=5, rank=4, learning_rate=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two bases, one of another vocabulary, and an adapter that was made on a third, the donor."""
     place = tmp_path_factory.mktemp("arms")
     mine, theirs = byte_tokenizer(), tokenizer_of("coarse bytes")
-    for name, seed, tokenizer in (("donor", 1, mine), ("same", 3, mine), ("other", 4, theirs)):
+    for name, seed, tokenizer in (("donor", 1, mine), ("same", 3, mine), ("other", 5, theirs)):
         tiny_model("llama", seed=seed, width=len(tokenizer)).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
     network = tiny_model("gpt2", seed=2)
@@ -112,11 +112,11 @@ def test_gains_are_paired() -> None:
         sizes = range(1, 9)
         return Arm(Score(tuple(Example({"bits_per_byte": ((size + more) * 3, 3)}, ()) for size in sizes)))
 
-    arms = {"base": arm(1.0), "adapted": arm(0.5), "finetuned": arm(0.0)}
+    arms = {"base": arm(1.0), "adapted": arm(0.5), "finetuned": arm(-1.0)}
     result = BaseResult("b", "r", 1.0, None, 1.0, 4, {name: arms.get(name, Arm(reason="no")) for name in ARMS})
     told = result.to_dict(Bootstrap(8))
     assert told["intervals"]["adapted_gain"] == pytest.approx((0.5, 0.5))
-    assert told["intervals"]["gain_recovered"] == pytest.approx((0.5, 0.5))
+    assert told["intervals"]["gain_recovered"] == pytest.approx((0.25, 0.25))
     low, high = told["intervals"]["base_bits_per_byte"]
     assert high - low > 2
 

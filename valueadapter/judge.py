@@ -62,8 +62,8 @@ class JudgeMethods(AdapterMethods, ChatMethods):
         """How much likelier the adapter makes each response: log p(y | x; base + adapter) - log p(y | x; base), nats.
 
         This is the implicit reward of the post-training that the adapter holds (Rafailov et al. 2023, arXiv
-        2305.18290, section 4, with β = 1; Mitchell et al. 2023, arXiv 2310.12962, equation 3). Positive where
-        post-training made the response likelier. Scores of different prompts do not compare: what the prompt alone
+        2305.18290, with β = 1; Mitchell et al. 2023, arXiv 2310.12962). Positive where post-training made the response
+        likelier. Scores of different prompts do not compare: what the prompt alone
         makes up is not taken out.
 
         The base's likelihood is the base's own, as within `disable_adapter()`.

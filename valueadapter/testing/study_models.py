@@ -162,7 +162,6 @@ def _train_and_save(
     say: Progress,
 ) -> None:
     costs = pretrain(model, tokenizer, corpus, schedule=schedule, say=say)
-    vars(model.config).pop("_model_name_or_path", None)  # a path of this machine
     with quiet():
         model.save_pretrained(folder)
     report = {

@@ -22,7 +22,7 @@ FLOORS = [
     ["artifact", "staging", "card", "link"],
     ["compatibility"],
     ["hub"],
-    ["network", "losses", "heads", "data", "cache", "plan", "row_cache"],
+    ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],
     ["adapter", "value_logits"],

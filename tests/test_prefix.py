@@ -287,7 +287,7 @@ def test_the_context_length_counts_the_prefix() -> None:
     with pytest.raises(UnsupportedModeError, match="prefix has 6 tokens, prompt and answer may have 251"):
         model(long)
     with pytest.raises(UnsupportedModeError, match="the base reads 256 at most"):
-        model.generate(long[:, :240], **GREEDY)
+        model.generate(long[:, :245], **GREEDY)
     model.set_base_prefix(None)
     model(long)
 
@@ -311,7 +311,7 @@ def test_masks_that_hide_the_padding_are_refused() -> None:
 def test_a_static_cache_too_short_for_the_prefix_is_refused() -> None:
     """With what to do instead."""
     model = prefixed()
-    with pytest.raises(UnsupportedModeError, match="longer by the prefix"):
+    with pytest.raises(UnsupportedModeError, match="the base prefix has 6 and the prompt 7. Make it longer"):
         model(IDS, cache=StaticCache(config=model.base.config, max_cache_len=8))
 
 

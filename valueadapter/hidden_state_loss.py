@@ -18,7 +18,8 @@ from valueadapter.base_states import Say
 from valueadapter.config import Regularisation
 from valueadapter.errors import ConfigError
 from valueadapter.heads import Head, head_of
-from valueadapter.modeling import ValueAdapterForCausalLM, ValueAdapterOutput
+from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.training_bases import TrainingBases, records_of
 from valueadapter.training_loss import LossRequest, why_not
 

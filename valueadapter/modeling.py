@@ -9,7 +9,6 @@ that computes the sum. Knows nothing of how adapters are trained, stored or foun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -20,12 +19,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from valueadapter import artifact, hub
 from valueadapter.adapter import ValueAdapter, side_of
@@ -40,36 +37,12 @@ from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
 from valueadapter.generation import GenerationMethods
 from valueadapter.judge import JudgeMethods
 from valueadapter.network import logits_width
+from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, fit_width, of_part, value_logits
 
 _LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
-
-
-class ValueAdapterModelConfig(PreTrainedConfig):
-    """What transformers sees as the wrapper's configuration: the base's, under `text_config`.
-
-    It also lets `AutoConfig` recognise an adapter's config.json, whose meaning `ValueAdapterConfig` holds.
-    """
-
-    model_type = MODEL_TYPE
-
-    def __init__(self, text_config: PreTrainedConfig | None = None, **kwargs: Any) -> None:
-        self.text_config = text_config
-        super().__init__(**kwargs)
-
-
-@dataclass
-class ValueAdapterOutput(CausalLMOutputWithPast):
-    """What `forward` returns; `hidden_states` and `attentions` are the base's.
-
-    Attributes:
-        value_logits: what was added to the base's logits, (batch, seq, base_vocab); only with
-            `output_value_logits=True`.
-    """
-
-    value_logits: torch.Tensor | None = None
 
 
 def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:

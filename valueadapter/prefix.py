@@ -163,7 +163,7 @@ class BasePrefix:
                     "after the padding; make prefill_chunk_size larger than the padding, or leave it out"
                 )
             if cache is not None and not state.after_padding:
-                self._fill(cache.parts[BASE], len(ids), lead)
+                self._fill(cache.parts[BASE], len(ids), lead, length)
         elif len(at[0]) and state.lead != lead:
             raise UnsupportedModeError(_MIXED)
         if cache is not None:
@@ -194,7 +194,7 @@ class BasePrefix:
             own = cache.parts[BASE]
         else:
             own = DynamicCache(config=self.base.config)
-            self._fill(own, len(ids), state.lead)
+            self._fill(own, len(ids), state.lead, ids.shape[1])
         arguments: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": self.mask(mask, state) if prepared is None else prepared,
@@ -278,13 +278,13 @@ class BasePrefix:
         everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
         return BaseCall(arguments, lead if everything else 0)
 
-    def _fill(self, cache: Cache, rows: int, lead: int) -> None:
+    def _fill(self, cache: Cache, rows: int, lead: int, length: int) -> None:
         """Puts the prefix's keys and values into an empty cache, for each row."""
         fixed = [layer.get_max_length() for layer in cache.layers if isinstance(layer, StaticLayer)]
-        if fixed and max(fixed) <= lead and not all(cache.is_sliding):
+        if fixed and max(fixed) < lead + length and not all(cache.is_sliding):
             raise UnsupportedModeError(
-                f"this StaticCache is for {max(fixed)} tokens, and the base prefix alone has {lead}; make it longer by "
-                "the prefix, or pass cache_implementation='static' to generate"
+                f"this StaticCache is for {max(fixed)} tokens; the base prefix has {lead} and the prompt {length}. Make "
+                "it longer by the prefix, or pass cache_implementation='static' to generate"
             )
         for index, (keys, values) in enumerate(self._computed(lead)):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)

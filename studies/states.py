@@ -22,8 +22,9 @@ from studies.targets import Target
 from studies.tasks import Record
 from valueadapter.data import IGNORED, encode
 from valueadapter.errors import UnsupportedModeError
+from valueadapter.prefix import prefix_ids
 
-VERSION = 1
+VERSION = 2
 BATCH = 16
 FIRST, MIDDLE, LAST = 0, 1, 2
 """Which token of its response a position predicts: the first, the end of sequence, or one between."""
@@ -102,11 +103,6 @@ def by_length(examples: Sequence[Encoded], size: int = BATCH) -> Iterator[list[E
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
-def prefix_ids(prefix: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a base reads before the prompt; they bring the beginning-of-sequence token where there is one."""
-    return [] if prefix is None else list(tokenizer(prefix)["input_ids"])
-
-
 def without_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of a prompt that stands after a prefix."""
     return ids[1:] if ids and ids[0] == tokenizer.bos_token_id else ids
@@ -142,7 +138,7 @@ def compute_hidden(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], prefix: str | None
 ) -> torch.Tensor:
     """`States.hidden`: one run of the base over the examples; over the prefix just once."""
-    before = prefix_ids(prefix, tokenizer)
+    before = list(prefix_ids(prefix, tokenizer)) if prefix is not None else []
     shared = model(torch.tensor([before]), use_cache=True, logits_to_keep=1).cache if before else None
     found: dict[int, torch.Tensor] = {}
     for batch in by_length(encoded(records, tokenizer)):

@@ -221,6 +221,20 @@ def test_a_prefix_can_be_replaced_or_left_out() -> None:
     assert torch.equal(model(IDS).logits, plain)
 
 
+@bases
+def test_the_base_after_a_prefix_without_adapter(base: str) -> None:
+    """What a few examples in the prompt give, and nothing of the adapter; afterwards all is as before."""
+    model, alone = prefixed(base, prefix=None), tiny_model(base, seed=1)
+    own = model(IDS).logits
+    with model.prefixed_base(PREFIX):
+        before = tokens(model, PREFIX).expand(2, -1)
+        expected = alone(torch.cat([before, IDS], dim=1)).logits[:, -7:]
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+        found = model.generate(IDS, **GREEDY)
+        assert torch.equal(found, model.generate(IDS, **GREEDY, use_cache=False))
+    assert torch.equal(model(IDS).logits, own)
+
+
 def test_messages_are_rendered_by_the_bases_template() -> None:
     """A chat as prefix."""
     turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "b"}]

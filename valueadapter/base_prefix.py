@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ from valueadapter.cache import ValueAdapterCache
 from valueadapter.config import Prefix
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.prefix import BaseCall, BasePrefix, GivenPrefix, Recorded, as_prefix, begins_texts, prefix_ids
-from valueadapter.value_logits import Term
 
 
 class PrefixMethods:
     """The part of `ValueAdapterForCausalLM` that has the base read a prefix."""
 
     base: PreTrainedModel
+    _enabled: bool
     _given_prefix: Prefix | Recorded | None
     _prefixes: dict[Prefix, BasePrefix]
+    _lone_prefix: BasePrefix | None
 
     def set_base_prefix(self, prefix: GivenPrefix) -> None:
         """Sets what only the base reads before the prompt, whichever adapters act; `RECORDED` gives each its own again.
@@ -61,7 +63,30 @@ class PrefixMethods:
             )
         return next(iter(different), None)
 
+    @contextlib.contextmanager
+    def prefixed_base(self, prefix: Prefix | Sequence[Mapping[str, str]]) -> Iterator[None]:
+        """Within the block the model is the base after a prefix, without any adapter.
+
+        This is what a few examples in the prompt give without us, at the cost of reading them once.
+
+        Args:
+            prefix: text or chat messages.
+
+        Raises:
+            ConfigError: as `set_base_prefix`.
+        """
+        before = self._enabled, self._lone_prefix
+        given = as_prefix(prefix)
+        self._lone_prefix = None if given is None else self._prefix_for_base(given)
+        self._enabled = False
+        try:
+            yield
+        finally:
+            self._enabled, self._lone_prefix = before
+
     def _acting_prefix(self) -> BasePrefix | None:
+        if self._lone_prefix is not None:
+            return self._lone_prefix
         prefix = self.base_prefix
         return None if prefix is None else self._prefix_for_base(prefix)
 
@@ -75,7 +100,6 @@ class PrefixMethods:
 
     def _base_call(
         self,
-        terms: list[Term],
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | Mapping[str, Any] | None,
         position_ids: torch.Tensor | None,
@@ -83,7 +107,7 @@ class PrefixMethods:
         logits_to_keep: int | torch.Tensor,
     ) -> BaseCall:
         """What the base is called with besides its mask and cache: the prompt, or prefix and prompt."""
-        prefix = self._acting_prefix() if terms else None
+        prefix = self._acting_prefix()
         if prefix is not None:
             return prefix.call(input_ids, attention_mask, position_ids, cache, logits_to_keep)
         if cache is not None and cache.prefix is not None:

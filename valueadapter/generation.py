@@ -41,7 +41,7 @@ class GenerationMethods:
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
         terms = self.terms()
-        prefix = self._acting_prefix() if terms else None
+        prefix = self._acting_prefix()
         if prefix is not None:
             prefix.check_length(generation_config.max_length)
         if terms:
@@ -77,7 +77,7 @@ class GenerationMethods:
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers; the base's cache begins with its prefix before masks are made for it."""
-        prefix = self._acting_prefix() if self.terms() else None
+        prefix = self._acting_prefix()
         if prefix is not None and isinstance(cache, ValueAdapterCache) and cache.is_compileable:
             ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
             prefix.begin(ids, attention_mask, cache, reads_now=False)
@@ -104,7 +104,7 @@ class GenerationMethods:
         models = {BASE_MASK: (self.base, BASE), **{part: (network, part) for part, network in _networks(terms)}}
         parts = self._cache_parts(cache, terms).parts
         masks: dict[str, Any] = {}
-        prefix = self._acting_prefix() if terms else None
+        prefix = self._acting_prefix()
         for key, (model, part) in models.items():
             create = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = {"attention_mask": attention_mask, "position_ids": position_ids}

@@ -102,6 +102,7 @@ class ValueAdapterForCausalLM(
         self._side: Side | None = None
         self._given_prefix: Prefix | Recorded | None = RECORDED
         self._prefixes: dict[Prefix, BasePrefix] = {}
+        self._lone_prefix: BasePrefix | None = None
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -241,7 +242,7 @@ class ValueAdapterForCausalLM(
             common["position_ids"] = position_ids
         call = BaseCall({"inputs_embeds": inputs_embeds})
         if input_ids is not None:
-            call = self._base_call(terms, input_ids, attention_mask, position_ids, parts, common["logits_to_keep"])
+            call = self._base_call(input_ids, attention_mask, position_ids, parts, common["logits_to_keep"])
         with torch.no_grad():
             out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})
         whole = call.cut(out.logits)

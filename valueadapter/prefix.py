@@ -67,16 +67,28 @@ def prefix_ids(prefix: Prefix, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
         ConfigError: messages for a tokenizer without chat template.
     """
     if isinstance(prefix, str):
-        text, start = prefix, [cast(int, tokenizer.bos_token_id)] if begins_texts(tokenizer) else []
-    else:
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                "the base prefix is a chat, and the base's tokenizer has no chat template; give it as text: "
-                "base_prefix='…', or None for no prefix"
-            )
-        turns = [{"role": turn.role, "content": turn.content} for turn in prefix]
-        text, start = cast(str, tokenizer.apply_chat_template(turns, tokenize=False)), []
-    return (*start, *tokenizer(text, add_special_tokens=False)["input_ids"])
+        start = [cast(int, tokenizer.bos_token_id)] if begins_texts(tokenizer) else []
+        return (*start, *_before_more(prefix, tokenizer))
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "the base prefix is a chat, and the base's tokenizer has no chat template; give it as text: "
+            "base_prefix='…', or None for no prefix"
+        )
+    turns = [{"role": turn.role, "content": turn.content} for turn in prefix]
+    text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _before_more(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of text that more text follows, as it is with a prefix: many tokenizers join blank lines at an end."""
+    found = tokenizer(f"{text}A", add_special_tokens=False, return_offsets_mapping=True)
+    kept = [
+        token for token, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True) if end <= len(text)
+    ]
+    following = found["offset_mapping"][len(kept) :]
+    if following and all(begin >= len(text) for begin, _ in following):
+        return kept
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # no token begins where more text does
 
 
 def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -283,8 +295,8 @@ class BasePrefix:
         fixed = [layer.get_max_length() for layer in cache.layers if isinstance(layer, StaticLayer)]
         if fixed and max(fixed) < lead + length and not all(cache.is_sliding):
             raise UnsupportedModeError(
-                f"this StaticCache is for {max(fixed)} tokens; the base prefix has {lead} and the prompt {length}. Make "
-                "it longer by the prefix, or pass cache_implementation='static' to generate"
+                f"this StaticCache is for {max(fixed)} tokens; the base prefix has {lead} and the prompt {length}. "
+                "Make it longer by the prefix, or pass cache_implementation='static' to generate"
             )
         for index, (keys, values) in enumerate(self._computed(lead)):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)

@@ -6,7 +6,6 @@ Knows which pieces to put together and what a person wants to read at the end; e
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from valueadapter.adapter import ValueAdapter
 from valueadapter.config import Connection, Initialisation, Prefix
 from valueadapter.data import as_context, load_demonstrations
 from valueadapter.errors import ConfigError
-from valueadapter.evaluation import evaluate
+from valueadapter.evaluation import draw, evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import build_network
 from valueadapter.prefix import GivenPrefix, Recorded, as_prefix, prefix_ids
@@ -140,10 +139,9 @@ def _data_and_prefix(recipe: Recipe) -> tuple[Dataset, Prefix | None]:
             f"base_prefix_examples={recipe.base_prefix_examples} leaves nothing to train on of {len(data)} "
             "demonstrations; take fewer"
         )
-    order = list(range(len(data)))
-    random.Random(int(recipe.arguments.get("seed", 0))).shuffle(order)
-    drawn, rest = order[: recipe.base_prefix_examples], sorted(order[recipe.base_prefix_examples :])
-    return data.select(rest), as_prefix(as_context([data[index] for index in drawn]))
+    drawn = draw(list(data), recipe.base_prefix_examples, seed=int(recipe.arguments.get("seed", 0)))
+    rest = [index for index in range(len(data)) if data[index] not in drawn]
+    return data.select(rest), as_prefix(as_context(drawn))
 
 
 def _untrained(recipe: Recipe, prefix: Prefix | None, say: Say) -> tuple[ValueAdapterForCausalLM, str]:

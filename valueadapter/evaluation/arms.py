@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.calibration import calibrate_scale
+from valueadapter.data import as_context
 from valueadapter.errors import ConfigError, ValueAdapterError
 from valueadapter.evaluation.fewshot import draw, tokens_too_many, without
 from valueadapter.evaluation.metrics import evaluate
@@ -23,7 +24,7 @@ from valueadapter.evaluation.reference import FineTuning, finetuned
 from valueadapter.evaluation.report import Arm, BaseResult, Report
 from valueadapter.evaluation.score import Score
 from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.scoring import Record
+from valueadapter.scoring import Record, shape_of
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its examples or steps are done, and how many there are."""
@@ -217,7 +218,11 @@ class _Run:
             return Arm(reason=str(error))
         if tokenizer is not None and (over := tokens_too_many(model, tokenizer, self.held_out, context)):
             return Arm(reason=f"{shots} demonstrations are {over} tokens more than the base reads; lower --shots")
-        return Arm(self.score(model, tokenizer, f"{name}, {shots} demonstrations", context=context))
+        what = f"{name}, {shots} demonstrations"
+        if any(shape_of(record) != "prompt" for record in (*context, *self.held_out)):
+            return Arm(self.score(model, tokenizer, what, context=context))
+        with model.prefixed_base(as_context(context)):  # the same text, read once instead of before each record
+            return Arm(self.score(model, tokenizer, what))
 
     def _calibrated(self, model: ValueAdapterForCausalLM, name: str, adapted: Arm) -> tuple[Arm, float | None]:
         examples = self.options.calibration

@@ -40,7 +40,7 @@ class Cell:
     """Of the training split, in its order."""
     epochs: int = 1
     """How often each is seen."""
-    learning_rate: float = 6e-4
+    learning_rate: float = 2e-4
     """Peak of the cosine schedule."""
     batch_size: int = 8
     """Demonstrations per step."""

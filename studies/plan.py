@@ -126,8 +126,8 @@ QUESTIONS = (
         "steps",
         "How large are good steps?",
         (
-            *(replace(WITH_PREFIX, learning_rate=rate) for rate in (2e-4, 6e-4, 2e-3)),
-            *(replace(WITH_PREFIX, batch_size=size) for size in (2, 4)),
+            *(replace(WITH_PREFIX, learning_rate=rate) for rate in (5e-5, 1e-4, 2e-4, 6e-4)),
+            *(replace(WITH_PREFIX, batch_size=size) for size in (2,)),
         ),
     ),
     Question(
@@ -142,7 +142,7 @@ QUESTIONS = (
     ),
 )
 
-_FIRST = ("steps", "penalty", "repetition", "prefix", "size", "bases", "seeds", "start", "connection")
+_FIRST = ("untrained", "steps", "repetition", "prefix", "penalty", "size", "bases", "seeds", "start", "connection")
 """After the tasks, the order of questions by what their answer decides."""
 
 
@@ -171,7 +171,7 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[Spec]:
     cells = [cell for name in names for cell in (by_name[name].quick if quick else by_name[name].cells)]
     short = [cell for cell in cells if cell.task == DEFAULT.task]
     long = [cell for cell in cells if cell.task != DEFAULT.task]
-    specs: list[Spec] = [*short[:2], *references(short[:1]), *short, *long, *references(long)]
+    specs: list[Spec] = [*references(short[:1]), *short[2:], *short[:2], *long, *references(long)]
     if not quick and question is None:
         specs += references([DEFAULT], (*MORE, *PAIR))
         specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT])]

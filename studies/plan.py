@@ -107,7 +107,7 @@ QUESTIONS = (
         "How large must the network be?",
         (
             *(replace(WITH_PREFIX, num_layers=layers) for layers in (4, 8, 16)),
-            *(replace(WITH_PREFIX, lora_rank=rank, learning_rate=2e-3) for rank in (16,)),
+            *(replace(WITH_PREFIX, lora_rank=rank, num_layers=None, learning_rate=1e-3) for rank in (16,)),
         ),
         (replace(WITH_PREFIX, num_layers=4),),
     ),

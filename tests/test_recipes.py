@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from adapters_on_hub import server
+from huggingface_hub import HfApi
 from tiny import byte_tokenizer, tiny_model
 
-from valueadapter import artifact
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, artifact
 from valueadapter.base_states import default_place
+from valueadapter.evaluation import draw
 from valueadapter.recipes import Recipe, run
+from valueadapter.testing.local_hub import LocalHub
+
+__all__ = ["server"]
+DATA = [{"prompt": f"Q{i}", "completion": "AB"} for i in range(16)]
+QUICK = {"use_cpu": True, "max_steps": 2, "learning_rate": 1e-2}
 
 
 @pytest.fixture
@@ -41,3 +51,63 @@ def test_cached_bases_dropout_and_raw_penalty(tmp_path: Path, bases: list[str]) 
     assert (config.training.learning_rate, config.training.epochs) == (2e-3, 3.0)
     saved = artifact.load_json(tmp_path / "out" / "adapter" / "value_network" / "config.json")
     assert saved["attention_dropout"] == 0.25
+
+
+def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, bases: list[str]) -> None:
+    """The same ones that a few-shot prompt of that seed has, and they are in the record as text."""
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", base_prefix_examples=3, arguments=QUICK)
+    said: list[str] = []
+    run(recipe, say=said.append)
+    config = artifact.verify(tmp_path / "out" / "adapter")
+    assert config.base_prefix == "".join(f"{one['prompt']}{one['completion']}\n\n" for one in draw(DATA, 3))
+    assert config.training is not None
+    assert config.training.num_examples == 13
+    assert any("a prefix of" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_prefix": "A", "base_prefix_examples": 2}, "exclude each other"),
+        ({"base_prefix_examples": 16}, "leaves nothing to train on of 16"),
+        ({"lora_rank": 2, "num_layers": 1}, "leave out num_layers"),
+        ({"lora_rank": 0}, "must be at least 1; got 0"),
+    ],
+)
+def test_settings_that_exclude_each_other(
+    tmp_path: Path, bases: list[str], changes: dict[str, Any], message: str
+) -> None:
+    """With what to leave out."""
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", arguments=QUICK, **changes)
+    with pytest.raises(ConfigError, match=message):
+        run(recipe, say=lambda line: None)
+
+
+def test_a_lora_on_a_base_without_commit_is_saved_whole(tmp_path: Path, bases: list[str]) -> None:
+    """+1 the base with the LoRA in its weights, -1 the base, which training leaves alone."""
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
+    run(recipe, say=lambda line: None)
+    config = artifact.verify(tmp_path / "out" / "adapter")
+    assert [spec.coefficient for spec in config.networks] == [1.0, -1.0]
+    assert config.training is not None
+    assert config.training.lora_rank == 2
+    adapter = ValueAdapter.from_pretrained(tmp_path / "out" / "adapter")
+    base = tiny_model("llama", seed=1)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(adapter.networks[1](ids).logits, base(ids).logits)
+    assert not torch.allclose(adapter.networks[0](ids).logits, base(ids).logits)
+
+
+def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: Path, bases: list[str]) -> None:
+    """Both networks name the base at its commit, and what is loaded computes base + LoRA - base."""
+    HfApi().create_repo("alice/base")
+    HfApi().upload_folder(repo_id="alice/base", folder_path=bases[0])
+    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
+    run(recipe, push_to="alice/adapter", say=lambda line: None)
+    names = {path.name for path in (tmp_path / "out" / "adapter" / "value_network").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    model = ValueAdapterForCausalLM.from_pretrained("alice/base", "alice/adapter", scale=1.0)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.adapters["default"].networks[0](ids).logits
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, model.base(ids).logits)

@@ -71,6 +71,43 @@ def build_network(
     return network.eval()
 
 
+def build_lora_network(
+    source: PreTrainedModel, *, rank: int, name: str, revision: str | None = None
+) -> PreTrainedModel:
+    """Makes a value network of which only a LoRA is trained and, where `revision` pins the rest, saved: a few MB.
+
+    Its logits are those of `source` until it is trained, so an adapter holds it at +1 and `source` at -1: together they
+    are 0 at first, and afterwards what the training moved (as in proxy-tuning, Liu et al. 2024, arXiv 2401.08565).
+
+    Args:
+        source: the causal language model that the LoRA is for. It is copied.
+        rank: of the LoRA, on every linear layer of the body; at least 1.
+        name: Hub ID of `source`, for the record in the LoRA's own configuration.
+        revision: its commit, 40 hex digits; without one the LoRA cannot be saved apart, see `merged`.
+
+    Raises:
+        ConfigError: a rank below 1.
+    """
+    from peft import LoraConfig, get_peft_model  # slow to import, and few adapters need it
+
+    if rank < 1:
+        raise ConfigError(f"the rank of a LoRA must be at least 1; got {rank}")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM", revision=revision
+    )
+    network: PreTrainedModel = get_peft_model(copy.deepcopy(source), config)
+    network.peft_config["default"].base_model_name_or_path = name
+    return network.eval()
+
+
+def merged(network: PreTrainedModel) -> PreTrainedModel:
+    """A LoRA network as an ordinary one, with the LoRA in its weights; another network as it is."""
+    if not isinstance(getattr(network, "peft_config", None), dict):
+        return network
+    plain: PreTrainedModel = network.merge_and_unload()
+    return plain.eval()
+
+
 def _cut_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrainedConfig:
     config = copy.deepcopy(config)
     text = config.get_text_config()

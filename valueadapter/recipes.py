@@ -5,6 +5,7 @@ Knows which pieces to put together and what a person wants to read at the end; e
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -30,7 +32,7 @@ from valueadapter.data import as_context, load_demonstrations
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation import draw, evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.network import build_network
+from valueadapter.network import build_lora_network, build_network, merged, set_trainable
 from valueadapter.prefix import GivenPrefix, Recorded, as_prefix, prefix_ids
 from valueadapter.training import ValueTrainer, ValueTrainingArguments
 
@@ -63,6 +65,8 @@ class Recipe:
     """Hub IDs or directories of bases of the same vocabulary that take part."""
     dropout: float | None = None
     """Dropout of the network; None as its architecture has it."""
+    lora_rank: int | None = None
+    """Train a LoRA of this rank on the base itself, at +1, beside the base at -1, in place of a network of its own."""
     base_prefix: GivenPrefix = None
     """Text or chat messages that only the base reads, before each demonstration; recorded in the adapter."""
     base_prefix_examples: int = 0
@@ -100,7 +104,7 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     say(f"training on {len(data):,} demonstrations")
     trainer.train(resume_from_checkpoint=resume)
     place = recipe.output_dir / layout.CHECKPOINT_ADAPTER
-    adapter = trainer.trained_adapter()
+    adapter = _whole(trainer.trained_adapter())
     if not trainer.is_world_process_zero():
         return {}
     adapter.save_pretrained(place)
@@ -150,24 +154,52 @@ def _untrained(recipe: Recipe, prefix: Prefix | None, say: Say) -> tuple[ValueAd
     tokenizer = AutoTokenizer.from_pretrained(recipe.base)
     base = AutoModelForCausalLM.from_pretrained(recipe.base)
     set_seed(int(recipe.arguments.get("seed", 0)))
-    network = build_network(
-        base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
-    )
-    say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
     name = recipe.base_name or recipe.base
+    commit = None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base)
+    networks, coefficients = _networks(recipe, base, name, commit, say)
     adapter = ValueAdapter.from_networks(
-        [network],
+        networks,
         tokenizer,
         base_model_name_or_path=name,
-        base_model_revision=None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base),
+        coefficients=coefficients,
+        base_model_revision=commit,
         connection=recipe.connection,
         base_prefix=prefix,
     )
     model.add_adapter(adapter, "default", is_trainable=True)
+    for network in adapter.networks[1:]:
+        set_trainable(network, False)
     if prefix is not None:
         say(f"the base reads a prefix of {len(prefix_ids(prefix, tokenizer)):,} tokens before each demonstration")
     return model, name
+
+
+def _networks(
+    recipe: Recipe, base: PreTrainedModel, name: str, commit: str | None, say: Say
+) -> tuple[list[PreTrainedModel | str], list[float]]:
+    """The networks of a new adapter, and their coefficients."""
+    if recipe.lora_rank is None:
+        network = build_network(
+            base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
+        )
+        say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
+        return [network], [1.0]
+    if recipe.num_layers is not None or recipe.dropout is not None or recipe.initialisation == "random":
+        raise ConfigError(
+            "lora_rank trains a LoRA on the base as it is; leave out num_layers, dropout and initialisation='random'"
+        )
+    network = build_lora_network(base, rank=recipe.lora_rank, name=name, revision=commit)
+    trained = sum(p.numel() for key, p in network.named_parameters() if "lora_" in key)
+    say(f"value network: the base with a LoRA of {trained / 1e6:,.1f}M parameters, minus the base")
+    return [network, copy.deepcopy(base) if commit is None else f"{name}@{commit}"], [1.0, -1.0]
+
+
+def _whole(adapter: ValueAdapter) -> ValueAdapter:
+    """An adapter that can be saved: a LoRA whose base has no commit to pin goes into the network's weights."""
+    if adapter.config.base_model_revision is not None:
+        return adapter
+    return ValueAdapter(adapter.config, [merged(one) for one in adapter.networks], adapter.tokenizer)
 
 
 def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
@@ -183,8 +215,11 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "initialisation": recipe.initialisation,
         "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,
         "num_layers": recipe.num_layers,
+        "lora_rank": recipe.lora_rank,
         "data_name": recipe.data_name or _name_of(recipe.data),
     }
+    if recipe.lora_rank is not None and Path(recipe.base).exists():
+        settings["save_strategy"] = "no"  # a checkpoint of a LoRA needs a commit of its base to name
     return ValueTrainingArguments(**{**settings, **recipe.arguments})
 
 

@@ -53,6 +53,7 @@ class ValueTrainingArguments(TrainingArguments):
     centred: bool = field(default=True, metadata={"help": "Take the penalty after subtracting the vocabulary's mean."})
     cache_base: bool = field(default=False, metadata={"help": "Compute the base's hidden states once, to disk."})
     cache_base_dir: str | None = field(default=None, metadata={"help": "Where to; in the Hugging Face home if None."})
+    lora_rank: int | None = field(default=None, metadata={"help": "For the record: rank of the LoRA, if it is one."})
     overwrite_card: bool = field(default=False, metadata={"help": "Replace a hand-written model card on the Hub."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its columns."})
 
@@ -222,6 +223,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             loss_last=losses[-1] if losses else None,
             learning_rate=args.learning_rate,
             epochs=self.state.epoch,
+            lora_rank=args.lora_rank,
             other_bases=tuple(public_name(base) for base in self._fused.bases.bases[1:]) if self._fused else (),
         )
 

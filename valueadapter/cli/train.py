@@ -18,6 +18,9 @@ def train(
     eval_data: Annotated[str | None, typer.Option(help="Held-out demonstrations, for the summary.")] = None,
     base_name: Annotated[str | None, typer.Option(help="The base's Hub ID to record, if --base is a path.")] = None,
     layers: Annotated[int | None, typer.Option(help="Keep the first N layers of the body.", min=1)] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Train a LoRA of this rank on the base, minus the base, as network.", min=1)
+    ] = None,
     init: Annotated[str, typer.Option(help="zero_head, pretrained or random.")] = "zero_head",
     connection: Annotated[
         str, typer.Option(help="What the network reads: residual (tokens), cascade or cascade_with_text.")
@@ -62,6 +65,7 @@ def train(
         connection=connection,  # type: ignore[arg-type]  # checked by ValueAdapterConfig
         other_bases=other_base or (),
         dropout=dropout,
+        lora_rank=lora_rank,
         base_prefix=None if base_prefix is None else base_prefix.read_text(encoding="utf-8"),
         base_prefix_examples=base_prefix_examples,
         arguments={

@@ -15,6 +15,8 @@ Spec = Cell | Reference
 
 DEFAULT = Cell()
 WITH_PREFIX = replace(DEFAULT, prefix_examples=4)
+LORA = replace(WITH_PREFIX, lora_rank=16, num_layers=None, learning_rate=1e-3)
+"""The donor with a LoRA, minus the donor, in place of a network of its own."""
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""
 
@@ -66,14 +68,32 @@ QUESTIONS = (
         tuple(
             of_task(task, replace(cell, targets="all" if task == "jeopardy" else "core"))
             for task in TASKS
-            for cell in (WITH_PREFIX, DEFAULT)
+            for cell in (LORA, WITH_PREFIX)
         ),
-        (replace(WITH_PREFIX, targets="all"), replace(DEFAULT, targets="all")),
+        (replace(LORA, targets="all"), replace(WITH_PREFIX, targets="all")),
+    ),
+    Question(
+        "lora",
+        "A network of its own, or the donor with a LoRA minus the donor?",
+        (
+            LORA,
+            replace(LORA, learning_rate=3e-4),
+            WITH_PREFIX,
+            replace(LORA, prefix_examples=0),
+            replace(LORA, prefix_examples=8),
+            replace(LORA, epochs=2),
+            replace(LORA, num_demonstrations=800),
+            replace(LORA, prefix_use="scoring"),
+            replace(LORA, penalty="l1", penalty_coefficient=0.3),
+            replace(LORA, lora_rank=4),
+            replace(LORA, prefix_policy="next"),
+        ),
+        (LORA, WITH_PREFIX),
     ),
     Question(
         "seeds",
         "How much is chance?",
-        tuple(replace(cell, seed=seed) for cell in (WITH_PREFIX, DEFAULT) for seed in (0, 1)),
+        tuple(replace(cell, seed=seed) for cell in (LORA, WITH_PREFIX) for seed in (0, 1)),
     ),
     Question(
         "prefix",
@@ -107,7 +127,6 @@ QUESTIONS = (
         "How large must the network be?",
         (
             *(replace(WITH_PREFIX, num_layers=layers) for layers in (4, 8, 16)),
-            *(replace(WITH_PREFIX, lora_rank=rank, num_layers=None, learning_rate=1e-3) for rank in (16,)),
         ),
         (replace(WITH_PREFIX, num_layers=4),),
     ),
@@ -115,10 +134,9 @@ QUESTIONS = (
         "bases",
         "On which bases should it be trained?",
         (
-            WITH_PREFIX,
-            replace(WITH_PREFIX, other_bases=("smollm2_continued",)),
-            replace(WITH_PREFIX, other_bases=("smollm2",)),
-            replace(WITH_PREFIX, donor="smollm2"),
+            LORA,
+            replace(LORA, other_bases=("smollm2_continued",)),
+            replace(LORA, donor="smollm2"),
         ),
     ),
     Question("repetition", "More demonstrations, or the same ones again?", _repeated(), _repeated()[4:5]),
@@ -142,7 +160,7 @@ QUESTIONS = (
     ),
 )
 
-_FIRST = ("untrained", "steps", "repetition", "prefix", "penalty", "size", "bases", "seeds", "start", "connection")
+_FIRST = ("lora", "untrained", "steps", "repetition", "prefix", "penalty", "size", "bases", "seeds", "start", "connection")
 """After the tasks, the order of questions by what their answer decides."""
 
 
@@ -171,7 +189,7 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[Spec]:
     cells = [cell for name in names for cell in (by_name[name].quick if quick else by_name[name].cells)]
     short = [cell for cell in cells if cell.task == DEFAULT.task]
     long = [cell for cell in cells if cell.task != DEFAULT.task]
-    specs: list[Spec] = [*references(short[:1]), *short[2:], *short[:2], *long, *references(long)]
+    specs: list[Spec] = [*references(short[:1]), *short[2:13], *short[:2], *long, *references(long), *short]
     if not quick and question is None:
         specs += references([DEFAULT], (*MORE, *PAIR))
         specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT])]

@@ -125,9 +125,7 @@ QUESTIONS = (
     Question(
         "size",
         "How large must the network be?",
-        (
-            *(replace(WITH_PREFIX, num_layers=layers) for layers in (4, 8, 16)),
-        ),
+        (*(replace(WITH_PREFIX, num_layers=layers) for layers in (4, 8, 16)),),
         (replace(WITH_PREFIX, num_layers=4),),
     ),
     Question(
@@ -160,7 +158,19 @@ QUESTIONS = (
     ),
 )
 
-_FIRST = ("lora", "untrained", "steps", "repetition", "prefix", "penalty", "size", "bases", "seeds", "start", "connection")
+_FIRST = (
+    "lora",
+    "untrained",
+    "steps",
+    "repetition",
+    "prefix",
+    "penalty",
+    "size",
+    "bases",
+    "seeds",
+    "start",
+    "connection",
+)
 """After the tasks, the order of questions by what their answer decides."""
 
 

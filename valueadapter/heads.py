@@ -5,7 +5,7 @@ Knows nothing of losses, caches or the sum of two models; only whether `logits =
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -46,6 +46,16 @@ class LazyLogits:
         """
         weight, bias = self.head.weight[:width], None if self.head.bias is None else self.head.bias[:width]
         return nn.functional.linear(self.hidden[rows].to(weight.dtype), weight, bias)
+
+
+def joined(heads: Sequence[Head], coefficients: Sequence[float]) -> Head:
+    """One head for Σ c · logits of several: of `torch.cat([c * hidden, …], -1)`, and biases weighted alike."""
+    if len(heads) == 1 and (heads[0].bias is None or coefficients[0] == 1):
+        return heads[0]
+    weights = [head.weight for head in heads]
+    biases = [c * head.bias for head, c in zip(heads, coefficients, strict=True) if head.bias is not None]
+    weight = torch.cat(weights, dim=-1) if len(weights) > 1 else weights[0]
+    return Head(weight, torch.stack(biases).sum(0) if biases else None)
 
 
 def head_of(model: PreTrainedModel) -> Head | None:

@@ -31,7 +31,7 @@ class _Fused:
     """What the loss from hidden states needs all through the training."""
 
     bases: TrainingBases
-    value_head: Head
+    value_heads: tuple[Head, ...]
 
 
 class HiddenStateLoss:
@@ -55,8 +55,8 @@ class HiddenStateLoss:
         if reason is None:
             for base in bases[1:]:
                 base.to(self.args.device)
-            network = model.terms()[0].networks[0]
-            fused = _Fused(TrainingBases(bases, self.args.seed, model._acting_prefix()), cast(Head, head_of(network)))
+            heads = tuple(cast(Head, head_of(network)) for network in model.terms()[0].networks)
+            fused = _Fused(TrainingBases(bases, self.args.seed, model._acting_prefix()), heads)
             if self.args.cache_base:
                 fused.bases.cache(
                     records_of(self.train_dataset, self.eval_dataset),
@@ -97,7 +97,7 @@ class HiddenStateLoss:
         epoch = int(self.state.epoch or 0) if model.training else None
         request = LossRequest(
             fused.bases.parts(samples, epoch=epoch),
-            fused.value_head,
+            fused.value_heads,
             inputs.pop("labels"),
             penalty=self.penalty,
             label_smoothing=self.args.label_smoothing_factor,

@@ -17,7 +17,7 @@ from valueadapter.config import Regularisation
 from valueadapter.data import IGNORED
 from valueadapter.errors import ConfigError
 from valueadapter.fused_loss import summed_loss
-from valueadapter.heads import Head, LazyLogits, head_of, last_hidden_state
+from valueadapter.heads import Head, LazyLogits, head_of, joined, last_hidden_state
 from valueadapter.prefix import BasePrefix
 from valueadapter.value_logits import Term
 
@@ -42,8 +42,8 @@ class LossRequest:
 
     parts: tuple[BasePart, ...]
     """Every row of the batch is in one of them."""
-    value_head: Head
-    """Of the value network."""
+    value_heads: tuple[Head, ...]
+    """Of each value network, in their order."""
     labels: torch.Tensor
     """(batch, seq), -100 where there is no loss."""
     penalty: Regularisation
@@ -91,13 +91,16 @@ def base_states(
 
 def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
     """Why the loss of these adapters cannot be computed from hidden states; None where it can."""
-    if len(terms) != 1 or len(terms[0].networks) != 1:
-        return "it is for one adapter of one network, with a scale that is not 0"
+    if len(terms) != 1:
+        return "it is for one adapter, with a scale that is not 0"
     if terms[0].link is not None:
         return "base and adapter have different vocabularies"
-    for what, model in (("value network", terms[0].networks[0]), ("base", base)):
-        if head_of(model) is None:
+    heads = [head_of(network) for network in terms[0].networks]
+    for what, head in (*(("value network", head) for head in heads), ("base", head_of(base))):
+        if head is None:
             return f"the {what}'s logits are not its last hidden state times its output head"
+    if len({len(head.weight) for head in heads if head is not None}) > 1:
+        return "the networks' logits have different widths"
     return None
 
 
@@ -105,7 +108,7 @@ def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
     """Cross-entropy plus penalty of a batch, per response token, in nats.
 
     Args:
-        term: the adapter, of one network in the base's vocabulary.
+        term: the adapter, in the base's vocabulary.
         inputs: what it reads.
         request: labels, bases and the rest of the loss.
 
@@ -118,9 +121,10 @@ def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
 
 
 def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
-    width = len(request.value_head.weight)  # ids beyond it are padding of the base's logits, and no token
+    width = len(request.value_heads[0].weight)  # ids beyond it are padding of the base's logits, and no token
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
-    value_hidden = known.hidden(term.networks[0])[:, :-1]
+    value_hidden = [known.hidden(network)[:, :-1] for network in term.networks]
+    value_head = joined(request.value_heads, term.coefficients)
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
     total: torch.Tensor | None = None
     for part in request.parts:
@@ -135,16 +139,19 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
             )
         if not len(states):
             continue
-        hidden, ids = (x if part.rows is None else x[part.rows] for x in (value_hidden, targets))
+        ids, *hidden = (x if part.rows is None else x[part.rows] for x in (targets, *value_hidden))
+        weighted = [h[mask] if c == 1 else c * h[mask] for h, c in zip(hidden, term.coefficients, strict=True)]
+        # Σ c z = [c h, …] @ [W, …]^T: several networks are one with as many hidden units as they have together
+        states, units = states.to(weighted[0].device), torch.cat(weighted, dim=-1)
         sums = summed_loss(
-            LazyLogits(states.to(hidden.device), part.head),
-            LazyLogits(hidden[mask], request.value_head),
+            LazyLogits(states, part.head),
+            LazyLogits(units, value_head),
             labels=ids[mask],
-            scale=term.scale * term.coefficients[0],
+            scale=term.scale,
             penalty=request.penalty,
             label_smoothing=request.label_smoothing,
         )
         total = sums.total if total is None else total + sums.total
     if total is None:  # a batch without a response has gradients too, of zero, which other processes wait for
-        return 0 * value_hidden.sum(dtype=torch.float32)
+        return 0 * torch.stack([hidden.sum(dtype=torch.float32) for hidden in value_hidden]).sum()
     return total

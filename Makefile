@@ -46,6 +46,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
 		echo "==> creating .venv with $$($(PYTHON) --version)" && $(PYTHON) -m venv --clear .venv; }
 	@echo "==> installing the versions in constraints.txt into .venv (a few minutes the first time)"
-	@$(PIP_INSTALL) hatchling editables
+	@$(PIP_INSTALL) hatchling editables setuptools wheel
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test,docs]'
 	@touch $@

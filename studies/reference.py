@@ -19,8 +19,7 @@ from studies.store import Result
 from studies.targets import TARGETS
 from studies.tasks import Prefix, Record, load_task, training_records
 from valueadapter.data import Collator, tokenize
-
-ALL_LINEAR = "all-linear"
+from valueadapter.network import with_lora
 
 
 def fine_tuned(
@@ -34,11 +33,8 @@ def fine_tuned(
         records: demonstrations.
         how: rank, learning rate, epochs, batch size, seed.
     """
-    from peft import LoraConfig, get_peft_model  # slow to import
-
     set_seed(how.seed)
-    config = LoraConfig(r=how.lora_rank, lora_alpha=2 * how.lora_rank, target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
-    tuned = get_peft_model(model, config)
+    tuned = with_lora(model, how.lora_rank)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

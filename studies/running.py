@@ -1,6 +1,6 @@
 """Runs one cell: trains the adapter as users do, scores it on the cell's bases, and forgets its weights.
 
-Knows which setting goes to which part of the library; what a version of it does not offer yet is `NotBuiltError`.
+Knows which setting goes to which part of the library.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from studies.curves import SCALES, Curve
 from studies.reference import fine_tuned, run_reference
 from studies.scoring import Examples, Say, score_adapter, score_alone
 from studies.store import Result, Store
-from studies.targets import TARGETS, NotBuiltError, Target, relation, targets_of
+from studies.targets import TARGETS, Target, relation, targets_of
 from studies.tasks import Prefix, Task, load_task, prefix_records, prefix_text, training_records
 from valueadapter import ValueAdapter
 from valueadapter.recipes import Recipe, run
-from valueadapter.training import ValueTrainingArguments
 
 FEWSHOT = 4
 """Examples in the prompt of the few-shot arm where the cell's own prefix has none."""
@@ -92,7 +90,8 @@ def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> 
         return _expert_minus_base(cell, donor, records, say), {}
     place = store.root / "runs" / key_of(cell)
     try:
-        summary = run(recipe_of(cell, records, prefix_text(prefix_records(task, prefix)), place), say=say)
+        text = prefix_text(prefix_records(task, prefix))
+        summary = run(recipe_of(cell, records, text, place, store.root / "training"), say=say)
         adapter = ValueAdapter.from_pretrained(str(summary.pop("adapter")))
     finally:
         shutil.rmtree(place, ignore_errors=True)  # a network is half a gigabyte, and its results are what is kept
@@ -114,12 +113,8 @@ def _expert_minus_base(cell: Cell, donor: Target, records: list[Any], say: Say) 
     )
 
 
-def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path) -> Recipe:
-    """The recipe that trains a cell's adapter.
-
-    Raises:
-        NotBuiltError: the library's recipe does not take one of the settings.
-    """
+def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path, states: Path) -> Recipe:
+    """The recipe that trains a cell's adapter, with the base's hidden states kept in `states` where they serve."""
     arguments = {
         "num_train_epochs": cell.epochs,
         "learning_rate": cell.learning_rate,
@@ -127,38 +122,27 @@ def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path) -
         "label_smoothing_factor": cell.label_smoothing,
         "penalty": cell.penalty,
         "penalty_coefficient": cell.penalty_coefficient,
+        "centred": cell.centred,
         "seed": cell.seed,
+        "cache_base": cell.connection == "residual",
+        "cache_base_dir": str(states),
         "save_strategy": "no",
         "use_cpu": True,
-        **_newer(ValueTrainingArguments, {"centred": (cell.centred, True)}),
     }
-    own = cell.prefix_use == "both"
-    newer = {
-        "cache_base": (cell.connection == "residual", False),
-        "connection": (cell.connection, "residual"),
-        "lora_rank": (cell.lora_rank, None),
-        "dropout": (cell.dropout, 0.0),
-        "other_bases": (tuple(str(TARGETS[name].folder) for name in cell.other_bases), ()),
-        "base_prefix": (prefix if own else None, None),
-    }
-    optional = {"cache_base"}
     return Recipe(
         base=str(TARGETS[cell.donor].folder),
         base_name=TARGETS[cell.donor].name,
         data=records,
         data_name=cell.task,
         output_dir=place,
+        network="full" if cell.lora_rank is None else "lora",
+        lora_rank=cell.lora_rank or Recipe.lora_rank,
         num_layers=cell.num_layers,
         initialisation=cell.initialisation,  # type: ignore[arg-type]  # checked by the recipe
+        connection=cell.connection,  # type: ignore[arg-type]  # checked by the recipe
+        dropout=cell.dropout or None,
+        other_bases=tuple(str(TARGETS[name].folder) for name in cell.other_bases),
+        base_prefix=prefix if cell.prefix_use == "both" else None,
+        base_prefix_examples=0,
         arguments=arguments,
-        **_newer(Recipe, newer, optional=optional),
     )
-
-
-def _newer(kind: type, wanted: dict[str, tuple[Any, Any]], *, optional: Collection[str] = ()) -> dict[str, Any]:
-    """Settings that not every version has: given where there is a field, refused where one is needed and missing."""
-    there = {field.name for field in dataclasses.fields(kind)}
-    for name, (value, default) in wanted.items():
-        if name not in there and name not in optional and value != default:
-            raise NotBuiltError(f"{kind.__name__} of this version has no '{name}', and {value!r} is asked for")
-    return {name: value for name, (value, _) in wanted.items() if name in there}

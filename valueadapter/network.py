@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from valueadapter import layout
 from valueadapter.artifact import checksums, load_json, tensor_table
@@ -88,16 +90,41 @@ def build_lora_network(
     Raises:
         ConfigError: a rank below 1.
     """
-    from peft import LoraConfig, get_peft_model  # slow to import, and few adapters need it
-
     if rank < 1:
         raise ConfigError(f"the rank of a LoRA must be at least 1; got {rank}")
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM", revision=revision
-    )
-    network: PreTrainedModel = get_peft_model(copy.deepcopy(source), config)
+    network = with_lora(copy.deepcopy(source), rank, revision=revision)
     network.peft_config["default"].base_model_name_or_path = name
     return network.eval()
+
+
+def with_lora(model: PreTrainedModel, rank: int, *, revision: str | None = None) -> Any:
+    """The model as a `PeftModel` with a new LoRA on every linear layer of its body, scaled by 2.
+
+    Args:
+        model: a causal language model; it is changed in place.
+        rank: of the LoRA, at least 1.
+        revision: commit of the model, for the LoRA's record.
+    """
+    from peft import LoraConfig, get_peft_model  # slow to import, and few adapters need it
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's linear layers
+        task_type="CAUSAL_LM",
+        revision=revision,
+    )
+    with _old_names():
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """PEFT 0.21 asks models by a name that transformers 5.24 renames; the warning is for PEFT, not for our users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def merged(network: PreTrainedModel) -> PreTrainedModel:
@@ -265,7 +292,7 @@ def _load_peft(
 
     config = load_json(directory / layout.PEFT_CONFIG)
     base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token, **download)
-    with warnings.catch_warnings():
+    with _old_names():
         warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
         network: PreTrainedModel = PeftModel.from_pretrained(base, directory).eval()
     expected = {

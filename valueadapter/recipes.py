@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from datasets import Dataset, disable_progress_bars
 from transformers import (
@@ -37,6 +37,11 @@ from valueadapter.prefix import GivenPrefix, Recorded, as_prefix, prefix_ids
 from valueadapter.training import ValueTrainer, ValueTrainingArguments
 
 Say = Callable[[str], object]
+NetworkKind = Literal["lora", "full"]
+
+PREFIX_EXAMPLES = 4
+LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
+"""Peak of the cosine schedule; these defaults are what docs/transfer.md argues for."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +60,25 @@ class Recipe:
     """Hub ID of the base to record, where `base` is a path."""
     data_name: str | None = None
     """Name of the data to record, where `data` is no Hub ID."""
+    network: NetworkKind = "lora"
+    """`lora`: the base with a LoRA at +1, beside the base at -1; `full`: a network of its own, all of it trained."""
+    lora_rank: int = 16
+    """Of the LoRA."""
     num_layers: int | None = None
-    """First N layers of the body."""
+    """First N layers of the body, of a full network."""
     initialisation: Initialisation = "zero_head"
-    """How the network starts."""
+    """How a full network starts."""
     connection: Connection = "residual"
     """What the network reads: the tokens, the base's prediction, or both."""
     other_bases: Sequence[str] = ()
     """Hub IDs or directories of bases of the same vocabulary that take part."""
     dropout: float | None = None
-    """Dropout of the network; None as its architecture has it."""
-    lora_rank: int | None = None
-    """Train a LoRA of this rank on the base itself, at +1, beside the base at -1, in place of a network of its own."""
+    """Dropout of a full network; None as its architecture has it."""
     base_prefix: GivenPrefix = None
     """Text or chat messages that only the base reads, before each demonstration; recorded in the adapter."""
-    base_prefix_examples: int = 0
-    """In its place: this many demonstrations, drawn by the seed and then not trained on."""
+    base_prefix_examples: int | None = None
+    """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
+    none for plain text, which shows nothing, or where a `base_prefix` is given."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """More `ValueTrainingArguments`."""
 
@@ -92,6 +100,7 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
         def say(line: str) -> None:
             """Silence."""
 
+    _check(recipe)
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     data, prefix = _data_and_prefix(recipe)
@@ -125,6 +134,17 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     return summary
 
 
+def _check(recipe: Recipe) -> None:
+    if recipe.network not in get_args(NetworkKind):
+        raise ConfigError(f"network must be one of {', '.join(get_args(NetworkKind))}; got {recipe.network!r}")
+    of_full = {"num_layers": None, "initialisation": "zero_head", "dropout": None, "connection": "residual"}
+    given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
+    if recipe.network == "lora" and given:
+        raise ConfigError(
+            f"a LoRA network is the base as it is and reads its tokens; {', '.join(given)} need network='full'"
+        )
+
+
 def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     say(f"base model {place} takes part, frozen")
     base = AutoModelForCausalLM.from_pretrained(place)
@@ -133,17 +153,20 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
 
 def _data_and_prefix(recipe: Recipe) -> tuple[Dataset, Prefix | None]:
     """The demonstrations to train on, and what the base reads before each."""
-    data = load_demonstrations(recipe.data)
-    if not recipe.base_prefix_examples:
-        return data, None if isinstance(recipe.base_prefix, Recorded) else as_prefix(recipe.base_prefix)
-    if recipe.base_prefix is not None:
+    data, given = load_demonstrations(recipe.data), recipe.base_prefix
+    count = recipe.base_prefix_examples
+    if count is None:
+        count = 0 if given is not None or "text" in data.column_names else PREFIX_EXAMPLES
+    if not count:
+        return data, None if isinstance(given, Recorded) else as_prefix(given)
+    if given is not None:
         raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
-    if recipe.base_prefix_examples >= len(data):
+    if count >= len(data):
         raise ConfigError(
-            f"base_prefix_examples={recipe.base_prefix_examples} leaves nothing to train on of {len(data)} "
-            "demonstrations; take fewer"
+            f"base_prefix_examples={count} leaves nothing to train on of {len(data)} demonstrations; take fewer "
+            "(0: no prefix)"
         )
-    drawn = draw(list(data), recipe.base_prefix_examples, seed=int(recipe.arguments.get("seed", 0)))
+    drawn = draw(list(data), count, seed=int(recipe.arguments.get("seed", 0)))
     rest = [index for index in range(len(data)) if data[index] not in drawn]
     return data.select(rest), as_prefix(as_context(drawn))
 
@@ -179,16 +202,12 @@ def _networks(
     recipe: Recipe, base: PreTrainedModel, name: str, commit: str | None, say: Say
 ) -> tuple[list[PreTrainedModel | str], list[float]]:
     """The networks of a new adapter, and their coefficients."""
-    if recipe.lora_rank is None:
+    if recipe.network == "full":
         network = build_network(
             base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
         )
         say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
         return [network], [1.0]
-    if recipe.num_layers is not None or recipe.dropout is not None or recipe.initialisation == "random":
-        raise ConfigError(
-            "lora_rank trains a LoRA on the base as it is; leave out num_layers, dropout and initialisation='random'"
-        )
     network = build_lora_network(base, rank=recipe.lora_rank, name=name, revision=commit)
     trained = sum(p.numel() for key, p in network.named_parameters() if "lora_" in key)
     say(f"value network: the base with a LoRA of {trained / 1e6:,.1f}M parameters, minus the base")
@@ -212,13 +231,14 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,
-        "initialisation": recipe.initialisation,
+        "learning_rate": LEARNING_RATES[recipe.network],
+        "initialisation": "pretrained" if recipe.network == "lora" else recipe.initialisation,
         "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,
         "num_layers": recipe.num_layers,
-        "lora_rank": recipe.lora_rank,
+        "lora_rank": recipe.lora_rank if recipe.network == "lora" else None,
         "data_name": recipe.data_name or _name_of(recipe.data),
     }
-    if recipe.lora_rank is not None and Path(recipe.base).exists():
+    if recipe.network == "lora" and Path(recipe.base).exists():
         settings["save_strategy"] = "no"  # a checkpoint of a LoRA needs a commit of its base to name
     return ValueTrainingArguments(**{**settings, **recipe.arguments})
 

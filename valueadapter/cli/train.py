@@ -17,11 +17,12 @@ def train(
     output_dir: Annotated[Path, typer.Option("--output", help="Where checkpoints and the adapter go.")],
     eval_data: Annotated[str | None, typer.Option(help="Held-out demonstrations, for the summary.")] = None,
     base_name: Annotated[str | None, typer.Option(help="The base's Hub ID to record, if --base is a path.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Keep the first N layers of the body.", min=1)] = None,
-    lora_rank: Annotated[
-        int | None, typer.Option(help="Train a LoRA of this rank on the base, minus the base, as network.", min=1)
-    ] = None,
-    init: Annotated[str, typer.Option(help="zero_head, pretrained or random.")] = "zero_head",
+    network: Annotated[
+        str, typer.Option(help="lora: the base with a LoRA, minus the base; full: a network of its own.")
+    ] = "lora",
+    lora_rank: Annotated[int, typer.Option(help="Rank of the LoRA.", min=1)] = 16,
+    layers: Annotated[int | None, typer.Option(help="Keep the first N layers of a full network.", min=1)] = None,
+    init: Annotated[str, typer.Option(help="Of a full network: zero_head, pretrained or random.")] = "zero_head",
     connection: Annotated[
         str, typer.Option(help="What the network reads: residual (tokens), cascade or cascade_with_text.")
     ] = "residual",
@@ -29,17 +30,20 @@ def train(
         Path | None, typer.Option(help="File with text that only the base reads, before each demonstration.")
     ] = None,
     base_prefix_examples: Annotated[
-        int, typer.Option(help="In its place: demonstrations drawn from the data, and not trained on.", min=0)
-    ] = 0,
+        int | None,
+        typer.Option(help="In its place: demonstrations drawn from the data, and not trained on; 0: none.  [4]", min=0),
+    ] = None,
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
     centred: Annotated[bool, typer.Option("--centred/--raw", help="Penalty after, or without, centring.")] = True,
-    dropout: Annotated[float | None, typer.Option(help="Dropout of the network, if it has some.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout of a full network, if it has some.")] = None,
     other_base: Annotated[list[str] | None, typer.Option(help="Another base of the vocabulary; repeatable.")] = None,
     cache_base: Annotated[bool, typer.Option(help="Compute the base's hidden states once, to disk.")] = False,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak of a cosine schedule.")] = 1e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of a cosine schedule.  [1e-3 for lora, 1e-4 for full]")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens kept of a demonstration.", min=2)] = 1024,
     seed: Annotated[int, typer.Option(help="Seed of order and initialisation.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -60,12 +64,13 @@ def train(
         output_dir=output_dir,
         eval_data=eval_data,
         base_name=base_name,
+        network=network,  # type: ignore[arg-type]  # checked by the recipe
+        lora_rank=lora_rank,
         num_layers=layers,
         initialisation=init,  # type: ignore[arg-type]  # checked by build_network
         connection=connection,  # type: ignore[arg-type]  # checked by ValueAdapterConfig
         other_bases=other_base or (),
         dropout=dropout,
-        lora_rank=lora_rank,
         base_prefix=None if base_prefix is None else base_prefix.read_text(encoding="utf-8"),
         base_prefix_examples=base_prefix_examples,
         arguments={
@@ -75,7 +80,7 @@ def train(
             "cache_base": cache_base,
             "num_train_epochs": epochs,
             "per_device_train_batch_size": batch_size,
-            "learning_rate": learning_rate,
+            **({} if learning_rate is None else {"learning_rate": learning_rate}),
             "max_length": max_length,
             "seed": seed,
         },

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,10 +22,10 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.pytorch_utils import Conv1D
 
 from valueadapter.data import Collator, encode
 from valueadapter.errors import ConfigError
+from valueadapter.network import with_lora
 from valueadapter.scoring import Record
 
 
@@ -75,13 +74,7 @@ def finetuned(
     was_training, grads = base.training, [(p, p.requires_grad) for p in base.parameters()]
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
-        lora = LoraConfig(
-            r=how.rank,
-            lora_alpha=2 * how.rank,
-            target_modules="all-linear",
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's linear layers
-        )
-        tuned = get_peft_model(base, lora)
+        tuned = with_lora(base, how.rank)
         try:
             _train(tuned, tokenizer, demonstrations, how=how, on_progress=on_progress)
             yield tuned.eval()

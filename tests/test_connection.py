@@ -353,6 +353,7 @@ def test_the_command_line_trains_it(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": "Q:", "completion": "AB"}\n' * 8)
     asked = ["train", "--base", tmp_path / "base", "--base-name", "alice/base", "--data", tmp_path / "data.jsonl"]
     asked += ["--output", tmp_path / "out", "--connection", "cascade"]
+    asked += ["--network", "full", "--base-prefix-examples", "0"]
     done = CliRunner().invoke(app, [str(one) for one in asked], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert ValueAdapter.from_pretrained(tmp_path / "out" / "adapter").config.connection == "cascade"

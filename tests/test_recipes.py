@@ -38,7 +38,9 @@ def test_cached_bases_dropout_and_raw_penalty(tmp_path: Path, bases: list[str]) 
         other_bases=bases[1:],
         data=[{"prompt": f"Q{i}", "completion": "AB"} for i in range(16)],
         output_dir=tmp_path / "out",
+        network="full",
         dropout=0.25,
+        base_prefix_examples=0,
         arguments=arguments,
     )
     said: list[str] = []
@@ -70,7 +72,8 @@ def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, 
     [
         ({"base_prefix": "A", "base_prefix_examples": 2}, "exclude each other"),
         ({"base_prefix_examples": 16}, "leaves nothing to train on of 16"),
-        ({"lora_rank": 2, "num_layers": 1}, "leave out num_layers"),
+        ({"num_layers": 1, "connection": "cascade"}, "for num_layers, connection train network='full'"),
+        ({"network": "wide"}, "must be one of lora, full; got 'wide'"),
         ({"lora_rank": 0}, "must be at least 1; got 0"),
     ],
 )
@@ -81,6 +84,23 @@ def test_settings_that_exclude_each_other(
     recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", arguments=QUICK, **changes)
     with pytest.raises(ConfigError, match=message):
         run(recipe, say=lambda line: None)
+
+
+def test_by_default_a_lora_with_a_prefix_of_four(tmp_path: Path, bases: list[str]) -> None:
+    """As docs/transfer.md argues; plain text shows nothing, and a prefix that is given is enough."""
+    for changes, examples in (
+        ({}, 12),
+        ({"base_prefix": "A"}, 16),
+        ({"data": [{"text": f"{number} AB"} for number in range(16)]}, 16),
+    ):
+        recipe = Recipe(
+            **{"base": bases[0], "data": DATA, "output_dir": tmp_path / "out", "arguments": QUICK, **changes}
+        )
+        run(recipe, say=lambda line: None)
+        training = artifact.verify(tmp_path / "out" / "adapter").training
+        assert training is not None
+        assert (training.num_examples, training.lora_rank, training.learning_rate) == (examples, 16, 1e-2)
+    assert Recipe(base="b", data=[], output_dir=tmp_path).network == "lora"
 
 
 def test_a_lora_on_a_base_without_commit_is_saved_whole(tmp_path: Path, bases: list[str]) -> None:
@@ -102,7 +122,8 @@ def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: 
     """Both networks name the base at its commit, and what is loaded computes base + LoRA - base."""
     HfApi().create_repo("alice/base")
     HfApi().upload_folder(repo_id="alice/base", folder_path=bases[0])
-    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
+    more = {"lora_rank": 2, "base_prefix_examples": 0, "arguments": QUICK}
+    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", **more)
     run(recipe, push_to="alice/adapter", say=lambda line: None)
     names = {path.name for path in (tmp_path / "out" / "adapter" / "value_network").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors"}

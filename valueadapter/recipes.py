@@ -141,7 +141,7 @@ def _check(recipe: Recipe) -> None:
     given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
     if recipe.network == "lora" and given:
         raise ConfigError(
-            f"a LoRA network is the base as it is and reads its tokens; {', '.join(given)} need network='full'"
+            f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
         )
 
 
@@ -161,13 +161,13 @@ def _data_and_prefix(recipe: Recipe) -> tuple[Dataset, Prefix | None]:
         return data, None if isinstance(given, Recorded) else as_prefix(given)
     if given is not None:
         raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
-    if count >= len(data):
+    drawn = draw(list(data), count, seed=int(recipe.arguments.get("seed", 0))) if count < len(data) else list(data)
+    rest = [index for index in range(len(data)) if data[index] not in drawn]
+    if not rest:
         raise ConfigError(
             f"base_prefix_examples={count} leaves nothing to train on of {len(data)} demonstrations; take fewer "
             "(0: no prefix)"
         )
-    drawn = draw(list(data), count, seed=int(recipe.arguments.get("seed", 0)))
-    rest = [index for index in range(len(data)) if data[index] not in drawn]
     return data.select(rest), as_prefix(as_context(drawn))
 
 

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
+STUDY := .venv/.study
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test check docs bench study study-quick clean
@@ -30,10 +31,10 @@ bench: $(INSTALLED) ## measure speed as ratios against plain transformers
 	@$(PY) -m benchmarks
 
 JOBS ?= 1
-study: $(INSTALLED) ## run what is left of the study (JOBS=2: two cells side by side), write docs/transfer.md
+study: $(STUDY) ## run what is left of the study (JOBS=2: two cells side by side), write docs/transfer.md
 	@$(PY) -m studies run --jobs $(JOBS)
 
-study-quick: $(INSTALLED) ## the cut of the study that takes less than twenty minutes
+study-quick: $(STUDY) ## the cut of the study that takes less than twenty minutes
 	@$(PY) -m studies run --quick --jobs $(JOBS)
 
 clean: ## remove .venv and everything built here (downloaded models stay in their cache)
@@ -48,4 +49,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "==> installing the versions in constraints.txt into .venv (a few minutes the first time)"
 	@$(PIP_INSTALL) hatchling editables setuptools wheel
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test,docs]'
+	@touch $@
+
+$(STUDY): $(INSTALLED)
+	@echo "==> installing what only the study needs"
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[study]'
 	@touch $@

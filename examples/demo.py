@@ -9,7 +9,6 @@ gemma-3-270m, whose vocabulary is another one.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -28,7 +27,14 @@ TARGETS = {
     "alice/SmolLM2-135M-Instruct": "full model; the adapter was trained on it with layers 14-17 removed",
     "alice/gemma-3-270m": "another family with another vocabulary",
 }
-HELD_OUT = 150  # of 200, so that a run takes less than ten minutes on two cores
+TRAINED_ON, HELD_OUT, CALIBRATION = 400, 100, 60  # of 800, 200 and 100, so that a run takes ten minutes on two cores
+SHOWN = {
+    "\n": "question",
+    "  right:         ": "right",
+    "  alone:         ": "base_answer",
+    "  with examples: ": "fewshot_answer",
+    "  with adapter:  ": "adapted_answer",
+}
 console = Console(soft_wrap=True)
 
 
@@ -57,7 +63,7 @@ def step(title: str) -> None:
 
 
 def train_and_publish() -> None:
-    """Trains 12 layers on the derived model with 800 questions and publishes bases and adapter to the loopback Hub."""
+    """Trains by the default recipe on the derived model and publishes bases and adapter to the loopback Hub."""
     from valueadapter.recipes import Recipe, run
     from valueadapter.testing.demonstrations import jeopardy
     from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
@@ -69,20 +75,13 @@ def train_and_publish() -> None:
     questions = jeopardy(progress=console.print)
     for name, folder in folders.items():
         publish_folder(name, folder)
-    step("Training a value network on the derived model (26 of 30 layers) with 800 Jeopardy questions")
+    step(f"Training a value adapter on the derived model (26 of 30 layers) with {TRAINED_ON} Jeopardy questions")
     recipe = Recipe(
         base=DONOR,
-        data=questions.train,
+        data=questions.train[:TRAINED_ON],
         data_name="Jeopardy",
         output_dir=BUILD / "training",
-        num_layers=12,
-        arguments={
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 6e-4,
-            "save_strategy": "no",
-            "use_cpu": True,
-        },
+        arguments={"num_train_epochs": 1, "save_strategy": "no", "use_cpu": True},
     )
     summary = run(recipe, push_to=ADAPTER, say=console.print)
     for name, value in summary.items():
@@ -102,129 +101,104 @@ def publish_folder(repo_id: str, folder: Path) -> None:
 
 
 def use_published_adapter() -> None:
-    """Scores each base alone, the small tuned model alone and base + adapter on held-out questions."""
-    from transformers import AutoModelForCausalLM
+    """Measures each base alone, with examples in its prompt and with the adapter, on held-out questions."""
     from transformers.utils import logging
 
-    from valueadapter import ValueAdapterForCausalLM
-    from valueadapter.evaluation import evaluate
+    from valueadapter import ValueAdapter
+    from valueadapter.evaluation import Options, evaluate_adapter
     from valueadapter.testing.demonstrations import jeopardy
 
     logging.disable_progress_bar()
     questions = jeopardy()
     held_out = list(questions.held_out)[:HELD_OUT]
-    console.print("scoring the small tuned model alone")
-    small = ValueAdapterForCausalLM.from_pretrained(AutoModelForCausalLM.from_pretrained(DONOR), ADAPTER)
-    donor = evaluate(small, small.base_tokenizer, held_out, batch_size=50)
-    del small
-    measured = {target: measure(target, held_out, list(questions.calibration)) for target in TARGETS}
-    arms = [arm_of(target, donor, found, len(held_out)) for target, found in measured.items()]
-    show(arms)
-    questions_shown = {target: show_answers(target, found, held_out) for target, found in measured.items()}
-    publish_results(arms, [found.recommended for found in measured.values()])
-    report = {"arms": arms, "questions": questions_shown}
-    (BUILD / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    adapter = ValueAdapter.from_pretrained(ADAPTER)
+    scales = [scale_on(base, adapter, list(questions.calibration)[:CALIBRATION]) for base in (DONOR, *TARGETS)]
+    adapter = adapter.with_config(scales=tuple(scales))
+    step(f"Measuring on {HELD_OUT} questions that nothing was trained on or chosen by")
+    options = Options(
+        demonstrations=list(questions.train)[:TRAINED_ON],
+        batch_size=50,
+        data_name="Jeopardy, held out",
+        on_progress=tell,
+    )
+    report = evaluate_adapter(adapter, list(TARGETS), held_out, options=options)
+    arms = report.to_dict()["arms"]
+    show(arms, HELD_OUT)
+    shown = {result.base: show_answers(result, held_out) for result in report.results}
+    (BUILD / "report.json").write_text(
+        json.dumps({"arms": arms, "questions": shown}, indent=2) + "\n", encoding="utf-8"
+    )
+    measured = adapter.with_config(evaluation=report.merged_into(()))
+    measured.save_pretrained(BUILD / "training" / "adapter")
+    measured.push_to_hub(ADAPTER, commit_message="Measured on two bases")
     for arm in arms:
-        if arm["adapted_bits_per_byte"] >= min(arm["base_bits_per_byte"], arm["donor_bits_per_byte"]):
-            sys.exit(f"On {arm['base']} the adapter did not improve on both others; this demo's claim does not hold.")
+        for other in ("base", "fewshot", "donor"):
+            if arm["adapted_bits_per_byte"] >= arm[f"{other}_bits_per_byte"]:
+                sys.exit(
+                    f"On {arm['base']} base + adapter is not better than '{other}'; this demo's claim does not hold."
+                )
     where_to_look(arms[-1])
 
 
-@dataclasses.dataclass
-class Measured:
-    """What one base gave."""
-
-    base: Any
-    adapted: Any
-    recommended: Any
-
-
-def measure(target: str, held_out: list[Any], calibration: list[Any]) -> Measured:
-    """Loads the adapter by its Hub ID onto a base, finds the scale on other questions, scores on the held-out ones."""
+def scale_on(base: str, adapter: Any, calibration: list[Any]) -> Any:
+    """Loads the adapter onto a base and finds how strongly it should act there, on questions that are not scored."""
     from valueadapter import ValueAdapterForCausalLM, calibrate_scale
-    from valueadapter.evaluation import evaluate
 
-    console.print(f"loading {ADAPTER} onto {target}")
-    model = ValueAdapterForCausalLM.from_pretrained(target, ADAPTER, scale=1.0)
-    console.print(f"choosing the scale on {len(calibration)} questions that are neither trained on nor held out")
-    found = calibrate_scale(model, calibration, batch_size=25)
+    console.print(f"loading {ADAPTER} onto {base}; choosing the scale on {len(calibration)} other questions")
+    model = ValueAdapterForCausalLM.from_pretrained(base, adapter.copy())
+    found = calibrate_scale(model, calibration, batch_size=30)
     tried = "  ".join(f"{scale:g}: {found.curve[scale]:.3f}" for scale in (0.0, 0.25, 0.5, 0.75, 1.0))
     console.print(f"  bits per byte by scale: {tried}; best {found.scale:g}: {found.bits_per_byte:.3f}")
-    model.set_scale("default", found.scale)
-    console.print("scoring base + adapter, then the base alone")
-    adapted = evaluate(model, model.base_tokenizer, held_out, batch_size=50)
-    with model.disable_adapter():
-        base = evaluate(model, model.base_tokenizer, held_out, batch_size=50)
-    return Measured(base, adapted, found.recommended(model, base=target, data="Jeopardy, calibration"))
+    return found.recommended(model, base=base, data="Jeopardy, calibration")
 
 
-def arm_of(target: str, donor: Any, found: Measured, examples: int) -> dict[str, Any]:
-    """One entry of `arms` in report.json."""
-    return {
-        "base": target,
-        "relation": TARGETS[target],
-        "base_bits_per_byte": found.base.bits_per_byte,
-        "donor_bits_per_byte": donor.bits_per_byte,
-        "adapted_bits_per_byte": found.adapted.bits_per_byte,
-        "scale": found.recommended.scale,
-        "base_exact_match": found.base.exact_match,
-        "donor_exact_match": donor.exact_match,
-        "adapted_exact_match": found.adapted.exact_match,
-        "examples": examples,
-    }
+def tell(what: str, done: int, total: int) -> None:
+    """Says what is being measured when it begins."""
+    if done == 0:
+        console.print(f"  {what} ({total} questions)")
 
 
-def show(arms: list[dict[str, Any]]) -> None:
+def show(arms: list[dict[str, Any]], count: int) -> None:
     """Prints the table: the same held-out questions for every model."""
-    table = Table(title=f"{arms[0]['examples']} held-out Jeopardy questions (fewer bits are better)")
+    table = Table(title=f"{count} held-out Jeopardy questions (fewer bits are better)")
     for column in ("model", "bits per byte", "exact match"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
     def row(name: str, arm: dict[str, Any], key: str) -> None:
         table.add_row(name, f"{arm[f'{key}_bits_per_byte']:.3f}", f"{arm[f'{key}_exact_match']:.1%}")
 
-    row("small tuned model alone (training base + adapter)", arms[0], "donor")
+    row(f"small tuned model alone (training base + adapter, scale {arms[0]['donor_scale']:g})", arms[0], "donor")
     for arm in arms:
         table.add_section()
         name = arm["base"].split("/")[1]
         row(f"{name} alone", arm, "base")
+        row(f"{name}, {arm['num_fewshot']} examples in its prompt", arm, "fewshot")
         row(f"{name} + adapter, scale {arm['scale']:g}", arm, "adapted")
     console.print(table)
-    for arm in arms:
-        console.print(f"{arm['base'].split('/')[1]}, never trained on: {arm['relation']}")
+    console.print("The adapter's prefix holds the same examples, and only the base reads it.")
+    for name, what in TARGETS.items():
+        console.print(f"{name.split('/')[1]}, never trained on: {what}")
 
 
-def show_answers(target: str, found: Measured, held_out: list[Any]) -> list[dict[str, str]]:
+def show_answers(result: Any, held_out: list[Any]) -> list[dict[str, str]]:
     """Prints the first three questions whose answers differ."""
-    console.print(f"\nThe first three questions to which {target.split('/')[1]} answers otherwise with the adapter:")
-    changed = [i for i in range(len(held_out)) if found.base.answers[i] != found.adapted.answers[i]]
+    name = result.base.split("/")[1]
+    console.print(f"\nThe first three questions to which {name} answers otherwise with the adapter than with examples:")
+    alone, fewshot, adapted = (result.arms[arm].score.answers for arm in ("base", "fewshot", "adapted"))
+    changed = [index for index in range(len(held_out)) if fewshot[index] != adapted[index]]
     shown = []
     for index in changed[:3]:
         one = {
             "question": held_out[index]["prompt"].split("\n")[1],
             "right": held_out[index]["completion"].strip(),
-            "base_answer": found.base.answers[index],
-            "adapted_answer": found.adapted.answers[index],
+            "base_answer": alone[index],
+            "fewshot_answer": fewshot[index],
+            "adapted_answer": adapted[index],
         }
-        console.print(f"\n{one['question']}\n  right: {one['right']}", markup=False)
-        console.print(f"  alone:        {one['base_answer']}\n  with adapter: {one['adapted_answer']}", markup=False)
+        for title, key in SHOWN.items():
+            console.print(f"{title}{one[key]}", markup=False)
         shown.append(one)
     return shown
-
-
-def publish_results(arms: list[dict[str, Any]], scales: list[Any]) -> None:
-    """Records measurements and scales in the adapter and its card, here and on the Hub."""
-    from valueadapter import ValueAdapter
-    from valueadapter.config import EvaluationRecord
-
-    names = {field.name for field in dataclasses.fields(EvaluationRecord)}
-    records = []
-    for arm in arms:
-        known = {key: value for key, value in arm.items() if key in names}
-        records.append(EvaluationRecord(data="Jeopardy, held out", num_examples=arm["examples"], **known))
-    adapter = ValueAdapter.from_pretrained(ADAPTER).with_config(evaluation=tuple(records), scales=tuple(scales))
-    adapter.save_pretrained(BUILD / "training" / "adapter")
-    adapter.push_to_hub(ADAPTER, commit_message="Measured on two bases")
 
 
 def where_to_look(arm: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from rich.console import Console
 
-from studies.cell import Cell, Reference, add_flags, command_of, from_flags
-from studies.plan import QUESTIONS, Spec, plan
+from studies.cell import VERBS, AnySpec, add_flags, command_of, from_flags
+from studies.plan import QUESTIONS, plan
 from studies.store import Store
 
 console = Console(soft_wrap=True, highlight=False)
@@ -29,8 +29,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__)
     parser.add_argument("--root", type=Path, default=Store().root, help="where results and hidden states are kept")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    add_flags(verbs.add_parser("cell", help="train and score one adapter"), Cell)
-    add_flags(verbs.add_parser("reference", help="fine-tune one base directly"), Reference)
+    about = ("train and score one adapter", "fine-tune one base directly", "let one adapter choose among answers")
+    for (kind, name), text in zip(VERBS.items(), about, strict=True):
+        add_flags(verbs.add_parser(name, help=text), kind)
     for name, text in (("run", "all cells that are not finished, then the report"), ("list", "the cells in order")):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("--quick", action="store_true", help="the cut of under twenty minutes")
@@ -40,9 +41,9 @@ def main(words: Sequence[str] | None = None) -> None:
     verbs.add_parser("report", help="write docs/transfer.md from the finished cells")
     parsed = parser.parse_args(words)
     store = Store(parsed.root)
-    if parsed.verb in ("cell", "reference"):
-        spec = from_flags(Cell, parsed) if parsed.verb == "cell" else from_flags(Reference, parsed)
-        result = _run_one(spec, store, wait=True)
+    single = {name: kind for kind, name in VERBS.items()}
+    if parsed.verb in single:
+        result = _run_one(from_flags(single[parsed.verb], parsed), store, wait=True)
         console.print_json(json.dumps(result))
     elif parsed.verb == "report":
         _report(store)
@@ -55,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> None:
             _report(store)
 
 
-def run_all(specs: Sequence[Spec], store: Store, *, jobs: int = 1, words: Sequence[str] = ()) -> None:
+def run_all(specs: Sequence[AnySpec], store: Store, *, jobs: int = 1, words: Sequence[str] = ()) -> None:
     """Computes what is not there, one after the other, and says how long it will take.
 
     A cell that fails is named and left out; the next run tries it again.
@@ -88,7 +89,7 @@ def run_all(specs: Sequence[Spec], store: Store, *, jobs: int = 1, words: Sequen
             helper.wait()
 
 
-def _run_one(spec: Spec, store: Store, *, wait: bool) -> dict[str, object] | None:
+def _run_one(spec: AnySpec, store: Store, *, wait: bool) -> dict[str, object] | None:
     import torch
     from transformers.utils import logging
 

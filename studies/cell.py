@@ -23,7 +23,7 @@ Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]
 PrefixUse = Literal["both", "scoring"]
 Source = Literal["trained", "expert_minus_base"]
-Spec = TypeVar("Spec", "Cell", "Reference")
+Spec = TypeVar("Spec", "Cell", "Reference", "Judge")
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,42 @@ class Reference:
         return longer * 25 * self.num_demonstrations * self.epochs
 
 
-VERBS: dict[type, str] = {Cell: "cell", Reference: "reference"}
+@dataclass(frozen=True)
+class Judge:
+    """Questions with a checker, answered in each way: greedy, sampled, and the best of n by the adapter's score."""
+
+    task: str = "chain_sum"
+    """Of `valueadapter.testing.reasoning_tasks`."""
+    donor: str = "smollm2_derived"
+    """The base that is trained on."""
+    target: str = "smollm2"
+    """The base that answers."""
+    num_demonstrations: int = 400
+    """Of the training split, in its order."""
+    prefix_examples: int = 4
+    """Demonstrations that the base reads before the prompt."""
+    n: int = 8
+    """Answers sampled to each question."""
+    temperature: float = 0.8
+    """Of the sampling."""
+    held_out: int = 60
+    """Questions that are answered."""
+    calibration: int = 60
+    """Questions that choose the scale."""
+    seed: int = 0
+    """Of weights, order and sampling."""
+
+    @property
+    def cost(self) -> float:
+        """As `Cell.cost`."""
+        return 14 * (self.num_demonstrations + self.held_out * self.n * 4)
 
 
-def settings(spec: Cell | Reference) -> dict[str, Any]:
+AnySpec = Cell | Reference | Judge
+VERBS: dict[type, str] = {Cell: "cell", Reference: "reference", Judge: "judge"}
+
+
+def settings(spec: AnySpec) -> dict[str, Any]:
     """The settings as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
     return values
@@ -136,7 +168,7 @@ def from_settings(kind: type[Spec], values: Mapping[str, Any]) -> Spec:
     return found
 
 
-def key_of(spec: Cell | Reference) -> str:
+def key_of(spec: AnySpec) -> str:
     """16 hex digits that stand for the settings and the version of the recipe, whatever the order of the fields.
 
     All settings count, defaults as well: another default is another cell.
@@ -146,7 +178,7 @@ def key_of(spec: Cell | Reference) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def command_of(spec: Cell | Reference) -> str:
+def command_of(spec: AnySpec) -> str:
     """The command that computes it alone: what differs from the defaults."""
     words = [f"python -m studies {VERBS[type(spec)]}"]
     for name, value in settings(spec).items():

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from studies.cell import Cell, Penalty, Reference, key_of
+from studies.cell import AnySpec, Cell, Penalty, Reference, key_of
 from studies.targets import CORE, MORE, PAIR
-
-Spec = Cell | Reference
 
 DEFAULT = Cell()
 WITH_PREFIX = replace(DEFAULT, prefix_examples=4)
@@ -187,7 +185,7 @@ def references(cells: Sequence[Cell], targets: Sequence[str] = CORE) -> list[Ref
     return found
 
 
-def plan(*, quick: bool = False, question: str | None = None) -> list[Spec]:
+def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     """Everything to run, in order, each once.
 
     Args:
@@ -199,17 +197,17 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[Spec]:
     cells = [cell for name in names for cell in (by_name[name].quick if quick else by_name[name].cells)]
     short = [cell for cell in cells if cell.task == DEFAULT.task]
     long = [cell for cell in cells if cell.task != DEFAULT.task]
-    specs: list[Spec] = [*references(short[:1]), *short[2:13], *short[:2], *long, *references(long), *short]
+    specs: list[AnySpec] = [*references(short[:1]), *short[2:13], *short[:2], *long, *references(long), *short]
     if not quick and question is None:
         specs += references([DEFAULT], (*MORE, *PAIR))
         specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT])]
     return _each_once(specs)
 
 
-def _each_once(specs: Sequence[Spec]) -> list[Spec]:
+def _each_once(specs: Sequence[AnySpec]) -> list[AnySpec]:
     """A cell that is scored on all bases also answers for the same cell on the core."""
     wide = {key_of(replace(spec, targets="core")) for spec in specs if isinstance(spec, Cell) and spec.targets == "all"}
-    unique: dict[str, Spec] = {}
+    unique: dict[str, AnySpec] = {}
     for spec in specs:
         if not (isinstance(spec, Cell) and spec.targets == "core" and key_of(spec) in wide):
             unique.setdefault(key_of(spec), spec)

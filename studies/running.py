@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from studies.cell import Cell, Reference, key_of
+from studies.cell import AnySpec, Cell, Judge, Reference, key_of
 from studies.curves import SCALES, Curve
+from studies.judging import run_judge
 from studies.reference import fine_tuned, run_reference
 from studies.scoring import Examples, Say, score_adapter, score_alone
 from studies.store import Result, Store
@@ -27,8 +28,10 @@ SHOWN = (0.25, 0.5, 0.75, 1.0)
 """Scales whose held-out results are kept besides the chosen ones."""
 
 
-def run_spec(spec: Cell | Reference, store: Store, say: Say) -> Result:
-    """What a cell or reference comes to; JSON values."""
+def run_spec(spec: AnySpec, store: Store, say: Say) -> Result:
+    """What a cell, reference or judge comes to; JSON values."""
+    if isinstance(spec, Judge):
+        return run_judge(spec, store, say)
     return run_cell(spec, store, say) if isinstance(spec, Cell) else run_reference(spec)
 
 

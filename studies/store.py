@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from studies.cell import VERBS, Cell, Reference, key_of, settings
+from studies.cell import VERBS, AnySpec, key_of, settings
 
 Result = dict[str, Any]
 Compute = Callable[[], Result]
@@ -29,16 +29,16 @@ class Store:
     root: Path = field(default=Path("build/study"))
     """Where everything that the study keeps lies."""
 
-    def path(self, spec: Cell | Reference) -> Path:
+    def path(self, spec: AnySpec) -> Path:
         """The file of a result."""
         return self.root / "cells" / f"{key_of(spec)}.json"
 
-    def get(self, spec: Cell | Reference) -> Result | None:
+    def get(self, spec: AnySpec) -> Result | None:
         """The result of a finished cell, or None."""
         path = self.path(spec)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def compute(self, spec: Cell | Reference, work: Compute, *, wait: bool = True) -> Result | None:
+    def compute(self, spec: AnySpec, work: Compute, *, wait: bool = True) -> Result | None:
         """The result of a cell, computed if it is not there.
 
         Args:

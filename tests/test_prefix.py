@@ -1,4 +1,7 @@
-"""A prefix that only the base reads: output equals the base fed prefix + prompt, plus the network fed the prompt."""
+"""A prefix that the base reads: output equals the base fed prefix + prompt, plus the network fed the prompt.
+
+Adapters here have a second network, subtracted, which reads the prefix as the base does.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,12 @@ def prefixed(
     tokenizer = starting_tokenizer() if starts else byte_tokenizer()
     model = ValueAdapterForCausalLM(tiny_model(base, seed=1), tokenizer=tokenizer)
     adapter = ValueAdapter.from_networks(
-        [tiny_model(network, seed=2)], tokenizer, base_model_name_or_path="alice/base", base_prefix=prefix
+        [tiny_model(network, seed=2), tiny_model(network, seed=3)],
+        tokenizer,
+        base_model_name_or_path="alice/base",
+        base_prefix=prefix,
+        coefficients=[1.0, -0.5],
+        reads_prefix=[False, True],
     )
     model.add_adapter(adapter, "default", scale=scale)
     model.eval()
@@ -62,7 +70,8 @@ def by_hand(model: ValueAdapterForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     read = ids[:, 1:] if ids[0, 0] == before[0] == 1 else ids
     whole = torch.cat([before.expand(len(ids), -1), read], dim=1)
     base: torch.Tensor = model.base(whole).logits[:, -ids.shape[1] :]
-    added: torch.Tensor = model.adapters["default"].networks[0](ids).logits
+    plain, prefixed = model.adapters["default"].networks
+    added: torch.Tensor = plain(ids).logits - 0.5 * prefixed(whole).logits[:, -ids.shape[1] :]
     return base + model.scales["default"] * added
 
 

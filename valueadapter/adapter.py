@@ -99,6 +99,7 @@ class ValueAdapter:
         base_model_revision: str | None = None,
         scale: float = 1.0,
         base_prefix: str | Sequence[Mapping[str, str]] | Sequence[Message] | None = None,
+        reads_prefix: Sequence[bool] | None = None,
         connection: Connection = "residual",
         token: str | bool | None = None,
     ) -> ValueAdapter:
@@ -114,6 +115,8 @@ class ValueAdapter:
             base_model_revision: commit of that base.
             scale: recommended scale.
             base_prefix: text or chat messages that only the base reads, before the prompt.
+            reads_prefix: for each network whether it reads the prefix as well, as one does that stands for the base;
+                by default none does.
             connection: what the networks read: `residual` the tokens, `cascade` the base's prediction of the next one,
                 `cascade_with_text` both (see `valueadapter.connection`).
             token: Hub token.
@@ -125,6 +128,11 @@ class ValueAdapter:
         weights = [1.0] * len(networks) if coefficients is None else [float(c) for c in coefficients]
         if len(weights) != len(networks) or not networks:
             raise ConfigError(f"expected one coefficient per network; got {len(weights)} for {len(networks)} networks")
+        reads = [False] * len(networks) if reads_prefix is None else list(reads_prefix)
+        if len(reads) != len(networks):
+            raise ConfigError(
+                f"expected one of reads_prefix per network; got {len(reads)} for {len(networks)} networks"
+            )
         specs, models = [], []
         for index, (network, weight) in enumerate(zip(networks, weights, strict=True)):
             if isinstance(network, str):
@@ -136,7 +144,9 @@ class ValueAdapter:
         config = ValueAdapterConfig(
             base_model_name_or_path=base_model_name_or_path,
             base_model_revision=base_model_revision,
-            networks=tuple(specs),
+            networks=tuple(
+                dataclasses.replace(spec, reads_prefix=read) for spec, read in zip(specs, reads, strict=True)
+            ),
             vocabulary=vocabulary_of(tokenizer).spec(max(logits_width(model) for model in models)),
             scale=scale,
             base_prefix=as_prefix(base_prefix),
@@ -283,6 +293,11 @@ class ValueAdapter:
         """The same networks, tokenizer and alignments under a changed configuration."""
         config = dataclasses.replace(self.config, **changes)
         return ValueAdapter(config, self.networks, self.tokenizer, self.alignments)
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether one of the networks reads the prefix as the base does."""
+        return any(spec.reads_prefix for spec in self.config.networks)
 
     def copy(self) -> ValueAdapter:
         """An adapter whose weights are independent of this one's."""

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
-from valueadapter.base_prefix import PrefixMethods
+from valueadapter.base_prefix import PrefixMethods, network_prefixes
 from valueadapter.config import Prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import set_trainable
-from valueadapter.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
+from valueadapter.prefix import RECORDED, BasePrefix, GivenPrefix, Recorded, as_prefix
 from valueadapter.refinement import ByteEvents, Mode
 from valueadapter.value_logits import Term
 
@@ -51,6 +51,12 @@ class Attached:
     """Where the map's values are bettered: how, and what is needed for it."""
     prefix: Prefix | None = None
     """What the base reads before the prompt while this adapter acts."""
+    read: dict[Prefix, tuple[BasePrefix | None, ...]] = field(default_factory=dict)
+    """A prefix -> how each of its networks reads it."""
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Names of its networks in a cache, for an adapter of this name."""
+        return tuple(f"{name}.{self.serial}.{index}" for index in range(len(self.adapter.networks)))
 
 
 _serials = itertools.count()
@@ -300,17 +306,28 @@ class AdapterMethods(PrefixMethods):
         acting = [(name, self._attached[name]) for name in self.active_adapters]
         return [
             Term(
-                tuple(f"{name}.{attached.serial}.{index}" for index in range(len(attached.adapter.networks))),
+                attached.parts(name),
                 attached.adapter.networks,
                 tuple(spec.coefficient for spec in attached.adapter.config.networks),
                 attached.scale,
                 attached.link,
                 attached.refinement,
                 attached.adapter.config.connection,
+                self._read_by_networks(name, attached),
             )
             for name, attached in acting
             if attached.scale != 0
         ]
+
+    def _read_by_networks(self, name: str, attached: Attached) -> tuple[BasePrefix | None, ...]:
+        """What each network of an adapter reads before the prompt; empty where none reads anything."""
+        prefix = self.base_prefix if attached.adapter.reads_prefix else None
+        if prefix is None:
+            return ()
+        if prefix not in attached.read:
+            base, parts = self._prefix_for_base(prefix), attached.parts(name)
+            attached.read = {prefix: network_prefixes(attached.adapter, parts, attached.link, prefix, base)}
+        return attached.read[prefix]
 
     def _prefix_of(self, adapter_name: str) -> Prefix | None:
         return self._attached[adapter_name].prefix

@@ -9,10 +9,36 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.cache import ValueAdapterCache
+from valueadapter.adapter import ValueAdapter
+from valueadapter.cache import BASE, ValueAdapterCache
 from valueadapter.config import Prefix
 from valueadapter.errors import UnsupportedModeError
+from valueadapter.link import Link
 from valueadapter.prefix import BaseCall, BasePrefix, GivenPrefix, Recorded, as_prefix, begins_texts, prefix_ids
+
+
+def network_prefixes(
+    adapter: ValueAdapter, parts: Sequence[str], link: Link | None, prefix: Prefix, base: BasePrefix
+) -> tuple[BasePrefix | None, ...]:
+    """What each network of an adapter reads before the prompt: the base's tokens, or where it reads text, its own.
+
+    Args:
+        adapter: the adapter.
+        parts: names of its networks in a cache.
+        link: how its vocabulary and the base's meet.
+        prefix: what the base reads.
+        base: the same, as the base reads it.
+    """
+    ids, start = base.ids, base.start
+    if link is not None and link.reading is not None:
+        ids, start = prefix_ids(prefix, adapter.tokenizer), None
+    elif link is not None:
+        own = link.alignment.value_ids(torch.tensor([[*ids, *([start] if start is not None else [])]]))[0].tolist()
+        ids, start = tuple(own[: len(ids)]), None if start is None else own[-1]
+    return tuple(
+        BasePrefix(network, ids, start, part=part) if spec.reads_prefix else None
+        for network, spec, part in zip(adapter.networks, adapter.config.networks, parts, strict=True)
+    )
 
 
 class PrefixMethods:
@@ -110,7 +136,7 @@ class PrefixMethods:
         prefix = self._acting_prefix()
         if prefix is not None:
             return prefix.call(input_ids, attention_mask, position_ids, cache, logits_to_keep)
-        if cache is not None and cache.prefix is not None:
+        if cache is not None and BASE in cache.prefixes:
             raise UnsupportedModeError(
                 "this cache was begun with a base prefix, and now none acts. Start with a new cache after changing the "
                 "prefix or the active adapters"

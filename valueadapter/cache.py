@@ -24,23 +24,23 @@ BASE_MASK = "__base__"
 
 
 class PrefixState(NamedTuple):
-    """The prefix that a base's cache begins with; the networks' caches do not."""
+    """The prefix that a model's cache begins with: the base's, and those of networks that read it too."""
 
     ids: tuple[int, ...]
     """The whole prefix."""
     lead: int
     """How many of its tokens stand before the caller's; the last may stand in place of the prompt's start token."""
     after_padding: bool
-    """Whether the base read it after each row's padding; else it stands before the padding."""
+    """Whether the model read it after each row's padding; else it stands before the padding."""
     begun: bool
-    """Whether the base has read a token of the caller's in every row, so that nothing is left to decide."""
+    """Whether the model has read a token of the caller's in every row, so that nothing is left to decide."""
 
 
 class ValueAdapterCache(Cache):
     """The base model's cache and one per value network.
 
     Attributes:
-        prefix: what the base has read besides the caller's tokens; lengths that this cache tells are without it.
+        prefixes: part -> what that model has read besides the caller's tokens; lengths told here are without it.
         longest: tokens that a row may get, where known.
         parts: `base` and `<adapter>.<serial>.<index of the network>` -> the cache that model reads and writes, or the
             `TextReader` of a network that reads the text in tokens of its own.
@@ -48,7 +48,7 @@ class ValueAdapterCache(Cache):
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
         self.parts = dict(parts)
-        self.prefix: PrefixState | None = None
+        self.prefixes: dict[str, PrefixState] = {}
         self.longest: int | None = None
         self.layer_class_to_replicate = None  # layers are the parts' business
         self.offloading = False  # and so is moving them
@@ -105,16 +105,21 @@ class ValueAdapterCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the caller's that a layer has seen; the prefix does not count."""
         length: int = super().get_seq_length(layer_idx)
-        lead = self.prefix.lead if self.prefix is not None else 0
+        lead = self.prefixes[BASE].lead if BASE in self.prefixes else 0
         return length - lead if lead and length > 0 and layer_idx < len(self.parts[BASE].layers) else length
+
+    def read_by(self, part: str) -> int:
+        """Tokens of the caller's that one of the models has seen."""
+        length = int(self.parts[part].get_seq_length())
+        return length - self.prefixes[part].lead if part in self.prefixes and length > 0 else length
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes back the last tokens, minus as many as `tokens_to_remove` says; with the first, also the prefix."""
         super().crop(tokens_to_remove)
-        if self.prefix is not None and int(self.get_seq_length()) <= 0:
+        if self.prefixes and int(self.get_seq_length()) <= 0:
             self.reset()
 
     def reset(self) -> None:
         """Empties all parts."""
         super().reset()
-        self.prefix = None
+        self.prefixes.clear()

@@ -76,15 +76,19 @@ class _State(NamedTuple):
 class ContextAligner:
     """The text of one row: what the base has read, and the value tokens of it.
 
+    Args:
+        reading: what the network reads for each of the base's tokens.
+        lead: value tokens that stand before every text, its beginning of sequence among them; none by default.
+
     Attributes:
         ids: canonical value tokens of the text so far, the value tokenizer's own beginning of sequence first.
             An incomplete UTF-8 character at the end is held back.
         base_ids: the base tokens pushed so far.
     """
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self.ids: list[int] = list(reading.encoder.prefix)
+    def __init__(self, reading: Reading, lead: Sequence[int] = ()) -> None:
+        self.reading, self._lead = reading, lead
+        self.ids: list[int] = list(lead or reading.encoder.prefix)
         self.base_ids: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._tail = ""
@@ -127,8 +131,11 @@ class ContextAligner:
             As `push`.
         """
         old = self.ids
-        self.__init__(self.reading)  # type: ignore[misc]  # from the beginning
-        self.ids, self._sync = [], 0
+        self.__init__(self.reading, self._lead)  # type: ignore[misc]  # from the beginning
+        self.ids, self._sync = list(self._lead), len(self._lead)
+        start = list(self.reading.encoder.prefix)
+        if self._lead and list(value_ids[: len(start)]) == start:
+            value_ids = value_ids[len(start) :]
         self._begin(base_ids)
         self._append(value_ids)
         self._prompt = len(base_ids)
@@ -173,7 +180,7 @@ class ContextAligner:
 
     def copy(self) -> ContextAligner:
         """A row that goes on from here independently, as beams do."""
-        twin = ContextAligner(self.reading)
+        twin = ContextAligner(self.reading, self._lead)
         twin.ids, twin.base_ids, twin._undo = self.ids.copy(), self.base_ids.copy(), self._undo.copy()
         twin._decoder.setstate(self._decoder.getstate())
         twin._tail, twin._sync, twin._prompt = self._tail, self._sync, self._prompt

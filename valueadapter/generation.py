@@ -29,7 +29,7 @@ class GenerationMethods:
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
         if not isinstance(cache, ValueAdapterCache):
             serving = {
-                part: term.reader() if term.reads_text else network.config
+                part: term.reader(part) if term.reads_text else network.config
                 for term in terms
                 for part, network in zip(term.parts, term.networks, strict=True)
             }
@@ -48,19 +48,22 @@ class GenerationMethods:
             in_step = [(part, network) for term in terms if not term.reads_text for part, network in _in_term(term)]
             for name, model in [("the base", self.base), *in_step]:
                 _check_length(name, model, generation_config.max_length)
+            for reader in _prefixes(terms).values():
+                reader.check_length(generation_config.max_length)
         if model_kwargs.get("cache") is not None:
             model_kwargs["cache"] = self._cache_parts(model_kwargs["cache"], terms)
             model_kwargs["cache"]._is_user_defined = True  # generate then leaves it alone
             return
         parts: dict[str, Any] = {}
-        readers = {part: term.reader() for term in terms if term.reads_text for part in term.parts}
+        readers = {part: term.reader(part) for term in terms if term.reads_text for part in term.parts}
+        before = _prefixes(terms) | ({BASE: prefix} if prefix is not None else {})
         for part, model in [(BASE, self.base), *_networks(terms)]:
             if part in readers:
                 readers[part].longest = generation_config.max_length
                 parts.update({part: readers[part]} if parts else {})
                 continue
             prepared: dict[str, Any] = {}
-            more = len(prefix.ids) if prefix is not None and part == BASE else 0
+            more = len(before[part].ids) if part in before else 0
             model._prepare_cache_for_generation(generation_config, prepared, *how[:-1], how[-1] + more)
             if (cache := prepared.get("cache")) is not None:
                 parts[part] = cache
@@ -80,7 +83,8 @@ class GenerationMethods:
         prefix = self._acting_prefix()
         if prefix is not None and isinstance(cache, ValueAdapterCache) and cache.is_compileable:
             ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
-            prefix.begin(ids, attention_mask, cache, reads_now=False)
+            for one in (prefix, *_prefixes(self.terms()).values()):
+                one.begin(ids, attention_mask, cache, reads_now=False)
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]  # GenerationMixin's
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -105,12 +109,13 @@ class GenerationMethods:
         parts = self._cache_parts(cache, terms).parts
         masks: dict[str, Any] = {}
         prefix = self._acting_prefix()
+        before = _prefixes(terms) | ({BASE: prefix} if prefix is not None else {})
         for key, (model, part) in models.items():
             create = getattr(model, "create_masks_for_generate", create_masks_for_generate)
             own = {"attention_mask": attention_mask, "position_ids": position_ids}
-            if prefix is not None and part == BASE:
+            if part in before:
                 masks[ROWS_MASK] = attention_mask
-                own = prefix.mask_arguments(attention_mask, position_ids, cast(ValueAdapterCache, cache))
+                own = before[part].mask_arguments(attention_mask, position_ids, cast(ValueAdapterCache, cache))
             masks[key] = create(config=model.config, inputs_embeds=inputs_embeds, cache=parts[part], **own)
         return masks
 
@@ -128,6 +133,12 @@ class GenerationMethods:
 
 def _networks(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:
     return [pair for term in terms for pair in _in_term(term)]
+
+
+def _prefixes(terms: list[Term]) -> dict[str, BasePrefix]:
+    """Part -> the prefix of each network that reads one in step with the base."""
+    in_step = [(term, part) for term in terms if not term.reads_text for part in term.parts]
+    return {part: prefix for term, part in in_step if (prefix := term.prefix_of(part)) is not None}
 
 
 def _in_term(term: Term) -> list[tuple[str, PreTrainedModel]]:

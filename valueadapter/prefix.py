@@ -1,9 +1,9 @@
-"""What only the base reads before the prompt: as token ids, as keys and values computed once, and in each call.
+"""What a model reads before the prompt: as token ids, as keys and values computed once, and in each call.
 
-Two layouts give the base the same text. Usually the prefix's keys and values are put into the base's cache first, and
-everything after them shifts: `prefix, padding, prompt`. A sliding window counts padding too, so where padding could
-push the prefix out of a window (or a layer keeps no keys and values) the base reads `padding, prefix, prompt` itself.
-Knows nothing of adapters and their logits.
+The model is the base, or a network that stands for it. Two layouts give it the same text. Usually the prefix's keys and
+values are put into the model's cache first, and everything after them shifts: `prefix, padding, prompt`. A sliding
+window counts padding too, so where padding could push the prefix out of a window (or a layer keeps no keys and values)
+the model reads `padding, prefix, prompt` itself. Knows nothing of adapters and their logits.
 """
 
 from __future__ import annotations
@@ -111,17 +111,18 @@ class BaseCall:
 
 
 class BasePrefix:
-    """A prefix as one base reads it.
+    """A prefix as one model reads it.
 
     Args:
-        base: the base model.
+        base: the model, the base or a network.
         ids: the prefix's tokens.
-        start: the token that begins every text of this base; None where there is none. A prompt that begins with it
+        start: the token that begins every text of this model; None where there is none. A prompt that begins with it
             gives it up, since the prefix has begun the text already.
+        part: the model's name in the cache.
     """
 
-    def __init__(self, base: PreTrainedModel, ids: tuple[int, ...], start: int | None) -> None:
-        self.base, self.ids = base, ids
+    def __init__(self, base: PreTrainedModel, ids: tuple[int, ...], start: int | None, *, part: str = BASE) -> None:
+        self.base, self.ids, self.part = base, ids, part
         self.start = start if ids[:1] == (start,) else None
         self._states: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         layers = DynamicCache(config=base.config).layers
@@ -150,10 +151,10 @@ class BasePrefix:
         Raises:
             UnsupportedModeError: the cache began otherwise, the rows do, or the text is too long.
         """
-        state = cache.prefix if cache is not None else None
+        state = cache.prefixes.get(self.part) if cache is not None else None
         if state is not None and state.ids == self.ids and state.begun:
             return ids, state
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        past = cache.read_by(self.part) if cache is not None else 0
         if state.ids != self.ids if state is not None else past > 0:
             raise UnsupportedModeError(
                 "this cache was begun with another base prefix, or none. Start with a new cache after changing the "
@@ -175,11 +176,11 @@ class BasePrefix:
                     "after the padding; make prefill_chunk_size larger than the padding, or leave it out"
                 )
             if cache is not None and not state.after_padding:
-                self._fill(cache.parts[BASE], len(ids), lead, length)
+                self._fill(cache.parts[self.part], len(ids), lead, length)
         elif len(at[0]) and state.lead != lead:
             raise UnsupportedModeError(_MIXED)
         if cache is not None:
-            cache.prefix = state._replace(begun=begun and reads_now)
+            cache.prefixes[self.part] = state._replace(begun=begun and reads_now)
         if again:
             ids = ids.clone()
             ids[at] = self.ids[-1]
@@ -198,12 +199,12 @@ class BasePrefix:
         Raises:
             UnsupportedModeError: a mask that does not say which tokens are padding, or too long a text.
         """
-        mask, prepared = _masks(attention_mask)
+        mask, prepared = _masks(attention_mask, BASE_MASK if self.part == BASE else self.part)
         ids, state = self.begin(input_ids, mask, cache)
-        if state.after_padding and (cache is None or int(cache.parts[BASE].get_seq_length()) == 0):
+        if state.after_padding and (cache is None or int(cache.parts[self.part].get_seq_length()) == 0):
             return self._read_all(ids, mask, position_ids, cache, logits_to_keep, state.lead)
         if cache is not None:
-            own = cache.parts[BASE]
+            own = cache.parts[self.part]
         else:
             own = DynamicCache(config=self.base.config)
             self._fill(own, len(ids), state.lead, ids.shape[1])
@@ -222,7 +223,7 @@ class BasePrefix:
         self, mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: ValueAdapterCache
     ) -> dict[str, Any]:
         """What the base's masks are made from, for a cache that has begun."""
-        state = cast(PrefixState, cache.prefix)
+        state = cache.prefixes[self.part]
         positions = None if position_ids is None else position_ids + state.lead
         return {"attention_mask": self.mask(mask, state), "position_ids": positions}
 
@@ -242,8 +243,9 @@ class BasePrefix:
         """
         limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
         if limit and tokens and tokens + len(self.ids) > limit:
+            reader = "the base" if self.part == BASE else "a value network"
             raise UnsupportedModeError(
-                f"the base prefix has {len(self.ids):,} tokens, prompt and answer may have {tokens:,}, and the base "
+                f"the base prefix has {len(self.ids):,} tokens, prompt and answer may have {tokens:,}, and {reader} "
                 f"reads {limit:,} at most; shorten the prompt, lower max_new_tokens, or attach with base_prefix=None"
             )
 
@@ -286,7 +288,7 @@ class BasePrefix:
             counted = torch.arange(lead, device=ids.device).expand(len(ids), -1)
             shifted = (position_ids + lead).expand(len(ids), -1)
             arguments["position_ids"] = _after_padding(shifted, counted, padding)
-        arguments |= {"use_cache": cache is not None, "cache": cache.parts[BASE] if cache is not None else None}
+        arguments |= {"use_cache": cache is not None, "cache": cache.parts[self.part] if cache is not None else None}
         everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
         return BaseCall(arguments, lead if everything else 0)
 
@@ -321,9 +323,9 @@ _MIXED = (
 )
 
 
-def _masks(given: torch.Tensor | Mapping[str, Any] | None) -> tuple[torch.Tensor | None, Any]:
-    """The mask that says which tokens are padding, and the base's own where `generate` has prepared one."""
-    mask, prepared = (given[ROWS_MASK], given[BASE_MASK]) if _has_rows(given) else (given, None)
+def _masks(given: torch.Tensor | Mapping[str, Any] | None, key: str) -> tuple[torch.Tensor | None, Any]:
+    """The mask that says which tokens are padding, and the model's own where `generate` has prepared one."""
+    mask, prepared = (given[ROWS_MASK], given[key]) if _has_rows(given) else (given, None)
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
         raise UnsupportedModeError(
             "a base prefix needs to know which tokens are padding; pass the attention_mask of (batch, past + seq)"

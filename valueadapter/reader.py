@@ -29,15 +29,22 @@ class TextReader(CacheLayerMixin):
         reading: what the network reads for each of the base's tokens.
         width: columns of the value logits.
         refinement: mode and events, where likely base tokens get better values than the map's.
+        lead: the network's tokens before every text; none by default.
     """
 
     is_sliding = False
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, reading: Reading, width: int, refinement: tuple[Mode, ByteEvents] | None = None) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        width: int,
+        refinement: tuple[Mode, ByteEvents] | None = None,
+        lead: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        self.reading, self.width, self.refinement = reading, width, refinement
+        self.reading, self.width, self.refinement, self.lead = reading, width, refinement, lead
         self.longest: int | None = None  # base tokens that `generate` may come to
         self.better: list[list[tuple[int, int, float]]] = []
         self._recent: list[dict[int, torch.Tensor]] = []
@@ -82,7 +89,7 @@ class TextReader(CacheLayerMixin):
             UnsupportedModeError: the network cannot work in this way, or the text is longer than it can read.
         """
         if not self.rows:
-            self.rows = [Row(ContextAligner(self.reading)) for _ in range(len(input_ids))]
+            self.rows = [Row(ContextAligner(self.reading, self.lead)) for _ in range(len(input_ids))]
         length = input_ids.shape[1]
         text = [[True] * length] * len(input_ids) if attention_mask is None else _last(attention_mask, length)
         plans = [
@@ -287,7 +294,7 @@ class TextReader(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forgets every text."""
-        self.__init__(self.reading, self.width, self.refinement)  # type: ignore[misc]  # as new
+        self.__init__(self.reading, self.width, self.refinement, self.lead)  # type: ignore[misc]  # as new
 
     def get_seq_length(self) -> int:
         """Tokens of the base that were read, padding included."""

@@ -24,10 +24,16 @@ def to_json(value: Any) -> Any:
     """A dataclass as JSON values, fields in the order of their definition."""
     if is_dataclass(value):
         pairs = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: to_json(v) for f, v in pairs if f.metadata != OMIT or v not in (None, (), {})}
+        return {
+            f.name: to_json(v) for f, v in pairs if f.metadata != OMIT or (v is not False and v not in (None, (), {}))
+        }
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     return value
+
+
+def _is_empty(value: Any) -> bool:
+    return value is False or value in (None, (), {})
 
 
 def from_json(cls: type[T], data: Any, place: str = "") -> T:

@@ -22,6 +22,7 @@ from valueadapter.errors import UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import logits_width
 from valueadapter.plan import Prompt
+from valueadapter.prefix import BasePrefix
 from valueadapter.reader import TextReader
 from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
 
@@ -41,11 +42,18 @@ class Term(NamedTuple):
     """Mode and events, where the base's likeliest tokens get better values than the map's."""
     connection: Connection = "residual"
     """What the networks read; other than tokens only where they read in step with the base."""
+    prefixes: tuple[BasePrefix | None, ...] = ()
+    """For each network what it reads before the prompt; empty where none reads anything."""
 
-    def reader(self) -> TextReader:
+    def reader(self, part: str) -> TextReader:
         """An empty reader for one of the networks."""
-        link = cast(Link, self.link)
-        return TextReader(cast(Reading, link.reading), link.alignment.value.logits_width, self.refinement)
+        link, prefix = cast(Link, self.link), self.prefix_of(part)
+        lead = prefix.ids if prefix is not None else ()
+        return TextReader(cast(Reading, link.reading), link.alignment.value.logits_width, self.refinement, lead)
+
+    def prefix_of(self, part: str) -> BasePrefix | None:
+        """What one of the networks reads before the prompt."""
+        return self.prefixes[self.parts.index(part)] if self.prefixes else None
 
     @property
     def reads_text(self) -> bool:
@@ -111,6 +119,9 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
         read = {"input_ids": _readable(ids, network, inputs.base_logits.shape[-1])}
+        if (prefix := term.prefix_of(part)) is not None:
+            yield _after_prefix(network, prefix, read["input_ids"], inputs)
+            continue
         if term.reads_prediction:
             alignment = term.link.alignment if term.link is not None else None
             prediction = cast(torch.Tensor, inputs.prediction)
@@ -123,6 +134,17 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
             **of_part(part, part, inputs.attention_mask, inputs.cache),
             **common,
         ).logits
+
+
+def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """A network that reads the prefix as the base does."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters()):
+        raise UnsupportedModeError(
+            "a network that reads the prefix takes no gradients: the prefix's keys and values are computed once. Train "
+            "with base_prefix=None, and record the prefix afterwards"
+        )
+    call = prefix.call(ids, inputs.attention_mask, inputs.position_ids, inputs.cache, inputs.logits_to_keep)
+    return call.cut(network(**call.arguments, return_dict=True).logits)
 
 
 def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float]]) -> Iterator[torch.Tensor]:
@@ -144,7 +166,7 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
         candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
         kept = inputs.cache is not None
-        reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader()
+        reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader(part)
         logits = reader.read(
             network,
             inputs.input_ids,

@@ -32,6 +32,8 @@ class NetworkSpec:
     """Hub ID of a repository that holds the network, in place of `path`."""
     revision: str | None = field(default=None, metadata=OMIT)
     """Commit hash (40 hex) of `repo`; required with `repo`, so that the adapter cannot change under its users."""
+    reads_prefix: bool = field(default=False, metadata=OMIT)
+    """Whether this network reads the prefix as the base does: one that is subtracted in the training base's place."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.repo is None):

@@ -62,6 +62,8 @@ class ValueAdapterConfig:
             raise ConfigError(f"'scale' must be finite; got {self.scale}")
         if self.base_prefix is not None and not self.base_prefix:
             raise ConfigError("'base_prefix' is empty; use null for none")
+        if self.connection != "residual" and any(network.reads_prefix for network in self.networks):
+            raise ConfigError(f"a network with 'reads_prefix' reads tokens; 'connection' is {self.connection!r}")
         paths = [n.path for n in self.networks if n.path is not None]
         for a, b in ((a, b) for i, a in enumerate(paths) for b in paths[i + 1 :]):
             if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):

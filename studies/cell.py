@@ -21,7 +21,7 @@ LATER: dict[str, Any] = {}
 
 Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]
-PrefixUse = Literal["both", "scoring"]
+PrefixUse = Literal["both", "scoring", "subtracted"]
 Source = Literal["trained", "expert_minus_base"]
 Spec = TypeVar("Spec", "Cell", "Reference", "Judge")
 
@@ -40,12 +40,12 @@ class Cell:
     """Of the training split, in its order."""
     epochs: int = 1
     """How often each is seen."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-3
     """Peak of the cosine schedule."""
     batch_size: int = 8
     """Demonstrations per step."""
-    num_layers: int | None = 8
-    """First N layers of the donor; none keeps all."""
+    num_layers: int | None = None
+    """First N layers of the donor, of a full network; none keeps all."""
     initialisation: str = "zero_head"
     """How the network starts: zero_head, pretrained, random."""
     connection: str = "residual"
@@ -60,14 +60,15 @@ class Cell:
     """Attention dropout in the network."""
     label_smoothing: float = 0.0
     """As in `TrainingArguments`."""
-    lora_rank: int | None = None
-    """A LoRA network of this rank; none trains the whole network."""
-    prefix_examples: int = 0
+    lora_rank: int | None = 16
+    """A LoRA network of this rank; none trains a full network."""
+    prefix_examples: int = 4
     """Demonstrations that the base reads before the prompt."""
     prefix_policy: PrefixPolicy = "first"
     """Which: the first of the training split, the next as many, or its shortest."""
-    prefix_use: PrefixUse = "both"
-    """Whether training, too, reads the prefix."""
+    prefix_use: PrefixUse = "subtracted"
+    """Who reads it: `scoring` the scored bases; `both` also the base in training; `subtracted` besides the scored bases
+    the network that is subtracted from them."""
     network: Source = "trained"
     """A trained network, or +1 the donor fine-tuned, -1 the donor."""
     targets: Literal["core", "all"] = "core"

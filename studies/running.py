@@ -112,7 +112,11 @@ def _expert_minus_base(cell: Cell, donor: Target, records: list[Any], say: Say) 
     expert = fine_tuned(donor.load(), donor.tokenizer, records, how)
     networks = [expert, donor.load()]
     return ValueAdapter.from_networks(
-        networks, donor.tokenizer, base_model_name_or_path=donor.name, coefficients=[1.0, -1.0]
+        networks,
+        donor.tokenizer,
+        base_model_name_or_path=donor.name,
+        coefficients=[1.0, -1.0],
+        reads_prefix=[False, cell.prefix_use == "subtracted"],
     )
 
 
@@ -145,7 +149,7 @@ def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path, s
         connection=cell.connection,  # type: ignore[arg-type]  # checked by the recipe
         dropout=cell.dropout or None,
         other_bases=tuple(str(TARGETS[name].folder) for name in cell.other_bases),
-        base_prefix=prefix if cell.prefix_use == "both" else None,
+        base_prefix=None if cell.prefix_use == "scoring" else prefix,
         base_prefix_examples=0,
         arguments=arguments,
     )

@@ -18,10 +18,12 @@ from studies.store import Store
 from studies.targets import Target
 from studies.tasks import Record
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.base_prefix import network_prefixes
 from valueadapter.data import Collator
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
 from valueadapter.evaluation import response_bytes
 from valueadapter.link import Link
+from valueadapter.prefix import BasePrefix, begins_texts, prefix_ids
 from valueadapter.value_logits import Inputs, Term, fit_width, value_logits
 
 Say = Callable[[str], object]
@@ -96,8 +98,8 @@ def _score_group(
     """Bases of one vocabulary: the network runs once over the examples, and each base's head over its hidden states."""
     states = {target.name: states_of(target, examples.records, examples.prefix, store) for target in members}
     nats = {name: torch.zeros(len(one.hidden), len(SCALES)) for name, one in states.items()}
-    term = _term(adapter, link)
     tokenizer = adapter.tokenizer if link is None else members[0].tokenizer
+    term = _term(adapter, link, examples.prefix, tokenizer)
     width = adapter.config.vocabulary.logits_width if link is None else link.alignment.base.logits_width
     for batch in by_length(encoded(examples.records, tokenizer)):
         added = _value_logits(term, batch, tokenizer, width)
@@ -110,11 +112,17 @@ def _score_group(
     return {name: Curve(states[name].tokens, nats[name], sizes, len(examples.held_out)) for name in states}
 
 
-def _term(adapter: ValueAdapter, link: Link | None) -> Term:
-    """The adapter as it acts at scale 1."""
+def _term(adapter: ValueAdapter, link: Link | None, prefix: str | None, tokenizer: PreTrainedTokenizerBase) -> Term:
+    """The adapter as it acts at scale 1, on bases with this tokenizer that read this prefix."""
     networks = tuple(network.eval() for network in adapter.networks)
     names = tuple(f"study.{index}" for index in range(len(networks)))
-    return Term(names, networks, tuple(spec.coefficient for spec in adapter.config.networks), 1.0, link)
+    read: tuple[BasePrefix | None, ...] = ()
+    if prefix is not None and adapter.reads_prefix:
+        start = tokenizer.bos_token_id if begins_texts(tokenizer) else None
+        base = BasePrefix(networks[0], prefix_ids(prefix, tokenizer), start)  # for its tokens alone
+        read = network_prefixes(adapter, names, link, prefix, base)
+    weights = tuple(spec.coefficient for spec in adapter.config.networks)
+    return Term(names, networks, weights, 1.0, link, prefixes=read)
 
 
 def _value_logits(term: Term, batch: list[Encoded], tokenizer: PreTrainedTokenizerBase, width: int) -> torch.Tensor:

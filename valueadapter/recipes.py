@@ -6,6 +6,7 @@ Knows which pieces to put together and what a person wants to read at the end; e
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,9 @@ NetworkKind = Literal["lora", "full"]
 
 PREFIX_EXAMPLES = 4
 LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
-"""Peak of the cosine schedule; these defaults are what docs/transfer.md argues for."""
+"""Peak of the cosine schedule."""
+SCALES: Mapping[NetworkKind, float] = {"lora": 0.5, "full": 1.0}
+"""Recommended for bases that nobody measured; these defaults are what docs/transfer.md argues for."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Recipe:
     data_name: str | None = None
     """Name of the data to record, where `data` is no Hub ID."""
     network: NetworkKind = "lora"
-    """`lora`: the base with a LoRA at +1, beside the base at -1; `full`: a network of its own, all of it trained."""
+    """`lora`: the base with a LoRA at +1, beside the base at -1, which reads the prefix as the base does, so that what
+    is added is what training moved beyond it; `full`: a network of its own, all of it trained, on the prefixed base."""
     lora_rank: int = 16
     """Of the LoRA."""
     num_layers: int | None = None
@@ -75,10 +79,12 @@ class Recipe:
     dropout: float | None = None
     """Dropout of a full network; None as its architecture has it."""
     base_prefix: GivenPrefix = None
-    """Text or chat messages that only the base reads, before each demonstration; recorded in the adapter."""
+    """Text or chat messages that the base reads before the prompt; recorded in the adapter."""
     base_prefix_examples: int | None = None
     """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
     none for plain text, which shows nothing, or where a `base_prefix` is given."""
+    scale: float | None = None
+    """Recommended scale to record; by default that of SCALES."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """More `ValueTrainingArguments`."""
 
@@ -113,7 +119,7 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     say(f"training on {len(data):,} demonstrations")
     trainer.train(resume_from_checkpoint=resume)
     place = recipe.output_dir / layout.CHECKPOINT_ADAPTER
-    adapter = _whole(trainer.trained_adapter())
+    adapter = _finished(recipe, trainer.trained_adapter(), prefix)
     if not trainer.is_world_process_zero():
         return {}
     adapter.save_pretrained(place)
@@ -128,6 +134,9 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
             "loss_after": _rounded(record.loss_last),
         }
     if recipe.eval_data is not None:
+        base, tokenizer = model.unload(), model.base_tokenizer
+        model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+        model.add_adapter(adapter, "default", scale=1.0)
         summary |= _held_out(model.eval(), recipe.eval_data, say)
     if push_to is not None:
         summary["published"] = adapter.push_to_hub(push_to).commit_url
@@ -188,13 +197,13 @@ def _untrained(recipe: Recipe, prefix: Prefix | None, say: Say) -> tuple[ValueAd
         coefficients=coefficients,
         base_model_revision=commit,
         connection=recipe.connection,
-        base_prefix=prefix,
+        base_prefix=prefix if recipe.network == "full" else None,  # of a LoRA it cancels out, and costs
     )
     model.add_adapter(adapter, "default", is_trainable=True)
     for network in adapter.networks[1:]:
         set_trainable(network, False)
     if prefix is not None:
-        say(f"the base reads a prefix of {len(prefix_ids(prefix, tokenizer)):,} tokens before each demonstration")
+        say(f"the base will read a prefix of {len(prefix_ids(prefix, tokenizer)):,} tokens before each prompt")
     return model, name
 
 
@@ -214,11 +223,21 @@ def _networks(
     return [network, copy.deepcopy(base) if commit is None else f"{name}@{commit}"], [1.0, -1.0]
 
 
-def _whole(adapter: ValueAdapter) -> ValueAdapter:
-    """An adapter that can be saved: a LoRA whose base has no commit to pin goes into the network's weights."""
-    if adapter.config.base_model_revision is not None:
-        return adapter
-    return ValueAdapter(adapter.config, [merged(one) for one in adapter.networks], adapter.tokenizer)
+def _finished(recipe: Recipe, adapter: ValueAdapter, prefix: Prefix | None) -> ValueAdapter:
+    """The adapter as it is recorded. A LoRA whose base has no commit to pin goes into the network's weights.
+
+    On its training base a LoRA network gives base + (LoRA - base) at scale 1, whatever both bases read: the prefix
+    changes nothing there, and is set afterwards.
+    """
+    config = adapter.config
+    scale = SCALES[recipe.network] if recipe.scale is None else recipe.scale
+    if recipe.network == "full":
+        return adapter.with_config(scale=scale)
+    with_lora, base = config.networks
+    networks = [merged(one) for one in adapter.networks] if config.base_model_revision is None else adapter.networks
+    stands_in = dataclasses.replace(base, reads_prefix=prefix is not None)
+    changed = dataclasses.replace(config, networks=(with_lora, stands_in), base_prefix=prefix, scale=scale)
+    return ValueAdapter(changed, networks, adapter.tokenizer)
 
 
 def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:

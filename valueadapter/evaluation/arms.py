@@ -156,10 +156,10 @@ class _Run:
 
     # -- the arms ----------------------------------------------------------------------------------------------------
     def _donor_scale(self) -> float:
-        """What was measured on the training base itself, else what it was trained at; never a relative's scale."""
+        """What was measured on the training base itself, else 1, as adapters are trained; never another base's."""
         config = self.adapter.config
         own = [one.scale for one in config.scales if one.base == config.base_model_name_or_path]
-        return own[0] if own else config.scale
+        return own[0] if own else 1.0
 
     def _measure_donor(self) -> Arm:
         config, given = self.adapter.config, self.options.donor

@@ -99,7 +99,7 @@ QUESTIONS = (
             replace(DEFAULT, lora_rank=4),
             *(replace(FULL, num_layers=layers) for layers in (4, 8, 16)),
         ),
-        (DEFAULT, FULL),
+        (DEFAULT, replace(FULL, num_layers=4)),
     ),
     Question(
         "repetition",

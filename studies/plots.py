@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from studies.plan import DEFAULT, WITH_PREFIX
+from studies.plan import DEFAULT, NO_PREFIX
 from studies.results import Row, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
@@ -15,17 +15,17 @@ COLOURS = {
     "alone": "#9aa3ad",
     "examples in its prompt": "#5f6b78",
     "small tuned model alone": "#d7b36a",
-    "+ adapter": "#7fb3d5",
-    "+ adapter with prefix": "#1f6fa8",
+    "+ adapter without prefix": "#7fb3d5",
+    "+ adapter": "#1f6fa8",
     "fine-tuned": "#3f8f5b",
 }
 
 
 def bars(store: Store) -> dict[str, dict[str, float]]:
     """Base -> arm -> held-out bits per byte, of the default cells on Jeopardy, at each base's calibrated scale."""
-    plain = {row.target: row for row in rows_of(store, DEFAULT) if not row.refusal}
+    plain = {row.target: row for row in rows_of(store, NO_PREFIX) if not row.refusal}
     found = {}
-    for row in rows_of(store, WITH_PREFIX):
+    for row in rows_of(store, DEFAULT):
         if not row.refusal:
             found[TARGETS[row.target].title] = _arms(row, plain.get(row.target))
     return found
@@ -34,8 +34,8 @@ def bars(store: Store) -> dict[str, dict[str, float]]:
 def _arms(row: Row, plain: Row | None) -> dict[str, float]:
     arms = {"alone": row.alone, "examples in its prompt": row.fewshot, "small tuned model alone": row.small}
     if plain is not None:
-        arms["+ adapter"] = plain.at(plain.own_scale)
-    arms["+ adapter with prefix"] = row.at(row.own_scale)
+        arms["+ adapter without prefix"] = plain.at(plain.own_scale)
+    arms["+ adapter"] = row.at(row.own_scale)
     if row.fine_tuned is not None:
         arms["fine-tuned"] = float(row.fine_tuned["bits_per_byte"])
     return arms

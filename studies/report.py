@@ -46,6 +46,7 @@ def makers() -> dict[str, Callable[[Store], str]]:
     named: dict[str, Callable[[Store], str]] = {
         "effort": effort,
         "goals": tables.goals,
+        "judge": tables.judge,
         "scales": tables.scales,
         "spread": tables.seeds_spread,
         "stopping": tables.stopping,

@@ -8,6 +8,7 @@ from typing import Any
 
 from studies.cell import Cell, Reference, from_settings
 from studies.store import Result, Store
+from valueadapter.recipes import SCALES
 
 KINDS = ("the training base", "another size", "another vocabulary")
 """What a column is about; a base further from the training base than its relation says stands in a table of its own."""
@@ -51,6 +52,11 @@ class Row:
     def small(self) -> float:
         """Of the small tuned model alone, at the scale calibrated on it."""
         return float(self.donor["scales"][f"{self.donor_scale:g}"]["bits_per_byte"])
+
+    @property
+    def recorded_scale(self) -> float:
+        """What the recipe records for bases that nobody measured."""
+        return SCALES["full" if self.cell.lora_rank is None else "lora"]
 
     @property
     def own_scale(self) -> float:

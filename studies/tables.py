@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from studies.cell import Cell, command_of, settings
-from studies.plan import DEFAULT, QUESTIONS, TASKS, WITH_PREFIX, Question, of_task
+from studies.cell import AnySpec, Cell, command_of, settings
+from studies.plan import DEFAULT, FULL, JUDGES, QUESTIONS, TASKS, Question, of_task
 from studies.results import Row, finished, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
@@ -39,24 +39,29 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def code(cell: Cell) -> str:
+def code(cell: AnySpec) -> str:
     """The command beside a row."""
     return f"`{command_of(cell)}`"
 
 
 def main_cells() -> list[Cell]:
-    """The defaults on every task."""
-    return [of_task(task, cell) for task in TASKS for cell in (WITH_PREFIX, DEFAULT)]
+    """The default on every task, and a full network on the first."""
+    return [DEFAULT, FULL, *(of_task(task, DEFAULT) for task in TASKS if task != DEFAULT.task)]
+
+
+def kind(cell: Cell) -> str:
+    """Which network it trains, in words."""
+    return "LoRA" if cell.lora_rank is not None else "full"
 
 
 def tasks(store: Store) -> str:
     """Every arm of the default cells, base by base."""
-    head = ["task", "prefix", "base", "it is", "alone", "examples in its prompt", "small tuned model alone"]
-    head += ["+ adapter, scale 1", "scale of the training base", "own scale", "fine-tuned", "gain recovered", "command"]
+    head = ["task", "network", "base", "it is", "alone", "examples in its prompt", "small tuned model alone"]
+    head += ["+ adapter, recorded scale", "own scale", "fine-tuned", "gain recovered", "command"]
     rows = []
     for cell, found in finished(store, main_cells()):
         for row in found:
-            rows.append([cell.task, str(cell.prefix_examples), TARGETS[row.target].title, row.relation, *_arms(row)])
+            rows.append([cell.task, kind(cell), TARGETS[row.target].title, row.relation, *_arms(row)])
             rows[-1].append(code(cell))
     return table(head, rows)
 
@@ -64,14 +69,13 @@ def tasks(store: Store) -> str:
 def _arms(row: Row) -> list[str]:
     tuned = "" if row.fine_tuned is None else bits(row.fine_tuned["bits_per_byte"])
     if row.refusal:
-        return [bits(row.alone), bits(row.fewshot), "", "not possible", "", "", tuned, ""]
+        return [bits(row.alone), bits(row.fewshot), "", "not possible", "", tuned, ""]
     chosen = row.at(row.own_scale)
     return [
         bits(row.alone),
         bits(row.fewshot),
         bits(row.small),
-        bits(row.at(1.0)),
-        f"{bits(row.at(row.donor_scale))} at {row.donor_scale:g}",
+        f"{bits(row.at(row.recorded_scale))} at {row.recorded_scale:g}",
         f"**{bits(chosen)}** at {row.own_scale:g}",
         tuned,
         share(row.gain(chosen)),
@@ -90,8 +94,8 @@ def tokens(store: Store) -> str:
                 arms["fine-tuned"] = row.fine_tuned
             for name, arm in arms.items():
                 values = [f"{arm[kind]:.2f}" if kind in arm else "" for kind in ("first", "middle", "last")]
-                rows.append([cell.task, str(cell.prefix_examples), TARGETS[row.target].title, name, *values])
-    return table(["task", "prefix", "base", "arm", "first", "middle", "last"], rows)
+                rows.append([cell.task, kind(cell), TARGETS[row.target].title, name, *values])
+    return table(["task", "network", "base", "arm", "first", "middle", "last"], rows)
 
 
 def scales(store: Store) -> str:
@@ -101,19 +105,19 @@ def scales(store: Store) -> str:
         for row in (one for one in found if not one.refusal):
             shown = [bits(row.at(scale)) for scale in (0.25, 0.5, 0.75, 1.0)]
             own = f"{bits(row.at(row.own_scale))} at {row.own_scale:g}"
-            rows.append([cell.task, str(cell.prefix_examples), TARGETS[row.target].title, *shown, own, code(cell)])
-    return table(["task", "prefix", "base", "0.25", "0.5", "0.75", "1", "calibrated on it", "command"], rows)
+            rows.append([cell.task, kind(cell), TARGETS[row.target].title, *shown, own, code(cell)])
+    return table(["task", "network", "base", "0.25", "0.5", "0.75", "1", "calibrated on it", "command"], rows)
 
 
 def goals(store: Store) -> str:
-    """The default cell with a prefix against what was to be reached."""
+    """The default cell against what was to be reached."""
     rows = []
-    for _, found in finished(store, [of_task(task, WITH_PREFIX) for task in TASKS]):
+    for _, found in finished(store, [of_task(task, DEFAULT) for task in TASKS]):
         for row in (one for one in found if not one.refusal):
             goal = next(value for kind, value in GOALS.items() if kind in row.relation)
             reached = row.gain(row.at(row.own_scale))
             missed = "" if reached is None else "reached" if reached >= goal else f"missed by {goal - reached:.0%}"
-            recorded = row.at(1.0)
+            recorded = row.at(row.recorded_scale)
             rows.append(
                 [
                     row.cell.task,
@@ -126,7 +130,7 @@ def goals(store: Store) -> str:
                     _better(recorded, row.small) if row.target != row.cell.donor else "",
                 ]
             )
-    head = ["task", "base", "goal", "gain recovered", "", "at scale 1, against the base alone"]
+    head = ["task", "base", "goal", "gain recovered", "", "at the recorded scale, against the base alone"]
     return table([*head, "against examples in its prompt", "against the small tuned model"], rows)
 
 
@@ -140,9 +144,9 @@ def question(store: Store, asked: Question) -> str:
     found = list(finished(store, asked.cells))
     columns: list[tuple[str, Callable[[Row], float]]] = [
         ("the training base", lambda row: row.at(row.own_scale)),
-        ("another size", lambda row: row.at(1.0)),
+        ("another size", lambda row: row.at(row.recorded_scale)),
         ("another size", lambda row: row.at(row.own_scale)),
-        ("another vocabulary", lambda row: row.at(1.0)),
+        ("another vocabulary", lambda row: row.at(row.recorded_scale)),
         ("another vocabulary", lambda row: row.at(row.own_scale)),
     ]
     values = [[_core_value(rows, kind, read) for kind, read in columns] for _, rows in found]
@@ -153,8 +157,8 @@ def question(store: Store, asked: Question) -> str:
         other = _core(rows, "another vocabulary")
         last = share(other.gain(other.at(other.own_scale))) if other is not None and not other.refusal else ""
         lines.append([describe(cell, differs), *shown, last, code(cell)])
-    head = ["setting", "training base", "another size, scale 1", "own scale"]
-    return table([*head, "another vocabulary, scale 1", "own scale", "its gain recovered", "command"], lines)
+    head = ["setting", "training base", "another size, recorded scale", "own scale"]
+    return table([*head, "another vocabulary, recorded scale", "own scale", "its gain recovered", "command"], lines)
 
 
 def _core(rows: Sequence[Row], kind: str) -> Row | None:
@@ -222,11 +226,26 @@ def tuned(store: Store) -> str:
 def seeds_spread(store: Store) -> str:
     """The largest difference between seeds, base by base."""
     rows = []
-    for cell in (WITH_PREFIX, DEFAULT):
+    for cell in (DEFAULT, FULL):
         runs = [rows_of(store, replace(cell, seed=seed)) for seed in (0, 1)]
         for row in runs[0]:
             twin = next((other for other in runs[1] if other.target == row.target), None)
             if twin is not None and not row.refusal:
                 difference = abs(row.at(row.own_scale) - twin.at(twin.own_scale))
-                rows.append([str(cell.prefix_examples), TARGETS[row.target].title, bits(difference)])
-    return table(["prefix", "base", "difference between two seeds"], rows)
+                rows.append([kind(cell), TARGETS[row.target].title, bits(difference)])
+    return table(["network", "base", "difference between two seeds"], rows)
+
+
+def judge(store: Store) -> str:
+    """Share of right answers, by who answers and how."""
+    ways = ("greedy", "sampled", "best", "any")
+    rows = []
+    for spec in JUDGES:
+        if (result := store.get(spec)) is None:
+            continue
+        for who, title in (("base", "alone"), ("adapted", "+ adapter")):
+            right = [result["right"][f"{who} {way}"] for way in ways]
+            shown = [f"{sum(each) / len(each):.0%}" for each in right]
+            rows.append([spec.task, f"{TARGETS[spec.target].title} {title}", *shown, code(spec)])
+    head = ["task", "who answers", "greedy", "a sample", "best of 8 by the adapter's score", "any of 8", "command"]
+    return table(head, rows)

@@ -119,15 +119,17 @@ def test_a_lora_on_a_base_without_commit_is_saved_whole(tmp_path: Path, bases: l
 
 
 def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: Path, bases: list[str]) -> None:
-    """Both networks name the base at its commit, and what is loaded computes base + LoRA - base."""
+    """Both networks name the base at its commit, and what is loaded computes base + LoRA - base, prefix or not."""
     HfApi().create_repo("alice/base")
     HfApi().upload_folder(repo_id="alice/base", folder_path=bases[0])
-    more = {"lora_rank": 2, "base_prefix_examples": 0, "arguments": QUICK}
-    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", **more)
+    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
     run(recipe, push_to="alice/adapter", say=lambda line: None)
     names = {path.name for path in (tmp_path / "out" / "adapter" / "value_network").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
     model = ValueAdapterForCausalLM.from_pretrained("alice/base", "alice/adapter", scale=1.0)
+    assert model.base_prefix is not None
+    assert [spec.reads_prefix for spec in model.adapters["default"].config.networks] == [False, True]
+    assert model.adapters["default"].config.scale == 0.5
     ids = torch.tensor([[5, 6, 7]])
     expected = model.adapters["default"].networks[0](ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from tiny import tiny_model
 from vocabularies import tokenizer_of
 
 from studies.__main__ import run_all
-from studies.cell import Cell, Reference, command_of, from_settings, key_of, parse, settings
+from studies.cell import Cell, Judge, Reference, command_of, from_settings, key_of, parse, settings
 from studies.curves import SCALES, Curve, nats_at_scales
-from studies.plan import DEFAULT, QUESTIONS, WITH_PREFIX, plan
+from studies.plan import DEFAULT, FULL, JUDGES, QUESTIONS, plan
 from studies.report import filled, makers, write_report
 from studies.results import rows_of
 from studies.running import run_cell
@@ -31,11 +32,13 @@ RECORDS = tuple(
     {"prompt": f"Say {WORDS[i % 10]} {i}:", "completion": f" {' '.join(WORDS[i % 7 : i % 7 + 1 + i % 3])}"}
     for i in range(60)
 )
+WHO, WAYS = ("base", "adapted"), ("greedy", "sampled", "best", "any")
 TASK = Task(RECORDS[:40], RECORDS[40:52], RECORDS[52:])
 EXAMPLES = Examples(TASK.held_out, TASK.calibration)
 # base, kind of model, vocabulary
 BASES = {"same": ("llama", "bytes"), "larger": ("qwen3", "bytes"), "other": ("gemma3", "sentencepiece")}
-TINY = Cell(task="words", donor="scratch_small", num_layers=1, num_demonstrations=16, held_out=8, calibration=4)
+TINY = Cell(task="words", donor="scratch_small", num_demonstrations=16, held_out=8, calibration=4)
+TINY_FULL = dataclasses.replace(TINY, lora_rank=None, num_layers=1, prefix_use="both")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +80,8 @@ def test_every_cell_has_a_key_of_its_own_that_its_command_gives_back() -> None:
     assert len({key_of(spec) for spec in specs}) == len(specs)
     for spec in specs:
         words, values = command_of(spec).split()[4:], json.loads(json.dumps(settings(spec)))
-        again = (parse(Cell, words), from_settings(Cell, values)) if isinstance(spec, Cell) else None
-        assert (again or (parse(Reference, words), from_settings(Reference, values))) == (spec, spec)
+        kind: Any = type(spec)
+        assert (parse(kind, words), from_settings(kind, values)) == (spec, spec)
 
 
 def test_a_key_stands_for_every_setting() -> None:
@@ -86,7 +89,7 @@ def test_a_key_stands_for_every_setting() -> None:
     assert key_of(Cell()) == key_of(from_settings(Cell, dict(reversed(settings(Cell()).items()))))
     change: Any = dataclasses.replace
     other = {"str": "x", "int": 99, "float": 0.5, "tuple": ("x",), "bool": False, "NoneType": 3}
-    for kind in (Cell(), Reference()):
+    for kind in (Cell(), Reference(), Judge()):
         changes = {name: other[type(getattr(kind, name)).__name__] for name in settings(kind)}
         keys = {key_of(change(kind, **{name: value})) for name, value in changes.items()}
         assert len(keys | {key_of(kind)}) == len(changes) + 1
@@ -97,7 +100,7 @@ def test_the_quick_cut_is_part_of_the_plan() -> None:
     everything = {key_of(spec) for spec in plan()}
     assert {key_of(spec) for spec in plan(quick=True)} <= everything
     cells = [cell for asked in QUESTIONS for cell in asked.cells]
-    assert {key_of(c) for c in cells} <= everything | {key_of(DEFAULT), key_of(WITH_PREFIX)}
+    assert {key_of(c) for c in cells} <= everything | {key_of(DEFAULT), key_of(FULL)}
     assert isinstance(plan()[0], Cell), "an adapter is trained before references are"
 
 
@@ -238,9 +241,10 @@ def test_a_prefix_without_examples_is_none() -> None:
 
 
 # -- a whole cell ------------------------------------------------------------------------------------------------------
-def test_a_cell_trains_scores_and_leaves_no_weights(study: Store) -> None:
+@pytest.mark.parametrize("cell", [TINY, TINY_FULL])
+def test_a_cell_trains_scores_and_leaves_no_weights(study: Store, cell: Cell) -> None:
     """Every arm is there for every base, chosen scales among the kept ones, and the run's folder is gone."""
-    result = study.compute(TINY, lambda: run_cell(TINY, study, silent))
+    result = study.compute(cell, lambda: run_cell(cell, study, silent))
     assert result is not None
     assert set(result["targets"]) == {"scratch_small", "scratch_large"}
     for arms in result["targets"].values():
@@ -249,9 +253,32 @@ def test_a_cell_trains_scores_and_leaves_no_weights(study: Store) -> None:
         assert len(arms["examples"]) == 8
     assert result["training"]["demonstrations"] == 16
     assert list((study.root / "runs").iterdir()) == []
-    (donor, other) = rows_of(study, TINY)
+    (donor, other) = rows_of(study, cell)
     assert donor.small == donor.at(donor.own_scale)
     assert other.small == donor.small
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_network_behind_the_prefix_is_scored_as_the_wrapper_does(
+    bases: dict[str, Target], tmp_path: Path, name: str
+) -> None:
+    """The network that is subtracted reads the prefix, in the base's tokens or its own."""
+    donor, base = bases["same"], bases[name]
+    networks = [tiny_model("llama", seed=9, width=len(donor.tokenizer)), donor.load()]
+    adapter = ValueAdapter.from_networks(
+        networks,
+        donor.tokenizer,
+        base_model_name_or_path="alice/base",
+        coefficients=[1.0, -1.0],
+        reads_prefix=[False, True],
+        base_prefix="Say it: now.",
+    )
+    examples = dataclasses.replace(EXAMPLES, prefix="Say it: now.")
+    curve = score_adapter(adapter, [base], examples, store=Store(tmp_path), say=silent)[name]
+    assert isinstance(curve, Curve)
+    model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter.copy(), tokenizer=base.tokenizer, scale=0.5)
+    score = evaluate(model, base.tokenizer, list(TASK.held_out), generate=False)
+    assert curve.at(0.5)["bits_per_byte"] == pytest.approx(score.bits_per_byte, abs=1e-4)
 
 
 def test_a_run_goes_on_where_it_stopped(study: Store) -> None:
@@ -266,7 +293,7 @@ def test_a_run_goes_on_where_it_stopped(study: Store) -> None:
 
 def test_fine_tuning_the_donor_and_subtracting_it_is_the_fine_tuned_donor(study: Store) -> None:
     """At scale 1 on the training base, expert - base + base is the expert; the reference says the same."""
-    cell = dataclasses.replace(TINY, network="expert_minus_base", epochs=3)
+    cell = dataclasses.replace(TINY, network="expert_minus_base", epochs=3, prefix_examples=0)
     how = Reference("words", "scratch_small", num_demonstrations=16, epochs=3, held_out=8, calibration=4)
     run_all([cell, how], study)
     (donor, _) = rows_of(study, cell)
@@ -289,13 +316,15 @@ def test_writing_the_report_twice_changes_nothing(study: Store) -> None:
 
 def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) -> None:
     """A made-up result of the default cell appears in its row."""
-    study.compute(WITH_PREFIX, lambda: _made_up(0.5))
-    study.compute(dataclasses.replace(WITH_PREFIX, epochs=2), lambda: _made_up(0.25))
+    study.compute(DEFAULT, lambda: _made_up(0.5))
+    study.compute(dataclasses.replace(DEFAULT, epochs=2), lambda: _made_up(0.25))
+    study.compute(JUDGES[0], lambda: {"right": {f"{who} {way}": [1.0, 0.5] for who, way in product(WHO, WAYS)}})
     text = makers()["repetition"](study)
-    assert "`python -m studies cell --epochs 2 --prefix-examples 4`" in text
+    assert "`python -m studies cell --epochs 2`" in text
+    assert makers()["judge"](study).count("75%") == 8
     assert "**0.250**" in text
     assert "missed by 5%" not in makers()["goals"](study)
-    assert makers()["connection"](study).count("\n") == 3
+    assert makers()["prefix"](study).count("\n") == 3
 
 
 def test_page_and_tables_belong_together() -> None:

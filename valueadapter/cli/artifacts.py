@@ -192,7 +192,10 @@ def _network_bytes(facts: hub.RepositoryFacts) -> int | None:
 
 
 def _described(config: ValueAdapterConfig) -> dict[str, object]:
-    networks = [f"{n.coefficient:+g} x {n.path or f'{n.repo}@{n.revision}'}" for n in config.networks]
+    networks = [
+        f"{n.coefficient:+g} x {n.path or f'{n.repo}@{n.revision}'}{', reads the prefix' if n.reads_prefix else ''}"
+        for n in config.networks
+    ]
     described: dict[str, object] = {
         "format_version": config.format_version,
         "base_model": config.base_model_name_or_path,

@@ -175,7 +175,7 @@ def show(arms: list[dict[str, Any]], count: int) -> None:
         row(f"{name}, {arm['num_fewshot']} examples in its prompt", arm, "fewshot")
         row(f"{name} + adapter, scale {arm['scale']:g}", arm, "adapted")
     console.print(table)
-    console.print("The adapter's prefix holds the same examples, and only the base reads it.")
+    console.print("The adapter brings the same examples as its prefix.")
     for name, what in TARGETS.items():
         console.print(f"{name.split('/')[1]}, never trained on: {what}")
 

@@ -94,7 +94,6 @@ def _run_one(spec: AnySpec, store: Store, *, wait: bool) -> dict[str, object] | 
     from transformers.utils import logging
 
     from studies.running import run_spec
-    from studies.targets import NotBuiltError
     from valueadapter.errors import ValueAdapterError
 
     logging.disable_progress_bar()
@@ -106,7 +105,7 @@ def _run_one(spec: AnySpec, store: Store, *, wait: bool) -> dict[str, object] | 
 
     try:
         return store.compute(spec, lambda: run_spec(spec, store, say), wait=wait)
-    except (NotBuiltError, ValueAdapterError) as error:
+    except ValueAdapterError as error:
         console.print(f"  left out: {error}", markup=False)
         if wait:
             sys.exit(1)

@@ -18,10 +18,6 @@ from valueadapter.testing.packages import sha256_of
 from valueadapter.testing.reference_models import MARKER
 
 
-class NotBuiltError(Exception):
-    """This version of the library lacks what a cell asks for; the cell is left out."""
-
-
 @dataclass(frozen=True)
 class Target:
     """A base model."""
@@ -71,11 +67,7 @@ def _maker(module: str, function: str, part: int | None = None) -> Callable[[], 
     """Finds a folder by a function of `valueadapter.testing`, imported when it is needed."""
 
     def make() -> Path:
-        try:
-            found = getattr(importlib.import_module(f"valueadapter.testing.{module}"), function)
-        except (ImportError, AttributeError) as error:
-            raise NotBuiltError(f"valueadapter.testing.{module}.{function} is not there: {error}") from error
-        result = found()
+        result = getattr(importlib.import_module(f"valueadapter.testing.{module}"), function)()
         return Path(result if part is None else result[part])
 
     return make

@@ -6,14 +6,13 @@ Examples of a prefix come from the training split and are not trained on; nothin
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from studies.cell import PrefixPolicy
-from studies.targets import NotBuiltError
 from valueadapter.errors import ConfigError
-from valueadapter.testing import demonstrations
+from valueadapter.testing.demonstrations import jeopardy
+from valueadapter.testing.tasks import task
 
 Record = Mapping[str, str]
 
@@ -37,13 +36,7 @@ class Prefix:
 
 @functools.lru_cache
 def _of_packages(name: str) -> Task:
-    finder = getattr(importlib.import_module(demonstrations.__name__), "task", None)
-    if finder is not None:
-        split = finder(name)
-    elif name == "jeopardy":
-        split = demonstrations.jeopardy()
-    else:
-        raise NotBuiltError(f"valueadapter.testing.demonstrations has no task '{name}'")
+    split = jeopardy() if name == "jeopardy" else task(name)
     return Task(tuple(split.train), tuple(split.held_out), tuple(split.calibration))
 
 

@@ -9,15 +9,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_other_vocabulary import ids_of
 from test_other_vocabulary import wrapped as other_vocabulary
 from tiny import KINDS, byte_tokenizer, tiny_model
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast, StaticCache
-from vocabularies import tokenizer_of
 
 from valueadapter import RECORDED, ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.prefix import prefix_ids
 
 PREFIX = "A:b\nC:d\n"
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -188,76 +185,6 @@ def test_other_vocabulary(base: str, mode: str) -> None:
     beams = MODES[mode].get("num_beams", 1)
     uncached = model.generate(ids, **GREEDY, num_beams=beams, use_cache=False)
     assert torch.equal(model.generate(ids, **GREEDY, **MODES[mode]), uncached)
-
-
-def reading_text(base: str, vocabularies: tuple[str, str], *, prefix: Any = PREFIX) -> ValueAdapterForCausalLM:
-    """A base of another vocabulary than the networks', of which the second reads the prefix."""
-    theirs, mine = (tokenizer_of(kind) for kind in vocabularies)
-    model = ValueAdapterForCausalLM(tiny_model(base, seed=1, width=len(theirs)), tokenizer=theirs)
-    adapter = ValueAdapter.from_networks(
-        [tiny_model("llama", seed=2, width=len(mine)), tiny_model("gemma3", seed=3, width=len(mine))],
-        mine,
-        base_model_name_or_path="alice/base",
-        base_prefix=prefix,
-        coefficients=[1.0, -0.5],
-        reads_prefix=[False, True],
-    )
-    model.add_adapter(adapter, "default", scale=0.5)
-    return model.eval()
-
-
-@pytest.mark.parametrize("vocabularies", [("coarse bytes", "bytes"), ("bytes", "sentencepiece")])
-@bases
-@torch.no_grad()
-def test_a_network_of_another_vocabulary_reads_the_prefix_in_its_own_tokens(
-    base: str, vocabularies: tuple[str, str]
-) -> None:
-    """At every position it is the network fed its prefix and the text so far, split apart; in every decoding mode."""
-    model = reading_text(base, vocabularies)
-    adapter, link = model.adapters["default"], model.terms()[0].link
-    assert link is not None
-    assert link.reading is not None
-    ids = ids_of(model, "The cat sat.")
-    before = tokens(model, PREFIX)[None]
-    expected = model.base(torch.cat([before, ids], dim=1)).logits[:, -ids.shape[1] :].clone()
-    encoder = link.reading.encoder
-    for position in range(ids.shape[1]):
-        data = b"".join(link.reading.data[token] for token in ids[0, : position + 1].tolist()).decode()
-        text = list(encoder.encode(data.removeprefix(" ") if link.reading.opens_with_space else data, start=True))
-        plain = adapter.networks[0](torch.tensor([[*encoder.prefix, *text]])).logits[:, -1]
-        behind = adapter.networks[1](torch.tensor([[*prefix_ids(PREFIX, adapter.tokenizer), *text]])).logits[:, -1]
-        expected[:, position] += 0.5 * link.alignment.project(plain - 0.5 * behind)
-    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
-    for how in MODES.values():
-        beams = how.get("num_beams", 1)
-        uncached = model.generate(ids, **GREEDY, num_beams=beams, use_cache=False)
-        assert torch.equal(model.generate(ids, **GREEDY, **how), uncached)
-    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
-    mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), torch.ones_like(ids)], dim=1)
-    alone = model.generate(ids, **GREEDY)[:, ids.shape[1] :]
-    assert torch.equal(model.generate(padded, attention_mask=mask, **GREEDY)[:, padded.shape[1] :], alone)
-
-
-def test_without_a_prefix_such_a_network_is_like_any_other() -> None:
-    """`base_prefix=None` takes it from base and network alike, and another one is given to both."""
-    model = prefixed()
-    plain, standing_in = model.adapters["default"].networks
-    model.set_base_prefix(None)
-    expected = model.base(IDS).logits + plain(IDS).logits - 0.5 * standing_in(IDS).logits
-    torch.testing.assert_close(model(IDS).logits, expected)
-    model.set_base_prefix("Z: y\n")
-    other = torch.cat([tokens(model, "Z: y\n").expand(2, -1), IDS], dim=1)
-    ends = [network(other).logits[:, -7:] for network in (model.base, standing_in)]
-    torch.testing.assert_close(model(IDS).logits, ends[0] + plain(IDS).logits - 0.5 * ends[1])
-
-
-def test_a_network_behind_a_prefix_takes_no_gradients() -> None:
-    """What it read of the prefix would be out of date after a step."""
-    model = prefixed()
-    model.add_adapter(model.adapters["default"].copy(), "trained", is_trainable=True)
-    model.set_adapter("trained")
-    with pytest.raises(UnsupportedModeError, match="takes no gradients"):
-        model(IDS)
 
 
 @bases

@@ -15,6 +15,7 @@ _EXPORTS = {
     "AdapterNameError": "errors",
     "AlignmentError": "errors",
     "ArtifactError": "errors",
+    "BestOf": "judge",
     "Calibration": "calibration",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from valueadapter.errors import NotAValueAdapterError as NotAValueAdapterError
     from valueadapter.errors import UnsupportedModeError as UnsupportedModeError
     from valueadapter.errors import ValueAdapterError as ValueAdapterError
+    from valueadapter.judge import BestOf as BestOf
     from valueadapter.modeling import ValueAdapterForCausalLM as ValueAdapterForCausalLM
     from valueadapter.network import build_network as build_network
     from valueadapter.prefix import RECORDED as RECORDED

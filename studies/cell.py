@@ -62,7 +62,7 @@ class Cell:
     """As in `TrainingArguments`."""
     lora_rank: int | None = 16
     """A LoRA network of this rank; none trains a full network."""
-    prefix_examples: int = 4
+    prefix_examples: int = 8
     """Demonstrations that the base reads before the prompt."""
     prefix_policy: PrefixPolicy = "first"
     """Which: the first of the training split, the next as many, or its shortest."""
@@ -133,7 +133,7 @@ class Judge:
     """The base that answers."""
     num_demonstrations: int = 400
     """Of the training split, in its order."""
-    prefix_examples: int = 4
+    prefix_examples: int = 8
     """Demonstrations that the base reads before the prompt."""
     n: int = 8
     """Answers sampled to each question."""

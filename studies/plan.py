@@ -13,8 +13,10 @@ from studies.targets import CORE, MORE, PAIR
 
 DEFAULT = Cell()
 """The recipe's default: the donor with a LoRA minus the donor, which reads the prefix."""
+FOUR = replace(DEFAULT, prefix_examples=4)
+"""What the questions vary one setting of; half the prefix makes a cell cheaper."""
 NO_PREFIX = replace(DEFAULT, prefix_examples=0)
-FULL = replace(DEFAULT, lora_rank=None, num_layers=8, learning_rate=1e-4, prefix_use="both")
+FULL = replace(FOUR, lora_rank=None, num_layers=8, learning_rate=1e-4, prefix_use="both")
 """A network of its own, the first eight layers of the donor, all of it trained on the prefixed base."""
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""
@@ -54,8 +56,8 @@ def _penalties() -> tuple[Cell, ...]:
     )
     found = [replace(FULL, penalty=kind, penalty_coefficient=much, centred=centred) for kind, much, centred in kinds]
     return (
-        DEFAULT,
-        replace(DEFAULT, penalty="l1", penalty_coefficient=0.3),
+        FOUR,
+        replace(FOUR, penalty="l1", penalty_coefficient=0.3),
         FULL,
         *found,
         replace(FULL, dropout=0.1),
@@ -79,52 +81,52 @@ QUESTIONS = (
         "What should be read before the prompt, and by whom?",
         (
             DEFAULT,
-            NO_PREFIX,
-            replace(DEFAULT, prefix_use="scoring"),
+            replace(FOUR, targets="all"),
             replace(DEFAULT, prefix_examples=1),
-            replace(DEFAULT, prefix_examples=8),
-            replace(DEFAULT, prefix_policy="next"),
-            replace(DEFAULT, prefix_policy="short"),
+            NO_PREFIX,
+            replace(FOUR, prefix_use="scoring"),
+            replace(FOUR, prefix_policy="next"),
+            replace(FOUR, prefix_policy="short"),
             FULL,
             replace(FULL, prefix_examples=0),
             replace(FULL, prefix_use="scoring"),
         ),
-        (DEFAULT, replace(DEFAULT, prefix_use="scoring"), NO_PREFIX),
+        (DEFAULT, replace(FOUR, prefix_use="scoring"), NO_PREFIX),
     ),
     Question(
         "network",
         "A LoRA, or a network of its own, and how large?",
         (
-            DEFAULT,
-            replace(DEFAULT, lora_rank=4),
+            FOUR,
+            replace(FOUR, lora_rank=4),
             *(replace(FULL, num_layers=layers) for layers in (4, 8, 16)),
         ),
-        (DEFAULT, replace(FULL, num_layers=4)),
+        (replace(FULL, num_layers=4),),
     ),
     Question(
         "repetition",
         "More demonstrations, or the same ones again?",
         tuple(
-            replace(DEFAULT, num_demonstrations=count, epochs=epochs)
+            replace(FOUR, num_demonstrations=count, epochs=epochs)
             for count, epochs in ((400, 1), (200, 2), (400, 2), (800, 1))
         ),
     ),
     Question(
         "seeds",
         "How much is chance?",
-        tuple(replace(cell, seed=seed) for cell in (DEFAULT, FULL) for seed in (0, 1)),
+        tuple(replace(cell, seed=seed) for cell in (FOUR, FULL) for seed in (0, 1)),
     ),
     Question(
         "bases",
         "On which bases should it be trained?",
-        (DEFAULT, replace(DEFAULT, other_bases=("smollm2_continued",)), replace(DEFAULT, donor="smollm2")),
+        (FOUR, replace(FOUR, other_bases=("smollm2_continued",)), replace(FOUR, donor="smollm2")),
     ),
     Question("penalty", "What keeps an adapter from fitting its training base?", _penalties()),
     Question(
         "steps",
         "How large are good steps?",
         (
-            *(replace(DEFAULT, learning_rate=rate) for rate in (3e-4, 1e-3, 2e-3)),
+            *(replace(FOUR, learning_rate=rate) for rate in (3e-4, 1e-3, 2e-3)),
             *(replace(FULL, learning_rate=rate) for rate in (5e-5, 1e-4, 2e-4)),
         ),
     ),
@@ -142,7 +144,7 @@ QUESTIONS = (
         "pair",
         "Two sizes of one model, both trained from scratch",
         (
-            replace(DEFAULT, donor="scratch_small"),
+            replace(FOUR, donor="scratch_small"),
             replace(FULL, donor="scratch_small", num_layers=None),
             replace(NO_PREFIX, donor="scratch_small"),
         ),
@@ -150,7 +152,7 @@ QUESTIONS = (
     Question(
         "untrained",
         "What does +1 a fine-tuned donor, -1 the donor give?",
-        (DEFAULT, replace(DEFAULT, network="expert_minus_base")),
+        (FOUR, replace(FOUR, network="expert_minus_base")),
     ),
 )
 
@@ -179,12 +181,12 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     cells = [cell for one in asked for cell in (one.quick if quick else one.cells)]
     own = [cell for cell in cells if cell.task == DEFAULT.task]
     others = [cell for cell in cells if cell.task != DEFAULT.task]
-    specs: list[AnySpec] = [*own[:1], *references([DEFAULT]), *own[1:8]]
+    specs: list[AnySpec] = [*own[:1], *references([DEFAULT]), *own[1:9]]
     for cell in others:
         specs += [*references([cell]), cell]
     if question is None:
         specs += JUDGES[: 1 if quick else None]
-    specs += own[8:]
+    specs += own[9:]
     if not quick and question is None:
         specs += references([DEFAULT], (*MORE, *PAIR))
         specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT])]

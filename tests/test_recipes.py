@@ -86,10 +86,10 @@ def test_settings_that_exclude_each_other(
         run(recipe, say=lambda line: None)
 
 
-def test_by_default_a_lora_with_a_prefix_of_four(tmp_path: Path, bases: list[str]) -> None:
+def test_by_default_a_lora_with_a_prefix_of_eight(tmp_path: Path, bases: list[str]) -> None:
     """As docs/transfer.md argues; plain text shows nothing, and a prefix that is given is enough."""
     for changes, examples in (
-        ({}, 12),
+        ({}, 8),
         ({"base_prefix": "A"}, 16),
         ({"data": [{"text": f"{number} AB"} for number in range(16)]}, 16),
     ):

@@ -16,7 +16,7 @@ from vocabularies import tokenizer_of
 from studies.__main__ import run_all
 from studies.cell import Cell, Judge, Reference, command_of, from_settings, key_of, parse, settings
 from studies.curves import SCALES, Curve, nats_at_scales
-from studies.plan import DEFAULT, FULL, JUDGES, QUESTIONS, plan
+from studies.plan import DEFAULT, FOUR, FULL, JUDGES, QUESTIONS, plan
 from studies.report import filled, makers, write_report
 from studies.results import rows_of
 from studies.running import run_cell
@@ -37,7 +37,7 @@ TASK = Task(RECORDS[:40], RECORDS[40:52], RECORDS[52:])
 EXAMPLES = Examples(TASK.held_out, TASK.calibration)
 # base, kind of model, vocabulary
 BASES = {"same": ("llama", "bytes"), "larger": ("qwen3", "bytes"), "other": ("gemma3", "sentencepiece")}
-TINY = Cell(task="words", donor="scratch_small", num_demonstrations=16, held_out=8, calibration=4)
+TINY = Cell(task="words", donor="scratch_small", num_demonstrations=16, held_out=8, calibration=4, prefix_examples=4)
 TINY_FULL = dataclasses.replace(TINY, lora_rank=None, num_layers=1, prefix_use="both")
 
 
@@ -100,7 +100,7 @@ def test_the_quick_cut_is_part_of_the_plan() -> None:
     everything = {key_of(spec) for spec in plan()}
     assert {key_of(spec) for spec in plan(quick=True)} <= everything
     cells = [cell for asked in QUESTIONS for cell in asked.cells]
-    assert {key_of(c) for c in cells} <= everything | {key_of(DEFAULT), key_of(FULL)}
+    assert {key_of(c) for c in cells} <= everything | {key_of(one) for one in (DEFAULT, FOUR, FULL)}
     assert isinstance(plan()[0], Cell), "an adapter is trained before references are"
 
 
@@ -316,15 +316,15 @@ def test_writing_the_report_twice_changes_nothing(study: Store) -> None:
 
 def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) -> None:
     """A made-up result of the default cell appears in its row."""
-    study.compute(DEFAULT, lambda: _made_up(0.5))
-    study.compute(dataclasses.replace(DEFAULT, epochs=2), lambda: _made_up(0.25))
+    for cell, bits in ((DEFAULT, 0.5), (FOUR, 0.5), (dataclasses.replace(FOUR, epochs=2), 0.25)):
+        study.compute(cell, lambda bits=bits: _made_up(bits))  # type: ignore[misc]  # bound now
     study.compute(JUDGES[0], lambda: {"right": {f"{who} {way}": [1.0, 0.5] for who, way in product(WHO, WAYS)}})
     text = makers()["repetition"](study)
-    assert "`python -m studies cell --epochs 2`" in text
+    assert "`python -m studies cell --epochs 2 --prefix-examples 4`" in text
     assert makers()["judge"](study).count("75%") == 8
     assert "**0.250**" in text
     assert "missed by 5%" not in makers()["goals"](study)
-    assert makers()["prefix"](study).count("\n") == 3
+    assert makers()["prefix"](study).count("\n") == 4
 
 
 def test_page_and_tables_belong_together() -> None:

@@ -303,6 +303,10 @@ class BasePrefix:
         for index, (keys, values) in enumerate(self._computed(lead)):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
 
+    def states(self) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """Keys and values of the prefix, layer by layer (1, heads, prefix, size); None where a layer keeps none."""
+        return self._computed(len(self.ids)) if self._keys_and_values else None
+
     @torch.no_grad()
     def _computed(self, lead: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the prefix's first `lead` tokens, each (1, heads, lead, size); computed once."""

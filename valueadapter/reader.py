@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from valueadapter.context import ContextAligner, Reading
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.plan import Plan, Prompt, Row, masks
+from valueadapter.prefix import BasePrefix
 from valueadapter.refinement import ByteEvents, Mode, refined, trials
 from valueadapter.row_cache import RowLayer, Slots
 
@@ -29,7 +30,7 @@ class TextReader(CacheLayerMixin):
         reading: what the network reads for each of the base's tokens.
         width: columns of the value logits.
         refinement: mode and events, where likely base tokens get better values than the map's.
-        lead: the network's tokens before every text; none by default.
+        prefix: what the network reads before every text; its keys and values are put into every row.
     """
 
     is_sliding = False
@@ -41,10 +42,10 @@ class TextReader(CacheLayerMixin):
         reading: Reading,
         width: int,
         refinement: tuple[Mode, ByteEvents] | None = None,
-        lead: Sequence[int] = (),
+        prefix: BasePrefix | None = None,
     ) -> None:
         super().__init__()
-        self.reading, self.width, self.refinement, self.lead = reading, width, refinement, lead
+        self.reading, self.width, self.refinement, self.prefix = reading, width, refinement, prefix
         self.longest: int | None = None  # base tokens that `generate` may come to
         self.better: list[list[tuple[int, int, float]]] = []
         self._recent: list[dict[int, torch.Tensor]] = []
@@ -89,7 +90,7 @@ class TextReader(CacheLayerMixin):
             UnsupportedModeError: the network cannot work in this way, or the text is longer than it can read.
         """
         if not self.rows:
-            self.rows = [Row(ContextAligner(self.reading, self.lead)) for _ in range(len(input_ids))]
+            self._begin(len(input_ids))
         length = input_ids.shape[1]
         text = [[True] * length] * len(input_ids) if attention_mask is None else _last(attention_mask, length)
         plans = [
@@ -105,7 +106,20 @@ class TextReader(CacheLayerMixin):
         ]
         _check_length(network, plans, None if self.longest is None else self.longest - length)
         self.longest = None
-        return self._run(network, plans, input_ids.device, remember=remember)
+        return self._run(network, plans, input_ids.device, remember=remember or self.prefix is not None)
+
+    def _begin(self, rows: int) -> None:
+        """As many rows without text, behind the prefix where there is one."""
+        lead = self.prefix.ids if self.prefix is not None else ()
+        self.rows = [Row(ContextAligner(self.reading, lead)) for _ in range(rows)]
+        states = self.prefix.states() if self.prefix is not None else None
+        if states is None:
+            return  # read with the text
+        self._slots.begin, self._slots.end, self._slots.side_by_side = 0, len(lead), True
+        for layer, (keys, values) in enumerate(states):
+            self._cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        for row in self.rows:
+            row.cached = len(lead)
 
     def _plan(
         self,
@@ -294,7 +308,7 @@ class TextReader(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forgets every text."""
-        self.__init__(self.reading, self.width, self.refinement, self.lead)  # type: ignore[misc]  # as new
+        self.__init__(self.reading, self.width, self.refinement, self.prefix)  # type: ignore[misc]  # as new
 
     def get_seq_length(self) -> int:
         """Tokens of the base that were read, padding included."""

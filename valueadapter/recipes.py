@@ -40,7 +40,7 @@ from valueadapter.training import ValueTrainer, ValueTrainingArguments
 Say = Callable[[str], object]
 NetworkKind = Literal["lora", "full"]
 
-PREFIX_EXAMPLES = 4
+PREFIX_EXAMPLES = 8
 LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak of the cosine schedule."""
 SCALES: Mapping[NetworkKind, float] = {"lora": 0.5, "full": 1.0}

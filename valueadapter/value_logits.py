@@ -47,9 +47,9 @@ class Term(NamedTuple):
 
     def reader(self, part: str) -> TextReader:
         """An empty reader for one of the networks."""
-        link, prefix = cast(Link, self.link), self.prefix_of(part)
-        lead = prefix.ids if prefix is not None else ()
-        return TextReader(cast(Reading, link.reading), link.alignment.value.logits_width, self.refinement, lead)
+        link = cast(Link, self.link)
+        width = link.alignment.value.logits_width
+        return TextReader(cast(Reading, link.reading), width, self.refinement, self.prefix_of(part))
 
     def prefix_of(self, part: str) -> BasePrefix | None:
         """What one of the networks reads before the prompt."""
@@ -138,13 +138,17 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
 
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     """A network that reads the prefix as the base does."""
+    _check_frozen(network)
+    call = prefix.call(ids, inputs.attention_mask, inputs.position_ids, inputs.cache, inputs.logits_to_keep)
+    return call.cut(network(**call.arguments, return_dict=True).logits)
+
+
+def _check_frozen(network: PreTrainedModel) -> None:
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters()):
         raise UnsupportedModeError(
             "a network that reads the prefix takes no gradients: the prefix's keys and values are computed once. Train "
             "with base_prefix=None, and record the prefix afterwards"
         )
-    call = prefix.call(ids, inputs.attention_mask, inputs.position_ids, inputs.cache, inputs.logits_to_keep)
-    return call.cut(network(**call.arguments, return_dict=True).logits)
 
 
 def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float]]) -> Iterator[torch.Tensor]:
@@ -166,6 +170,8 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
         candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
         kept = inputs.cache is not None
+        if term.prefix_of(part) is not None:
+            _check_frozen(network)
         reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader(part)
         logits = reader.read(
             network,

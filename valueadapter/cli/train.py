@@ -31,7 +31,7 @@ def train(
     ] = None,
     base_prefix_examples: Annotated[
         int | None,
-        typer.Option(help="In its place: demonstrations drawn from the data, and not trained on; 0: none.  [4]", min=0),
+        typer.Option(help="In its place: demonstrations drawn from the data, and not trained on; 0: none.  [8]", min=0),
     ] = None,
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,

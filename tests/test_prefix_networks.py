@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_alignment import permuted, side
 from test_other_vocabulary import ids_of
 from test_prefix import GREEDY, IDS, MODES, PREFIX, bases, prefixed, tokens
 from tiny import tiny_model
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from vocabularies import tokenizer_of
 
 from valueadapter import ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
@@ -93,3 +96,48 @@ def test_a_flag_for_each_network() -> None:
         ValueAdapter.from_networks([*networks, *networks], tokenizer, **how)
     with pytest.raises(ConfigError, match="reads tokens; 'connection' is 'cascade'"):
         ValueAdapter.from_networks(networks, tokenizer, connection="cascade", **how)
+
+
+@pytest.mark.parametrize("vocabulary", ["the base's", "another"])
+def test_a_network_reads_the_prefix_once_for_all_calls(vocabulary: str) -> None:
+    """Keys and values are kept, and each call computes the prompt's tokens only."""
+    model = prefixed() if vocabulary == "the base's" else reading_text("llama", ("coarse bytes", "bytes"))
+    ids = IDS if vocabulary == "the base's" else ids_of(model, "The cat sat.").expand(2, -1)
+    adapter = model.adapters["default"]
+    seen: list[tuple[int, ...]] = []
+    hook = adapter.networks[1].register_forward_pre_hook(
+        lambda module, args, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            model(ids, use_cache=False)
+    hook.remove()
+    once, *calls = seen
+    assert once == (1, len(prefix_ids(PREFIX, adapter.tokenizer)))
+    assert len(calls) == 3
+    assert all(rows == 2 and length <= 12 for rows, length in calls)
+    assert once[1] > 0
+
+
+@torch.no_grad()
+def test_a_network_reads_the_prefix_under_its_own_ids() -> None:
+    """Where the base has the same tokens under other ids."""
+    theirs, mine = permuted("bytes"), side("bytes")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(theirs.tokenizer_json), eos_token="</s>", pad_token="<pad>"
+    )
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=theirs.width), tokenizer=tokenizer)
+    network = tiny_model("gemma3", seed=2, width=mine.width)
+    adapter = ValueAdapter.from_networks(
+        [network], tokenizer_of("bytes"), base_model_name_or_path="a/b", base_prefix=PREFIX, reads_prefix=[True]
+    )
+    model.add_adapter(adapter, "default")
+    (term,) = model.terms()
+    assert term.link is not None
+    source = torch.from_numpy(term.link.alignment.source).long()
+    ids = torch.tensor([tokenizer("The readers read 12345 foxes.")["input_ids"]])
+    whole = torch.cat([torch.tensor([prefix_ids(PREFIX, tokenizer)]), ids], dim=1)
+    value = network(source[whole]).logits[..., source]
+    expected = (model.base(whole).logits + value)[:, -ids.shape[1] :]
+    torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-4)
+    assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, **GREEDY, use_cache=False))

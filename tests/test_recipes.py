@@ -129,7 +129,7 @@ def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: 
     model = ValueAdapterForCausalLM.from_pretrained("alice/base", "alice/adapter", scale=1.0)
     assert model.base_prefix is not None
     assert [spec.reads_prefix for spec in model.adapters["default"].config.networks] == [False, True]
-    assert model.adapters["default"].config.scale == 0.5
+    assert model.adapters["default"].config.scale == 0.25
     ids = torch.tensor([[5, 6, 7]])
     expected = model.adapters["default"].networks[0](ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)

@@ -324,7 +324,7 @@ def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) ->
     assert makers()["judge"](study).count("75%") == 8
     assert "**0.250**" in text
     assert "missed by 5%" not in makers()["goals"](study)
-    assert makers()["prefix"](study).count("\n") == 4
+    assert makers()["prefix"](study).count("\n") == 3
 
 
 def test_page_and_tables_belong_together() -> None:

@@ -43,7 +43,7 @@ NetworkKind = Literal["lora", "full"]
 PREFIX_EXAMPLES = 8
 LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak of the cosine schedule."""
-SCALES: Mapping[NetworkKind, float] = {"lora": 0.5, "full": 1.0}
+SCALES: Mapping[NetworkKind, float] = {"lora": 0.25, "full": 1.0}
 """Recommended for bases that nobody measured; these defaults are what docs/transfer.md argues for."""
 
 

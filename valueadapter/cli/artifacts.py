@@ -221,9 +221,12 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
             f"({one.base_bits_per_byte:.3f} -> {one.adapted_bits_per_byte:.3f} bits per byte)"
         )
     for result in config.evaluation:
+        fewshot, tuned = result.fewshot_bits_per_byte, result.finetuned_bits_per_byte
+        beside = "" if fewshot is None else f", {fewshot:.3f} with {result.num_fewshot} examples in its prompt"
+        beside += "" if tuned is None else f", {tuned:.3f} fine-tuned"
         described[f"on {result.base}"] = (
             f"{result.base_bits_per_byte:.3f} -> {result.adapted_bits_per_byte:.3f} bits per byte "
-            f"at scale {result.scale:g} ({result.num_examples} held-out examples of {result.data})"
+            f"at scale {result.scale:g}{beside} ({result.num_examples} held-out examples of {result.data})"
         )
     return described
 
@@ -231,4 +234,4 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
 def _shortened(text: str) -> str:
     """A prefix in one line; `--json` shows all of it."""
     line = text.replace("\n", "\\n")
-    return f"{len(text):,} characters that only the base reads: {line if len(line) <= 160 else f'{line[:159]}…'}"
+    return f"{len(text):,} characters that the base reads first: {line if len(line) <= 160 else f'{line[:159]}…'}"

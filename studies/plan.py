@@ -182,11 +182,10 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     own = [cell for cell in cells if cell.task == DEFAULT.task]
     others = [cell for cell in cells if cell.task != DEFAULT.task]
     specs: list[AnySpec] = [*own[:1], *references([DEFAULT]), *own[1:9]]
-    for cell in others:
-        specs += [*references([cell]), cell]
     if question is None:
         specs += JUDGES[: 1 if quick else None]
-    specs += own[9:]
+    *sooner, last = [[*references([cell]), cell] for cell in others] or [[]]
+    specs += [spec for each in sooner for spec in each] + own[9:] + last  # the longest responses come last
     if not quick and question is None:
         specs += references([DEFAULT], (*MORE, *PAIR))
         specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT])]

@@ -117,6 +117,25 @@ def test_the_end_of_a_text_is_read_as_the_networks_own() -> None:
     assert aligner.ids == SIDES["bytes"].encoder.encode("the dog", start=True)
 
 
+def test_what_stands_before_every_text_stays_before_it() -> None:
+    """Before text, before a chat prompt, whose own beginning is left out, in a copy, and after taking all back."""
+    between = reading("coarse bytes", "sentencepiece")
+    start = list(between.encoder.prefix)
+    assert start
+    lead = [*start, 40, 41]
+    aligner = ContextAligner(between, lead)
+    ids = base_ids("coarse bytes", "the dog")
+    aligner.push(ids)
+    text = between.encoder.encode("the dog", start=True)
+    assert aligner.ids == [*lead, *text]
+    twin = aligner.copy()
+    twin.push_prompt(ids, [*start, 50, 51])
+    assert twin.ids == [*lead, 50, 51]
+    assert aligner.ids == [*lead, *text]
+    aligner.pop(len(ids))
+    assert aligner.ids == lead
+
+
 def test_half_a_character_is_held_back() -> None:
     """No value token until the bytes are a character, and the right one then."""
     between = reading("bytes", "sentencepiece")

@@ -141,3 +141,13 @@ def test_a_network_reads_the_prefix_under_its_own_ids() -> None:
     expected = (model.base(whole).logits + value)[:, -ids.shape[1] :]
     torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-4)
     assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, **GREEDY, use_cache=False))
+
+
+def test_a_chunk_that_ends_within_padding_leaves_the_prefix_where_it_is() -> None:
+    """Base and network have the prefix then, and none of the row's text yet."""
+    model = prefixed(starts=True)
+    ids = torch.cat([torch.zeros(2, 5, dtype=torch.long), IDS], dim=1)
+    ids[0, 4], ids[1, 2], ids[1, 3:5] = 1, 1, 9
+    mask = (ids != 0).long()
+    whole = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY, prefill_chunk_size=2), whole)

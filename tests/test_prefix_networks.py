@@ -147,7 +147,7 @@ def test_a_chunk_that_ends_within_padding_leaves_the_prefix_where_it_is() -> Non
     """Base and network have the prefix then, and none of the row's text yet."""
     model = prefixed(starts=True)
     ids = torch.cat([torch.zeros(2, 5, dtype=torch.long), IDS], dim=1)
-    ids[0, 4], ids[1, 2], ids[1, 3:5] = 1, 1, 9
+    ids[0, 4], ids[1, 0], ids[1, 1:5] = 1, 1, 9
     mask = (ids != 0).long()
     whole = model.generate(ids, attention_mask=mask, **GREEDY)
     assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY, prefill_chunk_size=2), whole)

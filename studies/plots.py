@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ COLOURS = {
 
 
 def bars(store: Store) -> dict[str, dict[str, float]]:
-    """Base -> arm -> held-out bits per byte, of the default cells on Jeopardy, at each base's calibrated scale."""
+    """Base -> arm -> held-out bits per byte, of the default cell on Jeopardy, at each base's calibrated scale.
+
+    Without the model over bytes, whose bars would make the others small.
+    """
     plain = {row.target: row for row in rows_of(store, NO_PREFIX) if not row.refusal}
     found = {}
     for row in rows_of(store, DEFAULT):
-        if not row.refusal:
+        if not row.refusal and row.target != "byte":
             found[TARGETS[row.target].title] = _arms(row, plain.get(row.target))
     return found
 
@@ -63,7 +67,7 @@ def _draw(axes: Any, groups: dict[str, dict[str, float]]) -> None:
         places = [(number, values[arm]) for number, values in enumerate(groups.values()) if arm in values]
         centres = [number + (index - (len(COLOURS) - 1) / 2) * width for number, _ in places]
         axes.bar(centres, [value for _, value in places], width, color=colour, label=arm)
-    axes.set_xticks(range(len(groups)), [title.replace(" without", "\nwithout") for title in groups])
+    axes.set_xticks(range(len(groups)), [textwrap.fill(title, 20) for title in groups])
     axes.set_ylabel("bits per byte (fewer is better)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -76,7 +76,7 @@ class Row:
 
 def result_of(store: Store, cell: Cell) -> Result | None:
     """A cell's result; one that was scored on more bases answers for it too."""
-    return store.get(cell) or store.get(replace(cell, targets="all"))
+    return store.get(replace(cell, targets="all")) or store.get(cell)
 
 
 def rows_of(store: Store, cell: Cell) -> list[Row]:

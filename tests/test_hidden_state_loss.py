@@ -41,6 +41,7 @@ def make(tokenizer: Any, tmp_path: Path) -> Make:
             base_model_name_or_path="alice/base",
             base_prefix=prefix,
             coefficients=changes.pop("coefficients", None),
+            reads_prefix=changes.pop("reads_prefix", None),
         )
         model.add_adapter(adapter, "default", scale=scale, is_trainable=True)
         theirs = {key: changes.pop(key) for key in ("other_bases", "compute_metrics") if key in changes}
@@ -221,8 +222,11 @@ def test_a_record_names_no_path(tmp_path: Path) -> None:
 # -- where it cannot be ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"torch_compile": True, "torch_compile_backend": "eager"}, "torch_compile")],
-    ids=["compiled"],
+    [
+        ({"torch_compile": True, "torch_compile_backend": "eager"}, "torch_compile"),
+        ({"networks": 2, "prefix": "A", "reads_prefix": [False, True]}, "a network reads the base prefix"),
+    ],
+    ids=["compiled", "network behind the prefix"],
 )
 def test_otherwise_logits_are_computed_and_the_log_says_why(
     make: Make, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str

@@ -88,6 +88,7 @@ class HiddenStateLoss:
         connection = model.adapters[model.only_adapter()].config.connection
         if connection != "residual":
             settings[f"the connection is {connection}"] = True
+        settings["a network reads the base prefix"] = any(prefix for term in model.terms() for prefix in term.prefixes)
         return next((reason for reason, holds in settings.items() if holds), None) or why_not(model.terms(), model.base)
 
     def _fused_loss(

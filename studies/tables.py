@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from studies.cell import AnySpec, Cell, command_of, settings
-from studies.plan import DEFAULT, FULL, JUDGES, QUESTIONS, TASKS, Question, of_task
+from studies.plan import DEFAULT, FOUR, FULL, JUDGES, QUESTIONS, TASKS, Question, of_task
 from studies.results import Row, finished, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
@@ -140,7 +140,6 @@ def _better(value: float, other: float) -> str:
 
 def question(store: Store, asked: Question) -> str:
     """One row for each cell: what differs, and what that does on bases of each relation."""
-    differs = varied(asked.cells)
     found = list(finished(store, asked.cells))
     columns: list[tuple[str, Callable[[Row], float]]] = [
         ("the training base", lambda row: row.at(row.own_scale)),
@@ -156,7 +155,7 @@ def question(store: Store, asked: Question) -> str:
         shown = ["not possible" if v is None else _marked(v, b) for v, b in zip(numbers, best, strict=True)]
         other = _core(rows, "another vocabulary")
         last = share(other.gain(other.at(other.own_scale))) if other is not None and not other.refusal else ""
-        lines.append([describe(cell, differs), *shown, last, code(cell)])
+        lines.append([describe(cell), *shown, last, code(cell)])
     head = ["setting", "training base", "another size, recorded scale", "own scale"]
     return table([*head, "another vocabulary, recorded scale", "own scale", "its gain recovered", "command"], lines)
 
@@ -175,23 +174,15 @@ def _marked(value: float, best: float | None) -> str:
     return f"**{bits(value)}**" if value == best else bits(value)
 
 
-def varied(cells: Sequence[Cell]) -> list[str]:
-    """The settings in which the cells of a question differ."""
-    return [
-        name for name in settings(cells[0]) if name != "targets" and len({str(settings(c)[name]) for c in cells}) > 1
-    ]
-
-
-def describe(cell: Cell, names: Sequence[str]) -> str:
-    """The settings of these names, in words."""
-    words = []
-    for name in names:
-        value = settings(cell)[name]
-        shown = (
-            ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
-        )
-        words.append(f"{name.replace('_', ' ')} {shown or 'none'}")
-    return ", ".join(words) or "default"
+def describe(cell: Cell) -> str:
+    """Which network, and in what the cell differs from the one that questions vary, in words."""
+    around = settings(FULL if cell.lora_rank is None else FOUR)
+    words = [kind(cell)]
+    for name, value in settings(cell).items():
+        if value != around[name] and name != "targets":
+            shown = ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
+            words.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(words)
 
 
 def stopping(store: Store) -> str:
@@ -226,7 +217,7 @@ def tuned(store: Store) -> str:
 def seeds_spread(store: Store) -> str:
     """The largest difference between seeds, base by base."""
     rows = []
-    for cell in (DEFAULT, FULL):
+    for cell in (FOUR, FULL):
         runs = [rows_of(store, replace(cell, seed=seed)) for seed in (0, 1)]
         for row in runs[0]:
             twin = next((other for other in runs[1] if other.target == row.target), None)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from studies.cell import VERBS, AnySpec, add_flags, command_of, from_flags
 from studies.plan import QUESTIONS, plan
-from studies.store import Store
+from studies.store import PUBLISHED, Store
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -37,10 +37,11 @@ def main(words: Sequence[str] | None = None) -> None:
         verb.add_argument("--quick", action="store_true", help="the cut of under twenty minutes")
         verb.add_argument("--question", choices=[one.name for one in QUESTIONS], help="only this one's cells")
         verb.add_argument("--jobs", type=int, default=1, help="processes at work side by side")
+        verb.add_argument("--again", action="store_true", help="compute published results too")
         verb.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     verbs.add_parser("report", help="write docs/transfer.md from the finished cells")
     parsed = parser.parse_args(words)
-    store = Store(parsed.root)
+    store = Store(parsed.root, PUBLISHED)
     single = {name: kind for kind, name in VERBS.items()}
     if parsed.verb in single:
         result = _run_one(from_flags(single[parsed.verb], parsed), store, wait=True)
@@ -49,9 +50,10 @@ def main(words: Sequence[str] | None = None) -> None:
         _report(store)
     elif parsed.verb == "list":
         for spec in plan(quick=parsed.quick, question=parsed.question):
-            console.print(f"{'done' if store.get(spec) else '    '}  {command_of(spec)}", markup=False)
+            console.print(f"{'done' if store.known(spec) else '    '}  {command_of(spec)}", markup=False)
     else:
-        run_all(plan(quick=parsed.quick, question=parsed.question), store, jobs=parsed.jobs, words=sys.argv[1:])
+        specs = plan(quick=parsed.quick, question=parsed.question)
+        run_all(specs, Store(parsed.root) if parsed.again else store, jobs=parsed.jobs, words=sys.argv[1:])
         if not parsed.worker:
             _report(store)
 
@@ -72,7 +74,7 @@ def run_all(specs: Sequence[AnySpec], store: Store, *, jobs: int = 1, words: Seq
     command = [sys.executable, "-m", "studies", *words, "--jobs", "1", "--worker"]
     helpers = [subprocess.Popen(command) for _ in range(jobs - 1)]
     begun, worked = time.monotonic(), 0.0
-    waiting = [spec for spec in specs if store.get(spec) is None]
+    waiting = [spec for spec in specs if store.known(spec) is None]
     console.print(f"{len(specs) - len(waiting)} of {len(specs)} cells are finished")
     try:
         for number, spec in enumerate(waiting, 1):

@@ -108,7 +108,7 @@ QUESTIONS = (
         "More demonstrations, or the same ones again?",
         tuple(
             replace(FOUR, num_demonstrations=count, epochs=epochs)
-            for count, epochs in ((400, 1), (200, 2), (400, 2), (800, 1))
+            for count, epochs in ((400, 1), (200, 2), (400, 2), (780, 1))
         ),
     ),
     Question(

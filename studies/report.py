@@ -36,6 +36,7 @@ def write_report(store: Store, docs: Path) -> list[Path]:
     page = docs / PAGE
     drawn = find_spec("matplotlib") is not None and plot(store, docs / PLOT)
     blocks = {name: make(store) for name, make in makers().items()}
+    store.publish()
     blocks["plot"] = f"![Bits per byte of each arm, base by base]({PLOT})\n" if (docs / PLOT).exists() else ""
     page.write_text(filled(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
     return [page, *([docs / PLOT] if drawn else [])]
@@ -65,7 +66,7 @@ def _question(name: str) -> Callable[[Store], str]:
 
 def effort(store: Store) -> str:
     """How many cells are behind the page, and what they took."""
-    done = list(store.all())
+    done = store.all().values()
     hours = sum(float(one["seconds"]) for one in done) / 3600
     return f"{len(done)} cells are finished; they took {hours:.1f} hours.\n"
 

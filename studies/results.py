@@ -76,7 +76,7 @@ class Row:
 
 def result_of(store: Store, cell: Cell) -> Result | None:
     """A cell's result; one that was scored on more bases answers for it too."""
-    return store.get(replace(cell, targets="all")) or store.get(cell)
+    return store.known(replace(cell, targets="all")) or store.known(cell)
 
 
 def rows_of(store: Store, cell: Cell) -> list[Row]:
@@ -96,7 +96,7 @@ def best_reference(store: Store, cell: Cell, target: str) -> Result | None:
     """Of the references of this task and base, the one best on the calibration examples; its held-out results."""
     found: list[dict[str, Any]] = [
         result
-        for result in store.all()
+        for result in store.all().values()
         if result["kind"] == "reference"
         and all(
             result["settings"][name] == wanted
@@ -117,6 +117,6 @@ def references_of(store: Store) -> list[tuple[Reference, Result]]:
     """All finished references."""
     return [
         (from_settings(Reference, result["settings"]), result)
-        for result in store.all()
+        for result in store.all().values()
         if result["kind"] == "reference"
     ]

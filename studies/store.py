@@ -1,6 +1,7 @@
 """Results on disk: one JSON file for each finished cell, written whole or not at all; knows nothing of what is in them.
 
-A cell that another process is at is locked, and a finished one is never computed again.
+A cell that another process is at is locked, and a finished one is never computed again. What the repository publishes
+(`PUBLISHED`) counts for the report and as finished for a run; what was computed here goes before it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from filelock import FileLock, Timeout
 
 from studies.cell import VERBS, AnySpec, key_of, settings
 
+PUBLISHED = Path(__file__).parent / "results.json"
+"""Key -> result of every cell behind docs/transfer.md, without what each example cost."""
+
 Result = dict[str, Any]
 Compute = Callable[[], Result]
 
@@ -28,6 +32,8 @@ class Store:
 
     root: Path = field(default=Path("build/study"))
     """Where everything that the study keeps lies."""
+    published: Path | None = None
+    """Results that need not be computed; none by default."""
 
     def path(self, spec: AnySpec) -> Path:
         """The file of a result."""
@@ -37,6 +43,10 @@ class Store:
         """The result of a finished cell, or None."""
         path = self.path(spec)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def known(self, spec: AnySpec) -> Result | None:
+        """The result of a cell that is finished here, or else a published one."""
+        return self.get(spec) or self._published().get(key_of(spec))
 
     def compute(self, spec: AnySpec, work: Compute, *, wait: bool = True) -> Result | None:
         """The result of a cell, computed if it is not there.
@@ -62,10 +72,23 @@ class Store:
         except Timeout:
             return None
 
-    def all(self) -> Iterator[Result]:
-        """Every finished result."""
-        for path in sorted((self.root / "cells").glob("*.json")):
-            yield json.loads(path.read_text(encoding="utf-8"))
+    def all(self) -> dict[str, Result]:
+        """Key -> result, for every cell that is finished here or published."""
+        here = {
+            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (self.root / "cells").glob("*.json")
+        }
+        return dict(sorted((self._published() | here).items()))
+
+    def publish(self) -> None:
+        """Writes `published` anew, with what is finished here."""
+        if self.published is not None:
+            write_json(self.published, {key: _without_examples(result) for key, result in self.all().items()})
+
+    def _published(self) -> dict[str, Result]:
+        if self.published is None or not self.published.exists():
+            return {}
+        found: dict[str, Result] = json.loads(self.published.read_text(encoding="utf-8"))
+        return found
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -73,6 +96,14 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f"{name}.lock"):
             yield
+
+
+def _without_examples(result: Result) -> Result:
+    if "targets" not in result:
+        return result
+    targets = result["targets"].items()
+    kept = {name: {key: value for key, value in arms.items() if key != "examples"} for name, arms in targets}
+    return {**result, "targets": kept}
 
 
 def write_json(path: Path, value: Any) -> None:

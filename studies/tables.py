@@ -232,7 +232,7 @@ def judge(store: Store) -> str:
     ways = ("greedy", "sampled", "best", "any")
     rows = []
     for spec in JUDGES:
-        if (result := store.get(spec)) is None:
+        if (result := store.known(spec)) is None:
             continue
         for who, title in (("base", "alone"), ("adapted", "+ adapter")):
             right = [result["right"][f"{who} {way}"] for way in ways]

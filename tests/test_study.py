@@ -124,6 +124,20 @@ def test_a_finished_cell_is_not_run_again_and_an_interrupted_one_is(tmp_path: Pa
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_published_results_stand_in_the_report_and_are_not_run_again(tmp_path: Path) -> None:
+    """Unless they are asked for; what was computed here goes before them, and one cell's own command computes."""
+    first, second = (Store(tmp_path / name, tmp_path / "results.json") for name in ("first", "second"))
+    first.compute(DEFAULT, lambda: _made_up(0.5))
+    first.publish()
+    run_all([DEFAULT], second)
+    assert second.get(DEFAULT) is None
+    assert [row.at(1.0) for row in rows_of(second, DEFAULT)] == [0.5] * 3
+    second.compute(DEFAULT, lambda: _made_up(0.25))
+    assert [row.at(1.0) for row in rows_of(second, DEFAULT)] == [0.25] * 3
+    second.publish()
+    assert [row.at(1.0) for row in rows_of(Store(tmp_path / "none", tmp_path / "results.json"), DEFAULT)] == [0.25] * 3
+
+
 def test_a_cell_at_work_elsewhere_is_left_to_it(tmp_path: Path) -> None:
     """Two processes share a list without doing anything twice."""
     store = Store(tmp_path)

@@ -35,7 +35,7 @@ study: $(STUDY) ## run what is left of the study (JOBS=2: two cells side by side
 	@$(PY) -m studies run --jobs $(JOBS)
 
 study-quick: $(STUDY) ## the cut of the study that takes less than twenty minutes
-	@$(PY) -m studies run --quick --jobs $(JOBS)
+	@$(PY) -m studies run --quick --again --jobs $(JOBS)
 
 clean: ## remove .venv and everything built here (downloaded models stay in their cache)
 	@rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

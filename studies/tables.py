@@ -192,7 +192,8 @@ def stopping(store: Store) -> str:
     found = [rows for _, rows in finished(store, cells)]
     if len(found) < 2:
         return NOTHING
-    names = [row.target for row in found[0] if not row.refusal]
+    everywhere = set.intersection(*({row.target for row in rows if not row.refusal} for rows in found))
+    names = [row.target for row in found[0] if row.target in everywhere]
     lines = []
     for chooser in names:
         chosen = min(found, key=lambda rows: min(_of(rows, chooser).result["curve"].values()))

@@ -336,6 +336,7 @@ def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) ->
     text = makers()["repetition"](study)
     assert "`python -m studies cell --epochs 2 --prefix-examples 4`" in text
     assert makers()["judge"](study).count("75%") == 8
+    assert makers()["stopping"](study).count("| 2 |") == 3
     assert "**0.250**" in text
     assert "missed by 5%" not in makers()["goals"](study)
     assert makers()["prefix"](study).count("\n") == 3

@@ -27,7 +27,7 @@ TARGETS = {
     "alice/SmolLM2-135M-Instruct": "full model; the adapter was trained on it with layers 14-17 removed",
     "alice/gemma-3-270m": "another family with another vocabulary",
 }
-TRAINED_ON, HELD_OUT = 400, 100  # of 800 and 200, so that a run takes less than ten minutes on two cores
+TRAINED_ON, HELD_OUT, CALIBRATION = 400, 100, 50  # of 800, 200 and 100, so that a run takes ten minutes on two cores
 SHOWN = {
     "\n": "question",
     "  right:         ": "right",
@@ -113,6 +113,8 @@ def use_published_adapter() -> None:
     questions = jeopardy()
     held_out = list(questions.held_out)[:HELD_OUT]
     adapter = ValueAdapter.from_pretrained(ADAPTER)
+    scales = [scale_on(base, adapter, list(questions.calibration)[:CALIBRATION]) for base in (DONOR, *TARGETS)]
+    adapter = adapter.with_config(scales=tuple(scales))
     step(f"Measuring on {HELD_OUT} questions that nothing was trained on or chosen by")
     options = Options(
         demonstrations=list(questions.train)[:TRAINED_ON],
@@ -138,6 +140,18 @@ def use_published_adapter() -> None:
                     f"On {arm['base']} base + adapter is not better than '{other}'; this demo's claim does not hold."
                 )
     where_to_look(arms[-1])
+
+
+def scale_on(base: str, adapter: Any, calibration: list[Any]) -> Any:
+    """Finds how strongly the adapter should act on a base, on questions that are not scored, and records it."""
+    from valueadapter import ValueAdapterForCausalLM, calibrate_scale
+
+    console.print(f"loading {ADAPTER} onto {base}; choosing the scale on {len(calibration)} other questions")
+    model = ValueAdapterForCausalLM.from_pretrained(base, adapter.copy())
+    found = calibrate_scale(model, calibration, batch_size=25)
+    tried = "  ".join(f"{scale:g}: {found.curve[scale]:.3f}" for scale in (0.0, 0.25, 0.5, 0.75, 1.0))
+    console.print(f"  bits per byte by scale: {tried}; best {found.scale:g}: {found.bits_per_byte:.3f}")
+    return found.recommended(model, base=base, data="Jeopardy, calibration")
 
 
 def tell(what: str, done: int, total: int) -> None:

@@ -74,7 +74,6 @@ QUESTIONS = (
             replace(FULL, targets="all"),
             *(of_task(task, DEFAULT) for task in TASKS if task != DEFAULT.task),
         ),
-        (replace(DEFAULT, targets="all"),),
     ),
     Question(
         "prefix",
@@ -91,7 +90,6 @@ QUESTIONS = (
             replace(FULL, prefix_examples=0),
             replace(FULL, prefix_use="scoring"),
         ),
-        (DEFAULT, replace(FOUR, prefix_use="scoring"), NO_PREFIX),
     ),
     Question(
         "network",
@@ -115,6 +113,7 @@ QUESTIONS = (
         "seeds",
         "How much is chance?",
         tuple(replace(cell, seed=seed) for cell in (FOUR, FULL) for seed in (0, 1)),
+        (replace(FOUR, seed=1),),
     ),
     Question(
         "bases",
@@ -183,7 +182,7 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     others = [cell for cell in cells if cell.task != DEFAULT.task]
     specs: list[AnySpec] = [*own[:1], *references([DEFAULT]), *own[1:9]]
     if question is None:
-        specs += JUDGES[: 1 if quick else None]
+        specs += () if quick else JUDGES
     *sooner, last = [[*references([cell]), cell] for cell in others] or [[]]
     specs += [spec for each in sooner for spec in each] + own[9:] + last  # the longest responses come last
     if not quick and question is None:

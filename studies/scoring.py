@@ -150,7 +150,7 @@ def _refusable(
     try:
         return score(adapter, target, examples)
     except (AlignmentError, IncompatibleBaseError, UnsupportedModeError) as error:
-        return str(error)
+        return str(error).replace(str(target.folder), target.name)  # a path of this machine says nothing to others
 
 
 @torch.no_grad()

@@ -198,6 +198,18 @@ def test_the_way_through_the_wrapper_gives_the_same(
     assert torch.equal(run.tokens.kinds, kept.tokens.kinds)
 
 
+def test_a_refusal_names_no_path(bases: dict[str, Target], tmp_path: Path) -> None:
+    """Results are published, and a folder of one machine says nothing on another."""
+    same, other = bases["same"], bases["other"]
+    how = {"base_model_name_or_path": "alice/base", "connection": "cascade"}
+    network = tiny_model("llama", seed=9, width=len(same.tokenizer))
+    cascade = ValueAdapter.from_networks([network], same.tokenizer, **how)  # type: ignore[arg-type]  # as keywords
+    refusal = score_adapter(cascade, [other], EXAMPLES, store=Store(tmp_path), say=silent)["other"]
+    assert isinstance(refusal, str)
+    assert "'other' and this adapter" in refusal
+    assert str(other.folder) not in refusal
+
+
 def test_weighted_networks_are_summed(bases: dict[str, Target], tmp_path: Path) -> None:
     """+1 the base, -1 the base adds nothing at any scale; +1 alone doubles it."""
     base = bases["same"]

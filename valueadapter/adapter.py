@@ -114,7 +114,7 @@ class ValueAdapter:
                 proxy-tuning (Liu et al. 2024, arXiv 2401.08565) and needs no training.
             base_model_revision: commit of that base.
             scale: recommended scale.
-            base_prefix: text or chat messages that only the base reads, before the prompt.
+            base_prefix: text or chat messages that the base reads before the prompt.
             reads_prefix: for each network whether it reads the prefix as well, as one does that stands for the base;
                 by default none does.
             connection: what the networks read: `residual` the tokens, `cascade` the base's prediction of the next one,

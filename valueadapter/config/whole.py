@@ -39,7 +39,7 @@ class ValueAdapterConfig:
     scale: float = 1.0
     """Recommended scale: logits = base logits + scale · value logits. Finite."""
     base_prefix: Prefix | None = None
-    """Text or chat messages that only the base reads, before the prompt; null for none."""
+    """Text or chat messages that the base reads before the prompt; null for none."""
     training: TrainingRecord | None = None
     """How it was trained; null for adapters that needed no training."""
     evaluation: tuple[EvaluationRecord, ...] = ()

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from valueadapter import build_network
-from valueadapter.heads import LazyLogits, head_of, last_hidden_state
+from valueadapter.heads import Head, LazyLogits, head_of, joined, last_hidden_state
 
 IDS = torch.tensor([[5, 8, 13, 21, 34], [1, 2, 3, 5, 7]])
 _SMALL: dict[str, Any] = {
@@ -130,3 +130,18 @@ def test_last_hidden_state_continues_a_cache() -> None:
         cache = model(IDS[:, :3], use_cache=True).cache
         rest = last_hidden_state(model, input_ids=IDS[:, 3:], cache=cache)
         torch.testing.assert_close(rest, last_hidden_state(model, input_ids=IDS)[:, 3:])
+
+
+def test_joined_heads_are_the_weighted_sum() -> None:
+    """Of weighted hidden states side by side: biases are weighted alike, and a head without one has none."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, coefficients = (3, 5, 4), (1.0, -0.5, 2.0)
+    hidden, weights = ([torch.randn(n, size, generator=generator) for size in sizes] for n in (2, 7))
+    biases = [torch.randn(7, generator=generator), None, torch.randn(7, generator=generator)]
+    heads = [Head(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    for count in (1, 3):
+        each = list(zip(heads, hidden, coefficients, strict=True))[-count:]
+        expected = sum(c * nn.functional.linear(h, head.weight, head.bias) for head, h, c in each)
+        one = joined([head for head, _, _ in each], [c for _, _, c in each])
+        found = nn.functional.linear(torch.cat([c * h for _, h, c in each], dim=-1), one.weight, one.bias)
+        torch.testing.assert_close(found, expected)

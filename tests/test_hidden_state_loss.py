@@ -33,7 +33,8 @@ def make(tokenizer: Any, tmp_path: Path) -> Make:
     def trainer(scale: float = 0.7, network: str = "qwen3", width: int = 97, **changes: Any) -> ValueTrainer:
         base = changes.pop("base", None) or tiny_model("llama", seed=1)
         model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-        networks = [tiny_model(network, seed=2 + i, width=width) for i in range(changes.pop("networks", 1))]
+        wider = changes.pop("wider", 0)  # columns that each network has more than the one before it
+        networks = [tiny_model(network, seed=2 + i, width=width + i * wider) for i in range(changes.pop("networks", 1))]
         prefix = changes.pop("prefix", None)
         adapter = ValueAdapter.from_networks(
             networks,
@@ -225,8 +226,9 @@ def test_a_record_names_no_path(tmp_path: Path) -> None:
     [
         ({"torch_compile": True, "torch_compile_backend": "eager"}, "torch_compile"),
         ({"networks": 2, "prefix": "A", "reads_prefix": [False, True]}, "a network reads the base prefix"),
+        ({"networks": 2, "wider": 3}, "the networks' logits have different widths"),
     ],
-    ids=["compiled", "network behind the prefix"],
+    ids=["compiled", "network behind the prefix", "widths"],
 )
 def test_otherwise_logits_are_computed_and_the_log_says_why(
     make: Make, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str

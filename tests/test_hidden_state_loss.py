@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from valueadapter import (
     ValueTrainer,
     ValueTrainingArguments,
 )
+from valueadapter.network import set_trainable
 from valueadapter.training_bases import public_name
 
 DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(16)])
@@ -36,6 +38,9 @@ def make(tokenizer: Any, tmp_path: Path) -> Make:
         wider = changes.pop("wider", 0)  # columns that each network has more than the one before it
         networks = [tiny_model(network, seed=2 + i, width=width + i * wider) for i in range(changes.pop("networks", 1))]
         prefix = changes.pop("prefix", None)
+        stands_in = changes.pop("stands_in", False)  # the last network is the base itself, frozen
+        if stands_in:
+            networks.append(copy.deepcopy(base))
         adapter = ValueAdapter.from_networks(
             networks,
             tokenizer,
@@ -45,6 +50,8 @@ def make(tokenizer: Any, tmp_path: Path) -> Make:
             reads_prefix=changes.pop("reads_prefix", None),
         )
         model.add_adapter(adapter, "default", scale=scale, is_trainable=True)
+        if stands_in and not changes.pop("unfrozen", False):
+            set_trainable(networks[-1], False)
         theirs = {key: changes.pop(key) for key in ("other_bases", "compute_metrics") if key in changes}
         quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 0}
         settings = {"cache_base_dir": str(tmp_path / "states"), "max_steps": 4, "learning_rate": 1e-2, **quiet}
@@ -109,6 +116,51 @@ def test_a_base_with_padded_logits(make: Make, changes: dict[str, Any]) -> None:
     """Columns that no token has take part in the softmax as they do in the sum."""
     bases = [tiny_model("llama", seed=1, width=103) for _ in range(2)]
     assert_same(make(base=bases[0], **changes), whole(make(base=bases[1], **changes)), rtol=5e-6)
+
+
+PAIR = {"stands_in": True, "coefficients": [1.0, -1.0]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale": 1.0}, {"scale": 0.7}, {"scale": 0.7, "penalty": "l1"}, {"scale": 1.0, "penalty": "entropy"}],
+    ids=["cancels", "in part", "penalty", "cancels but is penalised"],
+)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_frozen_network_that_is_the_base_does_not_run(
+    make: Make, kind: str, cached: bool, changes: dict[str, Any]
+) -> None:
+    """Same loss and gradients as from all logits; the base runs where it counts, and only then. GPT-2 has dropout."""
+    bases = [tiny_model(kind, seed=1) for _ in range(2)]
+    run, slow = (make(base=base, cache_base=cached, **PAIR, **changes) for base in bases)
+    assert run._fused is not None
+    assert run._fused.stand_ins == {1}
+    ran = []
+    run.model.value_networks["default"][1].register_forward_pre_hook(lambda *_: ran.append("network"))
+    run.model.value_networks["default"][1].base_model.register_forward_pre_hook(lambda *_: ran.append("network"))
+    run.model.base.base_model.register_forward_pre_hook(lambda *_: ran.append("base"))
+    assert_same(run, whole(slow), rtol=2e-3 if cached else 5e-6)
+    assert ran == ([] if cached or ("penalty" not in changes and changes["scale"] == 1) else ["base"])
+
+
+@pytest.mark.parametrize("changed", ["weights", "prefix", "trainable", "another base"])
+def test_a_network_that_is_not_the_base_runs(make: Make, tokenizer: Any, changed: str) -> None:
+    """Other weights, other text, weights that move, or rows that another base reads."""
+    base = tiny_model("llama", seed=1)
+    more: dict[str, dict[str, Any]] = {
+        "weights": {},
+        "prefix": {"prefix": "Q:A "},
+        "trainable": {"unfrozen": True},
+        "another base": {"other_bases": [other(tokenizer)]},
+    }
+    run = make(base=base, **PAIR, **more[changed])
+    if changed == "weights":
+        run.model.value_networks["default"][1].base_model.norm.weight.data[0] += 1e-6
+        assert run._stand_ins([base]) == frozenset()
+        return
+    assert run._fused is not None
+    assert run._fused.stand_ins == frozenset()
 
 
 @pytest.mark.parametrize("base", ["llama", "gemma3"])

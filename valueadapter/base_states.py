@@ -74,6 +74,18 @@ def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix: BasePre
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
+def same_model(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+    """Whether two loaded models compute the same logits: one kind, one configuration, equal weights."""
+    if type(a) is not type(b) or _settings(a) != _settings(b):
+        return False
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(_equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
 def default_place() -> Path:
     """Where stores are kept, beside the Hub's cache."""
     return Path(constants.HF_HUB_CACHE).parent / "valueadapter" / "base_states"

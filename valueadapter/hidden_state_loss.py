@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from valueadapter.base_states import Say
+from valueadapter.base_states import Say, same_model
 from valueadapter.config import Regularisation
 from valueadapter.errors import ConfigError
 from valueadapter.heads import Head, head_of
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.training_bases import TrainingBases, records_of
-from valueadapter.training_loss import LossRequest, why_not
+from valueadapter.training_loss import LossRequest, weight_of_base, why_not
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class _Fused:
 
     bases: TrainingBases
     value_heads: tuple[Head, ...]
+    stand_ins: frozenset[int]
 
 
 class HiddenStateLoss:
@@ -56,8 +57,11 @@ class HiddenStateLoss:
             for base in bases[1:]:
                 base.to(self.args.device)
             heads = tuple(cast(Head, head_of(network)) for network in model.terms()[0].networks)
-            fused = _Fused(TrainingBases(bases, self.args.seed, model._acting_prefix()), heads)
-            if self.args.cache_base:
+            stand_ins = self._stand_ins(bases)
+            fused = _Fused(TrainingBases(bases, self.args.seed, model._acting_prefix()), heads, stand_ins)
+            if self.args.cache_base and not self._base_counts(stand_ins):
+                say("the base and the network that stands in for it cancel out: neither runs, and nothing is cached")
+            elif self.args.cache_base:
                 fused.bases.cache(
                     records_of(self.train_dataset, self.eval_dataset),
                     Path(self.args.cache_base_dir) if self.args.cache_base_dir else None,
@@ -73,6 +77,19 @@ class HiddenStateLoss:
             )
         logger.info("the loss is computed from whole logits: %s", reason)
         return None
+
+    def _stand_ins(self, bases: Sequence[PreTrainedModel]) -> frozenset[int]:
+        """Frozen networks that are the base, where there is one base and nothing stands before its text."""
+        model = cast(ValueAdapterForCausalLM, self.model)
+        if len(bases) > 1 or model._acting_prefix() is not None:
+            return frozenset()
+        networks = enumerate(model.terms()[0].networks)
+        frozen = [(index, one) for index, one in networks if not any(p.requires_grad for p in one.parameters())]
+        return frozenset(index for index, network in frozen if same_model(network, bases[0]))
+
+    def _base_counts(self, stand_ins: frozenset[int]) -> bool:
+        (term,) = cast(ValueAdapterForCausalLM, self.model).terms()
+        return weight_of_base(term.coefficients, term.scale, stand_ins, self.penalty.kind != "none") != 0
 
     def _why_logits(self) -> str | None:
         """Why the loss cannot be computed from hidden states; None where it can."""
@@ -101,6 +118,7 @@ class HiddenStateLoss:
             fused.value_heads,
             inputs.pop("labels"),
             penalty=self.penalty,
+            stand_ins=fused.stand_ins,
             label_smoothing=self.args.label_smoothing_factor,
             num_items_in_batch=count,
         )

@@ -275,9 +275,12 @@ class ValueAdapterForCausalLM(
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:
-        """Switches the networks between training and evaluation; the base stays in evaluation (no dropout)."""
+        """Switches the networks between training and evaluation; what is frozen stays in evaluation (no dropout)."""
         super().train(mode)
         self.base.eval()
+        for network in (one for networks in self.value_networks.values() for one in networks):
+            if not any(p.requires_grad for p in network.parameters()):
+                network.eval()
         return self
 
     @property

@@ -1,7 +1,8 @@
 """The training loss of base + adapter from last hidden states, at the response tokens alone.
 
 Bases differ by row where several take part; a base whose hidden states are given does not run. Knows nothing of
-optimizers, data or files; `fused_loss` computes the sum, which never exists as logits here.
+optimizers, data or files; `fused_loss` computes the sum, which never exists as logits here. A frozen network that is
+the base itself takes its hidden states, and where the two cancel neither runs.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class LossRequest:
     labels: torch.Tensor
     """(batch, seq), -100 where there is no loss."""
     penalty: Regularisation
+    stand_ins: frozenset[int] = frozenset()
+    """Numbers of the networks that compute what the base does, on what the base reads."""
     label_smoothing: float = 0.0
     num_items_in_batch: torch.Tensor | int | None = None
     """What to divide the sum by; the batch's own response tokens by default."""
@@ -104,6 +107,21 @@ def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
     return None
 
 
+def weight_of_base(coefficients: Sequence[float], scale: float, stand_ins: frozenset[int], penalised: bool) -> float:
+    """What the base's logits count for, together with the networks that stand in for it.
+
+    Args:
+        coefficients: of the networks.
+        scale: of the adapter.
+        stand_ins: numbers of the networks that compute what the base does.
+        penalised: whether the value logits are wanted by themselves, so that networks and base are told apart.
+
+    Returns:
+        1, or where nothing is penalised 1 + scale · (the stand-ins' coefficients); with 0 the base need not run.
+    """
+    return 1.0 if penalised else 1.0 + scale * sum(coefficients[index] for index in stand_ins)
+
+
 def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
     """Cross-entropy plus penalty of a batch, per response token, in nats.
 
@@ -123,35 +141,51 @@ def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
 def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
     width = len(request.value_heads[0].weight)  # ids beyond it are padding of the base's logits, and no token
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
-    value_hidden = [known.hidden(network)[:, :-1] for network in term.networks]
-    value_head = joined(request.value_heads, term.coefficients)
+    penalised = request.penalty.kind != "none"
+    of_base = weight_of_base(term.coefficients, term.scale, request.stand_ins, penalised)
+    run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
+    value_hidden = {index: known.hidden(term.networks[index])[:, :-1] for index in run}
+    summed = [index for index in range(len(term.networks)) if penalised or index in value_hidden]
+    weights = [term.coefficients[index] for index in summed]
+    value_head = joined([request.value_heads[index] for index in summed], weights)
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
     total: torch.Tensor | None = None
     for part in request.parts:
-        mask = wanted if part.rows is None else wanted[part.rows]
-        states = part.states
-        if states is None:
-            states = base_states(part.base, inputs.of_rows(part.rows), mask, part.prefix)
-        elif len(states) != int(mask.sum()):
-            raise ConfigError(
-                f"{len(states)} hidden states of the base came for {int(mask.sum())} response tokens; with cached "
-                "states a batch must hold the demonstrations as they are, without packing or cutting"
-            )
-        if not len(states):
+        rows = slice(None) if part.rows is None else part.rows
+        mask, batch = wanted[rows], inputs.of_rows(part.rows)
+        if not mask.any():
+            _checked(part.states, mask)
             continue
-        ids, *hidden = (x if part.rows is None else x[part.rows] for x in (targets, *value_hidden))
-        weighted = [h[mask] if c == 1 else c * h[mask] for h, c in zip(hidden, term.coefficients, strict=True)]
+        own = {index: hidden[rows][mask] for index, hidden in value_hidden.items()}
+        like = own[run[0]]
+        if of_base == 0:
+            base = LazyLogits(like.new_zeros(len(like), 0), Head(part.head.weight[:, :0]))
+        else:
+            states = _checked(part.states, mask)
+            states = base_states(part.base, batch, mask, part.prefix) if states is None else states
+            states = states.to(like.device)
+            own |= dict.fromkeys(request.stand_ins, states.to(like.dtype))
+            base = LazyLogits(states if of_base == 1 else of_base * states, joined([part.head], [of_base]))
         # Σ c z = [c h, …] @ [W, …]^T: several networks are one with as many hidden units as they have together
-        states, units = states.to(weighted[0].device), torch.cat(weighted, dim=-1)
+        units = torch.cat([own[i] if c == 1 else c * own[i] for i, c in zip(summed, weights, strict=True)], dim=-1)
         sums = summed_loss(
-            LazyLogits(states, part.head),
+            base,
             LazyLogits(units, value_head),
-            labels=ids[mask],
+            labels=targets[rows][mask],
             scale=term.scale,
             penalty=request.penalty,
             label_smoothing=request.label_smoothing,
         )
         total = sums.total if total is None else total + sums.total
     if total is None:  # a batch without a response has gradients too, of zero, which other processes wait for
-        return 0 * torch.stack([hidden.sum(dtype=torch.float32) for hidden in value_hidden]).sum()
+        return 0 * torch.stack([hidden.sum(dtype=torch.float32) for hidden in value_hidden.values()]).sum()
     return total
+
+
+def _checked(states: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
+    if states is not None and len(states) != int(mask.sum()):
+        raise ConfigError(
+            f"{len(states)} hidden states of the base came for {int(mask.sum())} response tokens; with cached "
+            "states a batch must hold the demonstrations as they are, without packing or cutting"
+        )
+    return states

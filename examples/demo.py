@@ -81,7 +81,7 @@ def train_and_publish() -> None:
         data=questions.train[:TRAINED_ON],
         data_name="Jeopardy",
         output_dir=BUILD / "training",
-        arguments={"num_train_epochs": 1, "save_strategy": "no", "use_cpu": True},
+        arguments={"save_strategy": "no", "use_cpu": True},
     )
     summary = run(recipe, push_to=ADAPTER, say=console.print)
     for name, value in summary.items():

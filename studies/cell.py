@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 RECIPE_VERSION = 1
 """Raise it when code alters what a cell's settings mean: older results are then computed again."""
 
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {"content_weight": 1.0, "prefix_draws": 1}
 """Settings that came when there were results already -> the value that those results have."""
 
 Penalty = Literal["none", "l1", "l2", "entropy"]
@@ -38,7 +38,7 @@ class Cell:
     """More training bases of its vocabulary, mixed per batch."""
     num_demonstrations: int = 400
     """Of the training split, in its order."""
-    epochs: int = 1
+    epochs: int = 2
     """How often each is seen."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule."""
@@ -69,6 +69,10 @@ class Cell:
     prefix_use: PrefixUse = "subtracted"
     """Who reads it: `scoring` the scored bases; `both` also the base in training; `subtracted` besides the scored bases
     the network that is subtracted from them."""
+    prefix_draws: int = 1
+    """So many prefixes, of which a full network in training meets a random one each time."""
+    content_weight: float = 1.0
+    """Weight of the value logits, centred, of tokens that are content: all but those that responses share."""
     network: Source = "trained"
     """A trained network, or +1 the donor fine-tuned, -1 the donor."""
     targets: Literal["core", "all"] = "core"
@@ -99,7 +103,7 @@ class Reference:
     """The base that is fine-tuned."""
     num_demonstrations: int = 400
     """Of the training split, in its order."""
-    epochs: int = 1
+    epochs: int = 2
     """How often each is seen."""
     learning_rate: float = 1e-3
     """Peak of the cosine schedule."""
@@ -133,6 +137,8 @@ class Judge:
     """The base that answers."""
     num_demonstrations: int = 400
     """Of the training split, in its order."""
+    epochs: int = 2
+    """How often each is seen."""
     prefix_examples: int = 8
     """Demonstrations that the base reads before the prompt."""
     n: int = 8
@@ -149,7 +155,7 @@ class Judge:
     @property
     def cost(self) -> float:
         """As `Cell.cost`."""
-        return 14 * (self.num_demonstrations + self.held_out * self.n * 4)
+        return 14 * (self.num_demonstrations * self.epochs + self.held_out * self.n * 4)
 
 
 AnySpec = Cell | Reference | Judge

@@ -35,7 +35,7 @@ def run_judge(spec: Judge, store: Store, say: Callable[[str], object]) -> Result
         data_name=spec.task,
         output_dir=place,
         base_prefix_examples=spec.prefix_examples,
-        arguments={"num_train_epochs": 1, "seed": spec.seed, "save_strategy": "no", "use_cpu": True},
+        arguments={"num_train_epochs": spec.epochs, "seed": spec.seed, "save_strategy": "no", "use_cpu": True},
     )
     try:
         adapter = str(run(recipe, say=say)["adapter"])

@@ -13,11 +13,13 @@ from studies.targets import CORE, MORE, PAIR
 
 DEFAULT = Cell()
 """The recipe's default: the donor with a LoRA minus the donor, which reads the prefix."""
-FOUR = replace(DEFAULT, prefix_examples=4)
-"""What the questions vary one setting of; half the prefix makes a cell cheaper."""
-NO_PREFIX = replace(DEFAULT, prefix_examples=0)
+FOUR = replace(DEFAULT, prefix_examples=4, epochs=1)
+"""What the questions vary one setting of; half the prefix and half the passes make a cell cheaper."""
+NO_PREFIX = replace(FOUR, prefix_examples=0)
 FULL = replace(FOUR, lora_rank=None, num_layers=8, learning_rate=1e-4, prefix_use="both")
 """A network of its own, the first eight layers of the donor, all of it trained on the prefixed base."""
+OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, epochs=DEFAULT.epochs)
+"""The recipe's default of `--network full`, but for its layers."""
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""
 JUDGES = (Judge(), Judge(target="gemma"))
@@ -71,7 +73,7 @@ QUESTIONS = (
         "How far does it go, task by task?",
         (
             replace(DEFAULT, targets="all"),
-            replace(FULL, targets="all"),
+            OWN,
             *(of_task(task, DEFAULT) for task in TASKS if task != DEFAULT.task),
         ),
     ),
@@ -79,16 +81,17 @@ QUESTIONS = (
         "prefix",
         "What should be read before the prompt, and by whom?",
         (
-            DEFAULT,
+            replace(FOUR, prefix_examples=DEFAULT.prefix_examples, targets="all"),
             replace(FOUR, targets="all"),
-            replace(DEFAULT, prefix_examples=1),
+            replace(FOUR, prefix_examples=1),
             NO_PREFIX,
             replace(FOUR, prefix_use="scoring"),
             replace(FOUR, prefix_policy="next"),
             replace(FOUR, prefix_policy="short"),
-            FULL,
+            replace(FULL, targets="all"),
             replace(FULL, prefix_examples=0),
             replace(FULL, prefix_use="scoring"),
+            replace(FULL, prefix_draws=4),
         ),
     ),
     Question(
@@ -104,9 +107,13 @@ QUESTIONS = (
     Question(
         "repetition",
         "More demonstrations, or the same ones again?",
-        tuple(
-            replace(FOUR, num_demonstrations=count, epochs=epochs)
-            for count, epochs in ((400, 1), (200, 2), (400, 2), (780, 1))
+        (
+            *(
+                replace(FOUR, num_demonstrations=count, epochs=epochs)
+                for count, epochs in ((400, 1), (200, 2), (400, 2), (400, 3), (780, 1))
+            ),
+            *(replace(FULL, epochs=epochs) for epochs in (1, 2)),
+            *(replace(FOUR, content_weight=weight) for weight in (0.5, 0.0)),
         ),
     ),
     Question(
@@ -156,14 +163,17 @@ QUESTIONS = (
 )
 
 
-def references(cells: Sequence[Cell], targets: Sequence[str] = CORE) -> list[Reference]:
+def references(
+    cells: Sequence[Cell], targets: Sequence[str] = CORE, passes: Sequence[int] = (DEFAULT.epochs, 1)
+) -> list[Reference]:
     """The fine-tuned bases that the gain of these cells is measured against, for each of their tasks."""
     found = []
     for task in dict.fromkeys(cell.task for cell in cells):
         like = of_task(task, DEFAULT)
         sizes = {"held_out": like.held_out, "calibration": like.calibration}
         found += [
-            Reference(task=task, target=target, num_demonstrations=like.num_demonstrations, **sizes)
+            Reference(task=task, target=target, num_demonstrations=like.num_demonstrations, epochs=epochs, **sizes)
+            for epochs in passes
             for target in targets
         ]
     return found
@@ -180,14 +190,15 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     cells = [cell for one in asked for cell in (one.quick if quick else one.cells)]
     own = [cell for cell in cells if cell.task == DEFAULT.task]
     others = [cell for cell in cells if cell.task != DEFAULT.task]
-    specs: list[AnySpec] = [*own[:1], *references([DEFAULT]), *own[1:9]]
+    bounds = references([DEFAULT], passes=(1,)) if quick else references([DEFAULT])
+    specs: list[AnySpec] = [*own[:1], *bounds, *own[1:9]]
     if question is None:
         specs += () if quick else JUDGES
     *sooner, last = [[*references([cell]), cell] for cell in others] or [[]]
     specs += [spec for each in sooner for spec in each] + own[9:] + last  # the longest responses come last
     if not quick and question is None:
-        specs += references([DEFAULT], (*MORE, *PAIR))
-        specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT])]
+        specs += references([DEFAULT], (*MORE, *PAIR), passes=(DEFAULT.epochs,))
+        specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT], passes=(DEFAULT.epochs,))]
     return _each_once(specs)
 
 

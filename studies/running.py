@@ -13,6 +13,7 @@ from typing import Any
 
 from studies.cell import AnySpec, Cell, Judge, Reference, key_of
 from studies.curves import SCALES, Curve
+from studies.damping import damp_content
 from studies.judging import run_judge
 from studies.reference import fine_tuned, run_reference
 from studies.scoring import Examples, Say, score_adapter, score_alone
@@ -87,7 +88,8 @@ def _arms(curve: Curve | str, donor_scale: float | None) -> Result:
 
 
 def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> tuple[ValueAdapter, Result]:
-    records = training_records(task, prefix, cell.num_demonstrations)
+    shown = cell.prefix_draws * cell.prefix_examples if cell.prefix_draws > 1 else 0  # by the recipe, not trained on
+    records = training_records(task, prefix, cell.num_demonstrations + shown)
     donor = TARGETS[cell.donor]
     if cell.network == "expert_minus_base":
         return _expert_minus_base(cell, donor, records, say), {}
@@ -98,6 +100,8 @@ def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> 
         adapter = ValueAdapter.from_pretrained(str(summary.pop("adapter")))
     finally:
         shutil.rmtree(place, ignore_errors=True)  # a network is half a gigabyte, and its results are what is kept
+    if cell.content_weight != 1:
+        damp_content(adapter, records, cell.content_weight)
     networks = adapter.networks
     summary["parameters"] = sum(p.numel() for network in networks for p in network.parameters())
     return adapter, summary
@@ -149,7 +153,8 @@ def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path, s
         connection=cell.connection,  # type: ignore[arg-type]  # checked by the recipe
         dropout=cell.dropout or None,
         other_bases=tuple(str(TARGETS[name].folder) for name in cell.other_bases),
-        base_prefix=None if cell.prefix_use == "scoring" else prefix,
-        base_prefix_examples=0,
+        base_prefix=prefix if cell.prefix_use != "scoring" and cell.prefix_draws == 1 else None,
+        base_prefix_examples=cell.prefix_examples if cell.prefix_draws > 1 else 0,
+        base_prefix_draws=cell.prefix_draws,
         arguments=arguments,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from studies.cell import AnySpec, Cell, command_of, settings
-from studies.plan import DEFAULT, FOUR, FULL, JUDGES, QUESTIONS, TASKS, Question, of_task
+from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, TASKS, Question, of_task
 from studies.results import Row, finished, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
@@ -46,7 +46,7 @@ def code(cell: AnySpec) -> str:
 
 def main_cells() -> list[Cell]:
     """The default on every task, and a full network on the first."""
-    return [DEFAULT, FULL, *(of_task(task, DEFAULT) for task in TASKS if task != DEFAULT.task)]
+    return [DEFAULT, OWN, *(of_task(task, DEFAULT) for task in TASKS if task != DEFAULT.task)]
 
 
 def kind(cell: Cell) -> str:
@@ -188,7 +188,7 @@ def describe(cell: Cell) -> str:
 def stopping(store: Store) -> str:
     """How many epochs the calibration examples of each base would choose, and what that gives on every base."""
     asked = next(one for one in QUESTIONS if one.name == "repetition")
-    cells = [cell for cell in asked.cells if cell.num_demonstrations == DEFAULT.num_demonstrations]
+    cells = [cell for cell in asked.cells if cell == replace(FOUR, epochs=cell.epochs)]
     found = [rows for _, rows in finished(store, cells)]
     if len(found) < 2:
         return NOTHING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def make(tokenizer: Any, tmp_path: Path) -> Make:
         model.add_adapter(adapter, "default", scale=scale, is_trainable=True)
         if stands_in and not changes.pop("unfrozen", False):
             set_trainable(networks[-1], False)
-        theirs = {key: changes.pop(key) for key in ("other_bases", "compute_metrics") if key in changes}
+        theirs = {
+            key: changes.pop(key) for key in ("other_bases", "more_prefixes", "compute_metrics") if key in changes
+        }
         quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 0}
         settings = {"cache_base_dir": str(tmp_path / "states"), "max_steps": 4, "learning_rate": 1e-2, **quiet}
         args = ValueTrainingArguments(output_dir=str(tmp_path), **{**settings, **changes})
@@ -230,6 +233,24 @@ def test_each_row_is_read_by_its_base(make: Make, tokenizer: Any, cached: bool) 
     torch.testing.assert_close(plain_loss(run, batch), expected, rtol=1e-3 if cached else 5e-6, atol=0)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_each_row_is_read_behind_its_prefix(make: Make, tokenizer: Any, cached: bool) -> None:
+    """As with bases: the sum over prefixes, each as if it were the only one; evaluation is behind the recorded one."""
+    run = make(prefix="Q:A ", more_prefixes=["Q:B Q:C "], other_bases=[other(tokenizer)], cache_base=cached)
+    assert run._fused is not None
+    batch = run.data_collator([run.train_dataset[i] for i in range(12)])
+    drawn = [run._fused.bases.drawn(key, 0) for key in batch["sample_keys"]]
+    assert set(drawn) == {0, 1, 2, 3}
+    expected = torch.tensor(0.0)
+    for index, (base, prefix) in enumerate(product(("llama", "gpt2"), ("Q:A ", "Q:B Q:C "))):
+        rows = [i for i, one in enumerate(drawn) if one == index]
+        alone = whole(make(base=tiny_model(base, seed=1 if base == "llama" else 9), prefix=prefix))
+        expected += plain_loss(alone, alone.data_collator([alone.train_dataset[i] for i in rows]))
+    torch.testing.assert_close(plain_loss(run, batch), expected, rtol=1e-3 if cached else 5e-6, atol=0)
+    alone = make(prefix="Q:A ").evaluate()["eval_loss"]
+    assert run.evaluate()["eval_loss"] == pytest.approx(alone, rel=1e-3 if cached else 1e-5)
+
+
 def test_bases_are_drawn_anew_each_epoch_and_evenly(make: Make, tokenizer: Any) -> None:
     """By seed, epoch and demonstration, whoever asks; about half each."""
     one, two = (make(other_bases=[other(tokenizer)])._fused for _ in range(2))
@@ -290,8 +311,9 @@ def test_otherwise_logits_are_computed_and_the_log_says_why(
         run = make(**changes)
     assert run._fused is None
     assert [reason in record.message for record in caplog.records if "whole logits" in record.message] == [True]
-    with pytest.raises(ConfigError, match=reason):
-        make(cache_base=True, **changes)
+    for more in ({"cache_base": True}, {"more_prefixes": ["B"]}):
+        with pytest.raises(ConfigError, match=reason):
+            make(**more, **changes)
 
 
 def test_metrics_get_logits(make: Make) -> None:

@@ -16,6 +16,7 @@ from vocabularies import tokenizer_of
 from studies.__main__ import run_all
 from studies.cell import Cell, Judge, Reference, command_of, from_settings, key_of, parse, settings
 from studies.curves import SCALES, Curve, nats_at_scales
+from studies.damping import damp_content, form_tokens
 from studies.plan import DEFAULT, FOUR, FULL, JUDGES, QUESTIONS, plan
 from studies.report import filled, makers, write_report
 from studies.results import rows_of
@@ -39,6 +40,7 @@ EXAMPLES = Examples(TASK.held_out, TASK.calibration)
 BASES = {"same": ("llama", "bytes"), "larger": ("qwen3", "bytes"), "other": ("gemma3", "sentencepiece")}
 TINY = Cell(task="words", donor="scratch_small", num_demonstrations=16, held_out=8, calibration=4, prefix_examples=4)
 TINY_FULL = dataclasses.replace(TINY, lora_rank=None, num_layers=1, prefix_use="both")
+DRAWN = dataclasses.replace(TINY_FULL, prefix_examples=2, prefix_draws=3)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +269,7 @@ def test_a_prefix_without_examples_is_none() -> None:
 
 
 # -- a whole cell ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("cell", [TINY, TINY_FULL])
+@pytest.mark.parametrize("cell", [TINY, dataclasses.replace(TINY, content_weight=0.5), TINY_FULL, DRAWN])
 def test_a_cell_trains_scores_and_leaves_no_weights(study: Store, cell: Cell) -> None:
     """Every arm is there for every base, chosen scales among the kept ones, and the run's folder is gone."""
     result = study.compute(cell, lambda: run_cell(cell, study, silent))
@@ -307,6 +309,26 @@ def test_a_network_behind_the_prefix_is_scored_as_the_wrapper_does(
     assert curve.at(0.5)["bits_per_byte"] == pytest.approx(score.bits_per_byte, abs=1e-4)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_content_is_damped_and_form_is_not(bases: dict[str, Target], weight: float) -> None:
+    """Centred value logits times the weight, but for tokens that responses share; the embeddings stay."""
+    network = tiny_model("llama", seed=9, width=len(bases["same"].tokenizer))
+    network.tie_weights()
+    adapter = ValueAdapter.from_networks([network], bases["same"].tokenizer, base_model_name_or_path="alice/base")
+    ids = torch.tensor([[5, 6, 7]])
+    before = network(ids).logits
+    embeddings = network.get_input_embeddings().weight.clone()
+    damp_content(adapter, TASK.train, weight)
+    form = form_tokens(adapter, TASK.train)
+    assert adapter.tokenizer.eos_token_id in form
+    assert 0 < len(form) < len(adapter.tokenizer) / 2
+    expected = before - before.mean(-1, keepdim=True)
+    content = [token for token in range(expected.shape[-1]) if token not in form]
+    expected[..., content] *= weight
+    torch.testing.assert_close(network(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(network.get_input_embeddings().weight, embeddings)
+
+
 def test_a_run_goes_on_where_it_stopped(study: Store) -> None:
     """Cells that are finished keep their results; the others are run."""
     other = dataclasses.replace(TINY, epochs=2)
@@ -342,11 +364,15 @@ def test_writing_the_report_twice_changes_nothing(study: Store) -> None:
 
 def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) -> None:
     """A made-up result of the default cell appears in its row."""
-    for cell, bits in ((DEFAULT, 0.5), (FOUR, 0.5), (dataclasses.replace(FOUR, epochs=2), 0.25)):
+    for cell, bits in (
+        (DEFAULT, 0.5),
+        (dataclasses.replace(FOUR, targets="all"), 0.5),
+        (dataclasses.replace(FOUR, epochs=2), 0.25),
+    ):
         study.compute(cell, lambda bits=bits: _made_up(bits))  # type: ignore[misc]  # bound now
     study.compute(JUDGES[0], lambda: {"right": {f"{who} {way}": [1.0, 0.5] for who, way in product(WHO, WAYS)}})
     text = makers()["repetition"](study)
-    assert "`python -m studies cell --epochs 2 --prefix-examples 4`" in text
+    assert "`python -m studies cell --prefix-examples 4`" in text
     assert makers()["judge"](study).count("75%") == 8
     assert makers()["stopping"](study).count("| 2 |") == 3
     assert "**0.250**" in text

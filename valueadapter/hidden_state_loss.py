@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from valueadapter.base_states import Say, same_model
-from valueadapter.config import Regularisation
+from valueadapter.config import Prefix, Regularisation
 from valueadapter.errors import ConfigError
 from valueadapter.heads import Head, head_of
 from valueadapter.modeling import ValueAdapterForCausalLM
@@ -50,15 +50,18 @@ class HiddenStateLoss:
     penalty: Regularisation
     _fused: _Fused | None
 
-    def _prepare_fused(self, bases: Sequence[PreTrainedModel], say: Say) -> _Fused | None:
+    def _prepare_fused(
+        self, bases: Sequence[PreTrainedModel], more_prefixes: Sequence[Prefix], say: Say
+    ) -> _Fused | None:
         """What the loss from hidden states needs; None where the logits are computed in whole, said once."""
         reason, model = self._why_logits(), cast(ValueAdapterForCausalLM, self.model)
         if reason is None:
             for base in bases[1:]:
                 base.to(self.args.device)
             heads = tuple(cast(Head, head_of(network)) for network in model.terms()[0].networks)
-            stand_ins = self._stand_ins(bases)
-            fused = _Fused(TrainingBases(bases, self.args.seed, model._acting_prefix()), heads, stand_ins)
+            stand_ins = frozenset() if more_prefixes else self._stand_ins(bases)
+            prefixes = [model._acting_prefix(), *map(model._prefix_for_base, more_prefixes)]
+            fused = _Fused(TrainingBases(bases, self.args.seed, prefixes), heads, stand_ins)
             if self.args.cache_base and not self._base_counts(stand_ins):
                 say("the base and the network that stands in for it cancel out: neither runs, and nothing is cached")
             elif self.args.cache_base:
@@ -70,10 +73,10 @@ class HiddenStateLoss:
                     say=say if self.args.process_index == 0 else logger.debug,
                 )
             return fused
-        if len(bases) > 1 or self.args.cache_base:
+        if len(bases) > 1 or more_prefixes or self.args.cache_base:
             raise ConfigError(
-                f"several bases and cache_base need the loss from hidden states, and here {reason}; train on one base "
-                "without cache_base"
+                f"several bases or prefixes and cache_base need the loss from hidden states, and here {reason}; train "
+                "on one base behind one prefix, without cache_base"
             )
         logger.info("the loss is computed from whole logits: %s", reason)
         return None

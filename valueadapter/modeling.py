@@ -278,7 +278,7 @@ class ValueAdapterForCausalLM(
         """Switches the networks between training and evaluation; what is frozen stays in evaluation (no dropout)."""
         super().train(mode)
         self.base.eval()
-        for network in (one for networks in self.value_networks.values() for one in networks):
+        for network in (one for adapter in self.adapters.values() for one in adapter.networks):
             if not any(p.requires_grad for p in network.parameters()):
                 network.eval()
         return self

@@ -41,6 +41,7 @@ Say = Callable[[str], object]
 NetworkKind = Literal["lora", "full"]
 
 PREFIX_EXAMPLES = 8
+EPOCHS = 2
 LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak of the cosine schedule."""
 SCALES: Mapping[NetworkKind, float] = {"lora": 0.25, "full": 1.0}
@@ -83,6 +84,9 @@ class Recipe:
     base_prefix_examples: int | None = None
     """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
     none for plain text, which shows nothing, or where a `base_prefix` is given."""
+    base_prefix_draws: int = 1
+    """So many prefixes of that many examples are drawn, and a full network is trained behind a random one of them; the
+    first is recorded."""
     scale: float | None = None
     """Recommended scale to record; by default that of SCALES."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -109,10 +113,13 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
     _check(recipe)
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    data, prefix = _data_and_prefix(recipe)
+    data, prefixes = _data_and_prefixes(recipe)
+    prefix, more = prefixes[0] if prefixes else None, prefixes[1:]
     model, name = _untrained(recipe, prefix, say)
     others = [_other_base(place, say) for place in recipe.other_bases]
-    trainer = ValueTrainer(model, _arguments(recipe, name), train_dataset=data, other_bases=others, say=say)
+    trainer = ValueTrainer(
+        model, _arguments(recipe, name), train_dataset=data, other_bases=others, more_prefixes=more, say=say
+    )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(_Progress(say))
@@ -146,11 +153,18 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
 def _check(recipe: Recipe) -> None:
     if recipe.network not in get_args(NetworkKind):
         raise ConfigError(f"network must be one of {', '.join(get_args(NetworkKind))}; got {recipe.network!r}")
-    of_full = {"num_layers": None, "initialisation": "zero_head", "dropout": None, "connection": "residual"}
+    of_full: dict[str, Any] = {"num_layers": None, "initialisation": "zero_head", "dropout": None}
+    of_full |= {"connection": "residual", "base_prefix_draws": 1}
     given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
     if recipe.network == "lora" and given:
         raise ConfigError(
             f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
+        )
+    draws = recipe.base_prefix_draws
+    if draws < 1 or (draws > 1 and (recipe.base_prefix is not None or recipe.base_prefix_examples == 0)):
+        raise ConfigError(
+            f"base_prefix_draws must be at least 1, and is for prefixes of drawn examples; got {draws}. Give "
+            "base_prefix_examples, and no base_prefix"
         )
 
 
@@ -160,24 +174,27 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
-def _data_and_prefix(recipe: Recipe) -> tuple[Dataset, Prefix | None]:
-    """The demonstrations to train on, and what the base reads before each."""
+def _data_and_prefixes(recipe: Recipe) -> tuple[Dataset, list[Prefix]]:
+    """The demonstrations to train on, and what the base may read before each, the one to record first."""
     data, given = load_demonstrations(recipe.data), recipe.base_prefix
     count = recipe.base_prefix_examples
     if count is None:
         count = 0 if given is not None or "text" in data.column_names else PREFIX_EXAMPLES
     if not count:
-        return data, None if isinstance(given, Recorded) else as_prefix(given)
+        prefix = None if isinstance(given, Recorded) else as_prefix(given)
+        return data, [] if prefix is None else [prefix]
     if given is not None:
         raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
-    drawn = draw(list(data), count, seed=int(recipe.arguments.get("seed", 0))) if count < len(data) else list(data)
+    wanted = count * recipe.base_prefix_draws
+    drawn = draw(list(data), wanted, seed=int(recipe.arguments.get("seed", 0))) if wanted < len(data) else list(data)
     rest = [index for index in range(len(data)) if data[index] not in drawn]
     if not rest:
         raise ConfigError(
-            f"base_prefix_examples={count} leaves nothing to train on of {len(data)} demonstrations; take fewer "
-            "(0: no prefix)"
+            f"base_prefix_examples={count} (drawn {recipe.base_prefix_draws} times) leaves nothing to train on of "
+            f"{len(data)} demonstrations; take fewer (0: no prefix)"
         )
-    return data.select(rest), as_prefix(as_context(drawn))
+    contexts = [as_prefix(as_context(drawn[begin : begin + count])) for begin in range(0, wanted, count)]
+    return data.select(rest), [prefix for prefix in contexts if prefix is not None]
 
 
 def _untrained(recipe: Recipe, prefix: Prefix | None, say: Say) -> tuple[ValueAdapterForCausalLM, str]:
@@ -250,6 +267,7 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,
+        "num_train_epochs": EPOCHS,
         "learning_rate": LEARNING_RATES[recipe.network],
         "initialisation": "pretrained" if recipe.network == "lora" else recipe.initialisation,
         "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from valueadapter import artifact, layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.base_states import Say
-from valueadapter.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
+from valueadapter.config import Initialisation, PenaltyKind, Prefix, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
@@ -85,12 +85,15 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         other_bases: bases of the same vocabulary that take part: each demonstration of each epoch is read by one that
             is drawn at random. Models, or wrappers `ValueAdapterForCausalLM(model, tokenizer=…)` where a model's name
             does not lead to its tokenizer. Evaluation is on the training base.
+        more_prefixes: text or messages that may stand in the place of the adapter's `base_prefix`: each demonstration
+            of each epoch is read behind one that is drawn at random, so that the network does not lean on one.
+            Evaluation is behind the adapter's own.
         say: called with a line for what is worth knowing of caching.
         kwargs: as `transformers.Trainer`.
 
     Raises:
-        ConfigError: nothing is trainable, the base is not frozen, or several bases or `cache_base` where the loss
-            cannot be computed from hidden states.
+        ConfigError: nothing is trainable, the base is not frozen, or several bases, prefixes or `cache_base` where the
+            loss cannot be computed from hidden states.
         IncompatibleBaseError: another base has another vocabulary.
     """
 
@@ -103,6 +106,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         other_bases: Sequence[PreTrainedModel] = (),
+        more_prefixes: Sequence[Prefix] = (),
         say: Say = logger.info,
         **kwargs: Any,
     ) -> None:
@@ -123,12 +127,12 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            data_collator=Keyed(collator) if others or args.cache_base else collator,
+            data_collator=Keyed(collator) if others or more_prefixes or args.cache_base else collator,
             **kwargs,
         )
         self.penalty = args.regularisation()
         self._logits_wanted = False
-        self._fused = self._prepare_fused([model.base, *others], say)
+        self._fused = self._prepare_fused([model.base, *others], more_prefixes, say)
 
     # -- loss --------------------------------------------------------------------------------------------------------
     def compute_loss(

@@ -1,4 +1,4 @@
-"""The bases of a training run: which one each demonstration is read by, and where its hidden states come from.
+"""The bases of a training run: which one reads each demonstration, behind which prefix, and whence its hidden states.
 
 Knows nothing of the network or of the order of the data.
 """
@@ -43,40 +43,37 @@ class Keyed:
 
 @dataclass
 class TrainingBases:
-    """Bases of one vocabulary, the training base first."""
+    """Bases of one vocabulary, the training base first; each with each prefix is one that a demonstration may meet."""
 
     bases: Sequence[PreTrainedModel]
     seed: int = 0
-    """Decides which base reads which demonstration in which epoch."""
-    prefix: BasePrefix | None = None
-    """What every base reads before each demonstration."""
+    """Decides which base reads which demonstration in which epoch, and behind which prefix."""
+    prefixes: Sequence[BasePrefix | None] = (None,)
+    """What stands before a demonstration; evaluation is behind the first."""
     heads: list[Head] = field(init=False)
-    stores: list[BaseStates | None] = field(init=False)
+    stores: dict[int, BaseStates] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._prefixes: dict[int, BasePrefix] = {}
+        self._prefixes: dict[tuple[int, int], BasePrefix] = {}
         self.heads = [_head(base) for base in self.bases]
-        self.stores = [None] * len(self.bases)
+
+    def __len__(self) -> int:
+        return len(self.bases) * len(self.prefixes)
 
     def cache(
         self, data: Sequence[Record], place: Path | None, *, vocabulary: VocabularySpec, batch_size: int, say: Say
     ) -> None:
-        """Computes the hidden states of all bases, so that none runs from here on; see `BaseStates.build`."""
-        for index, base in enumerate(self.bases):
+        """Computes all hidden states, so that no base runs from here on; see `BaseStates.build`."""
+        for index in range(len(self)):
+            base, prefix = self._base_and_prefix(index)
             self.stores[index] = BaseStates.build(
-                base,
-                data,
-                place,
-                vocabulary=vocabulary,
-                prefix=self._prefix(base),
-                batch_size=batch_size,
-                say=say,
+                base, data, place, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, say=say
             )
 
     def drawn(self, sample: str, epoch: int) -> int:
-        """Which base reads a demonstration in an epoch: random, and the same whenever and wherever it is asked."""
+        """Which base and prefix a demonstration meets in an epoch: random, and the same whenever and wherever asked."""
         digest = hashlib.sha256(f"{self.seed}:{epoch}:{sample}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % len(self.bases)
+        return int.from_bytes(digest[:8], "big") % len(self)
 
     def parts(self, samples: Sequence[str] | None, *, epoch: int | None) -> tuple[BasePart, ...]:
         """The bases of a batch.
@@ -85,23 +82,23 @@ class TrainingBases:
             samples: keys of its demonstrations; None where they are not known, which suits one base without a cache.
             epoch: passes over the data that are complete; None has the first base read everything.
         """
-        if samples is None or epoch is None or len(self.bases) == 1:
+        if samples is None or epoch is None or len(self) == 1:
             return (self._part(0, None, samples),)
         drawn = [self.drawn(sample, epoch) for sample in samples]
         rows = {index: [row for row, one in enumerate(drawn) if one == index] for index in sorted(set(drawn))}
         return tuple(self._part(i, torch.tensor(at), [samples[row] for row in at]) for i, at in rows.items())
 
     def _part(self, index: int, rows: torch.Tensor | None, samples: Sequence[str] | None) -> BasePart:
-        store, states = self.stores[index], None
+        store, states = self.stores.get(index), None
         if store is not None and samples is not None and all(sample in store for sample in samples):
             states = torch.cat([store[sample] for sample in samples])
-        base = self.bases[index]
-        return BasePart(base, self.heads[index], rows, states, self._prefix(base))
+        base, prefix = self._base_and_prefix(index)
+        return BasePart(base, self.heads[index // len(self.prefixes)], rows, states, prefix)
 
-    def _prefix(self, base: PreTrainedModel) -> BasePrefix | None:
-        if self.prefix is None:
-            return None
-        return self._prefixes.setdefault(id(base), self.prefix.on(base))
+    def _base_and_prefix(self, index: int) -> tuple[PreTrainedModel, BasePrefix | None]:
+        at = divmod(index, len(self.prefixes))
+        base, prefix = self.bases[at[0]], self.prefixes[at[1]]
+        return base, None if prefix is None else self._prefixes.setdefault(at, prefix.on(base))
 
 
 def records_of(*data: Any) -> list[Record]:

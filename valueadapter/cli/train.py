@@ -33,13 +33,16 @@ def train(
         int | None,
         typer.Option(help="In its place: demonstrations drawn from the data, and not trained on; 0: none.  [8]", min=0),
     ] = None,
+    base_prefix_draws: Annotated[
+        int, typer.Option(help="Draw so many prefixes; a full network is trained behind a random one.", min=1)
+    ] = 1,
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
     centred: Annotated[bool, typer.Option("--centred/--raw", help="Penalty after, or without, centring.")] = True,
     dropout: Annotated[float | None, typer.Option(help="Dropout of a full network, if it has some.")] = None,
     other_base: Annotated[list[str] | None, typer.Option(help="Another base of the vocabulary; repeatable.")] = None,
     cache_base: Annotated[bool, typer.Option(help="Compute the base's hidden states once, to disk.")] = False,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.  [2]")] = None,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 8,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak of a cosine schedule.  [1e-3 for lora, 1e-4 for full]")
@@ -58,6 +61,7 @@ def train(
 
     if Path(base).exists() and base_name is None and push_to is not None:
         raise ConfigError(f"--base is a path ('{base}'), which others do not have; give its Hub ID with --base-name")
+    given = {"num_train_epochs": epochs, "learning_rate": learning_rate}
     recipe = Recipe(
         base=base,
         data=data,
@@ -73,14 +77,14 @@ def train(
         dropout=dropout,
         base_prefix=None if base_prefix is None else base_prefix.read_text(encoding="utf-8"),
         base_prefix_examples=base_prefix_examples,
+        base_prefix_draws=base_prefix_draws,
         arguments={
             "penalty": penalty,
             "penalty_coefficient": penalty_coefficient,
             "centred": centred,
             "cache_base": cache_base,
-            "num_train_epochs": epochs,
             "per_device_train_batch_size": batch_size,
-            **({} if learning_rate is None else {"learning_rate": learning_rate}),
+            **{key: value for key, value in given.items() if value is not None},
             "max_length": max_length,
             "seed": seed,
         },

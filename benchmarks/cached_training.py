@@ -65,8 +65,8 @@ def _cached(data: Records) -> Step:
     adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="bench/base")
     model.add_adapter(adapter, "default", is_trainable=True)
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "cache_base_dir": folder, "cache_base": True}
-        args = ValueTrainingArguments(output_dir=folder, **settings)
+        settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "cache_base_dir": folder}
+        args = ValueTrainingArguments(output_dir=folder, cache_base=True, release_base=True, **settings)
         trainer = ValueTrainer(model, args, train_dataset=data)
     optimizer = torch.optim.AdamW(network.parameters())
     batch = trainer.data_collator(data)

@@ -20,6 +20,7 @@ from valueadapter import (
     ValueAdapter,
     ValueAdapterForCausalLM,
 )
+from valueadapter.network import set_trainable
 
 IDS = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(0))
 Make = Callable[..., ValueAdapter]
@@ -161,9 +162,13 @@ def test_merging_and_resizing_say_why_not(wrapped: Wrapped) -> None:
         wrapped().resize_token_embeddings(200)
 
 
-def test_training_mode_leaves_the_base_in_evaluation(wrapped: Wrapped) -> None:
-    """No dropout in the base; frozen and without gradients."""
+def test_training_mode_leaves_what_is_frozen_in_evaluation(wrapped: Wrapped) -> None:
+    """No dropout in the base or in networks that are not trained; frozen and without gradients."""
     model = wrapped().train()
+    (network,) = model.adapters["default"].networks
     assert not model.base.training
-    assert model.adapters["default"].networks[0].training
+    assert not network.training
     assert not any(p.requires_grad for p in model.parameters())
+    set_trainable(network, True)
+    assert model.train().adapters["default"].networks[0].training
+    assert not model.base.training

@@ -19,6 +19,7 @@ from vocabularies import tokenizer_of
 from valueadapter import (
     ConfigError,
     IncompatibleBaseError,
+    UnsupportedModeError,
     ValueAdapter,
     ValueAdapterForCausalLM,
     ValueTrainer,
@@ -340,3 +341,31 @@ def test_a_batch_without_a_response_has_gradients_of_zero(make: Make) -> None:
     torch.autograd.backward(loss)
     assert float(loss.detach()) == 0
     assert run.model.value_networks["default"][0].model.norm.weight.grad.abs().max() == 0
+
+
+# -- giving the base's memory back -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("changes", [{}, {"prefix": "Q:A ", "penalty": "l1"}, {**PAIR, "scale": 1.0}])
+def test_training_needs_no_more_of_a_cached_base_than_its_head(make: Make, changes: dict[str, Any]) -> None:
+    """Same weights as with the base at hand, evaluation included; its body holds no memory."""
+    settings = {"cache_base": True, "eval_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1}
+    released, plain = (make(release_base=given, **settings, **copy.deepcopy(changes)) for given in (True, False))
+    base = released.model.base
+    assert sum(p.numel() for p in base.parameters()) == base.get_output_embeddings().weight.numel()
+    released.train()
+    plain.train()
+    assert distance(released, plain) == 0
+    assert released.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    assert released.trained_adapter().config.training is not None
+
+
+def test_a_base_without_its_body_says_so(make: Make) -> None:
+    """Whatever else is asked of the model, and what the option needs."""
+    model = make(cache_base=True, release_base=True).model
+    ids = torch.tensor([[5, 6]])
+    for ask in (lambda: model(ids), lambda: model.generate(ids, max_new_tokens=2), model.unload):
+        with pytest.raises(UnsupportedModeError, match="attach it to a base that is loaded anew"):
+            ask()
+    with pytest.raises(ConfigError, match="needs cache_base=True and no compute_metrics"):
+        make(release_base=True)
+    with pytest.raises(ConfigError, match="needs cache_base=True and no compute_metrics"):
+        make(cache_base=True, release_base=True, compute_metrics=lambda prediction: {})

@@ -72,6 +72,8 @@ class HiddenStateLoss:
                     batch_size=self.args.per_device_train_batch_size,
                     say=say if self.args.process_index == 0 else logger.debug,
                 )
+            if self.args.release_base:
+                self._release(fused.bases)
             return fused
         if len(bases) > 1 or more_prefixes or self.args.cache_base:
             raise ConfigError(
@@ -89,6 +91,15 @@ class HiddenStateLoss:
         networks = enumerate(model.terms()[0].networks)
         frozen = [(index, one) for index, one in networks if not any(p.requires_grad for p in one.parameters())]
         return frozenset(index for index, network in frozen if same_model(network, bases[0]))
+
+    def _release(self, bases: TrainingBases) -> None:
+        if not self.args.cache_base or getattr(self, "compute_metrics", None) is not None:
+            raise ConfigError(
+                "release_base needs cache_base=True and no compute_metrics, since without its body the base computes "
+                "neither hidden states nor logits"
+            )
+        bases.release()
+        cast(ValueAdapterForCausalLM, self.model).base_released = True
 
     def _base_counts(self, stand_ins: frozenset[int]) -> bool:
         (term,) = cast(ValueAdapterForCausalLM, self.model).terms()

@@ -27,9 +27,10 @@ from transformers.cache_utils import Cache
 from valueadapter import artifact, hub
 from valueadapter.adapter import ValueAdapter, side_of
 from valueadapter.alignment import Side
-from valueadapter.attachment import AdapterMethods, Attached
+from valueadapter.attachment import AdapterMethods
 from valueadapter.cache import BASE, BASE_MASK
 from valueadapter.chat import ChatMethods, Messages
+from valueadapter.choosing import Attached
 from valueadapter.compatibility import say_how_they_meet
 from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
@@ -231,6 +232,7 @@ class ValueAdapterForCausalLM(
         if value_loss is not None:
             batch = TextInputs(cast(torch.Tensor, input_ids), cast(torch.Tensor, attention_mask), position_ids)
             return ValueAdapterOutput(mean_loss(terms[0], batch, value_loss))
+        self._check_base()
         if use_cache is None:
             use_cache = bool(getattr(self.base.config.get_text_config(), "use_cache", True)) and not self.training
         parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None

@@ -160,6 +160,11 @@ def _check(recipe: Recipe) -> None:
         raise ConfigError(
             f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
         )
+    if recipe.eval_data is not None and recipe.arguments.get("release_base"):
+        raise ConfigError(
+            "release_base gives the base's memory back, and eval_data would be scored with it; give one of them, and "
+            "score the adapter with `valueadapter evaluate`"
+        )
     draws = recipe.base_prefix_draws
     if draws < 1 or (draws > 1 and (recipe.base_prefix is not None or recipe.base_prefix_examples == 0)):
         raise ConfigError(

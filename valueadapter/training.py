@@ -53,6 +53,10 @@ class ValueTrainingArguments(TrainingArguments):
     centred: bool = field(default=True, metadata={"help": "Take the penalty after subtracting the vocabulary's mean."})
     cache_base: bool = field(default=False, metadata={"help": "Compute the base's hidden states once, to disk."})
     cache_base_dir: str | None = field(default=None, metadata={"help": "Where to; in the Hugging Face home if None."})
+    release_base: bool = field(
+        default=False,
+        metadata={"help": "After caching, give back the memory of the base's body: the model then only trains."},
+    )
     lora_rank: int | None = field(default=None, metadata={"help": "For the record: rank of the LoRA, if it is one."})
     overwrite_card: bool = field(default=False, metadata={"help": "Replace a hand-written model card on the Hub."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its columns."})

@@ -70,6 +70,15 @@ class TrainingBases:
                 base, data, place, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, say=say
             )
 
+    def release(self) -> None:
+        """Gives back the memory of all weights but the output heads'; hidden states must be in the cache by then."""
+        kept = {head.weight.data_ptr() for head in self.heads}
+        for base in self.bases:
+            for module in base.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and parameter.data_ptr() not in kept:
+                        module._parameters[name] = torch.nn.Parameter(parameter.new_empty(0), requires_grad=False)
+
     def drawn(self, sample: str, epoch: int) -> int:
         """Which base and prefix a demonstration meets in an epoch: random, and the same whenever and wherever asked."""
         digest = hashlib.sha256(f"{self.seed}:{epoch}:{sample}".encode()).digest()

@@ -42,6 +42,7 @@ def train(
     dropout: Annotated[float | None, typer.Option(help="Dropout of a full network, if it has some.")] = None,
     other_base: Annotated[list[str] | None, typer.Option(help="Another base of the vocabulary; repeatable.")] = None,
     cache_base: Annotated[bool, typer.Option(help="Compute the base's hidden states once, to disk.")] = False,
+    release_base: Annotated[bool, typer.Option(help="Then give back the base's memory; without --eval-data.")] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.  [2]")] = None,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 8,
     learning_rate: Annotated[
@@ -83,6 +84,7 @@ def train(
             "penalty_coefficient": penalty_coefficient,
             "centred": centred,
             "cache_base": cache_base,
+            "release_base": release_base,
             "per_device_train_batch_size": batch_size,
             **{key: value for key, value in given.items() if value is not None},
             "max_length": max_length,

@@ -1,0 +1,211 @@
+"""The attached adapters of a wrapped base model: which ones act, and how strongly; computes nothing.
+
+Speaks PEFT's vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from valueadapter.adapter import ValueAdapter
+from valueadapter.base_prefix import PrefixMethods, network_prefixes
+from valueadapter.config import Prefix
+from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.link import Link
+from valueadapter.prefix import BasePrefix
+from valueadapter.refinement import ByteEvents, Mode
+from valueadapter.value_logits import Term
+
+
+@dataclass
+class Attached:
+    """An adapter on this base, and how strongly it acts."""
+
+    adapter: ValueAdapter
+    scale: float
+    serial: int
+    """Tells apart adapters that bore one name at different times, so that a cache of the first is not taken for one of
+    the second."""
+    link: Link | None
+    """None where the base has the adapter's vocabulary."""
+    refinement: tuple[Mode, ByteEvents] | None = None
+    """Where the map's values are bettered: how, and what is needed for it."""
+    prefix: Prefix | None = None
+    """What the base reads before the prompt while this adapter acts."""
+    read: dict[Prefix, tuple[BasePrefix | None, ...]] = field(default_factory=dict)
+    """A prefix -> how each of its networks reads it."""
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Names of its networks in a cache, for an adapter of this name."""
+        return tuple(f"{name}.{self.serial}.{index}" for index in range(len(self.adapter.networks)))
+
+
+class ChoosingMethods(PrefixMethods):
+    """The part of `ValueAdapterForCausalLM` that chooses among attached adapters."""
+
+    _attached: dict[str, Attached]
+    _active: tuple[str, ...]
+    _enabled: bool
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Makes one or several attached adapters the active ones; their value logits add up.
+
+        Raises:
+            AdapterNameError: no such adapter, or one named twice.
+        """
+        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        for name in names:
+            self._get(name)
+        if len(set(names)) != len(names):
+            raise AdapterNameError(f"an adapter can be active once; got {list(names)}. Raise its scale instead")
+        self._one_prefix(names)
+        self._active = names
+        self._enabled = True
+
+    def set_scale(self, adapter_name: str, scale: float) -> None:
+        """Sets how strongly an adapter acts: logits = base logits + scale · value logits. 0 switches it off.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: not a finite number.
+        """
+        if not math.isfinite(scale):
+            raise ConfigError(f"scale of '{adapter_name}' must be a finite number; got {scale}")
+        self._get(adapter_name).scale = float(scale)
+
+    def set_alignment_mode(self, adapter_name: str, mode: Mode) -> None:
+        """Sets how an adapter's logits come to a base of another vocabulary.
+
+        `static` is the map alone, and the default. `boundary` looks closer at the base's 64 likeliest tokens, and
+        `chain` runs the network over the 24 likeliest; see `docs/alignment.md` for what each costs and gives.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: no such mode.
+            UnsupportedModeError: the adapter reads the base's ids, so that there is nothing to better; or it has
+                several networks.
+        """
+        attached = self._get(adapter_name)
+        if mode not in get_args(Mode):
+            raise ConfigError(f"alignment mode must be one of {', '.join(get_args(Mode))}; got {mode!r}")
+        if mode == "static":
+            attached.refinement = None
+            return
+        reading = attached.link.reading if attached.link is not None else None
+        if reading is None or len(attached.adapter.networks) > 1:
+            raise UnsupportedModeError(
+                f"mode '{mode}' is for an adapter of one network on a base of another vocabulary; "
+                f"'{adapter_name}' has {len(attached.adapter.networks)} and "
+                f"{'another vocabulary' if reading is not None else 'the same vocabulary'}. Leave the mode at 'static'"
+            )
+        attached.refinement = (mode, ByteEvents(reading.value, reading.width))
+
+    @contextlib.contextmanager
+    def only(self, adapter_name: str, *, scale: float) -> Iterator[None]:
+        """Within the block just this adapter acts, at this scale; afterwards all is as before.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: the scale is no finite number.
+        """
+        before = self._get(adapter_name).scale, self._active, self._enabled
+        self.set_scale(adapter_name, scale)
+        self.set_adapter(adapter_name)
+        try:
+            yield
+        finally:
+            self._attached[adapter_name].scale, self._active, self._enabled = before
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within the block the model is the base, bit for bit, and no network runs."""
+        before = self._enabled
+        self._enabled = False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def disable_adapters(self) -> None:
+        """Switches all adapters off until `enable_adapters`."""
+        self._enabled = False
+
+    def enable_adapters(self) -> None:
+        """Switches the active adapters on again."""
+        self._enabled = True
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+    @property
+    def adapters(self) -> dict[str, ValueAdapter]:
+        """Name -> attached adapter."""
+        return {name: attached.adapter for name, attached in self._attached.items()}
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that act now, in the order they were activated; empty while disabled."""
+        return list(self._active) if self._enabled else []
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Name -> scale of every attached adapter."""
+        return {name: attached.scale for name, attached in self._attached.items()}
+
+    def only_adapter(self, adapter_name: str | None = None) -> str:
+        """The named adapter, or the one that is meant when there is just one.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+        """
+        if adapter_name is not None:
+            self._get(adapter_name)
+            return adapter_name
+        candidates = list(self._attached)
+        if len(candidates) != 1:
+            raise AdapterNameError(f"name the adapter with adapter_name=; attached are {candidates or 'none'}")
+        return candidates[0]
+
+    def terms(self) -> list[Term]:
+        """The adapters of the sum as it stands: active, with a scale that is not 0."""
+        acting = [(name, self._attached[name]) for name in self.active_adapters]
+        return [
+            Term(
+                attached.parts(name),
+                attached.adapter.networks,
+                tuple(spec.coefficient for spec in attached.adapter.config.networks),
+                attached.scale,
+                attached.link,
+                attached.refinement,
+                attached.adapter.config.connection,
+                self._read_by_networks(name, attached),
+            )
+            for name, attached in acting
+            if attached.scale != 0
+        ]
+
+    def _read_by_networks(self, name: str, attached: Attached) -> tuple[BasePrefix | None, ...]:
+        """What each network of an adapter reads before the prompt; empty where none reads anything."""
+        prefix = self.base_prefix if attached.adapter.reads_prefix else None
+        if prefix is None:
+            return ()
+        if prefix not in attached.read:
+            base, parts = self._prefix_for_base(prefix), attached.parts(name)
+            attached.read = {prefix: network_prefixes(attached.adapter, parts, attached.link, prefix, base)}
+        return attached.read[prefix]
+
+    def _prefix_of(self, adapter_name: str) -> Prefix | None:
+        return self._attached[adapter_name].prefix
+
+    def _tokenizer_of(self, term: Term) -> PreTrainedTokenizerBase:
+        return self._attached[term.parts[0].split(".")[0]].adapter.tokenizer
+
+    # -- names -------------------------------------------------------------------------------------------------------
+    def _get(self, name: str) -> Attached:
+        if name not in self._attached:
+            raise AdapterNameError(f"there is no adapter '{name}'; attached are {list(self._attached) or 'none'}")
+        return self._attached[name]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from valueadapter.acting import acting, here
 from valueadapter.adapter import ValueAdapter
 from valueadapter.cache import BASE, ValueAdapterCache
 from valueadapter.config import Prefix
@@ -45,10 +46,8 @@ class PrefixMethods:
     """The part of `ValueAdapterForCausalLM` that has the base read a prefix."""
 
     base: PreTrainedModel
-    _enabled: bool
     _given_prefix: Prefix | Recorded | None
     _prefixes: dict[Prefix, BasePrefix]
-    _lone_prefix: BasePrefix | None
 
     def set_base_prefix(self, prefix: GivenPrefix) -> None:
         """Sets what only the base reads before the prompt, whichever adapters act; `RECORDED` gives each its own again.
@@ -101,18 +100,13 @@ class PrefixMethods:
         Raises:
             ConfigError: as `set_base_prefix`.
         """
-        before = self._enabled, self._lone_prefix
         given = as_prefix(prefix)
-        self._lone_prefix = None if given is None else self._prefix_for_base(given)
-        self._enabled = False
-        try:
+        with acting(self, (), None if given is None else self._prefix_for_base(given)):
             yield
-        finally:
-            self._enabled, self._lone_prefix = before
 
     def _acting_prefix(self) -> BasePrefix | None:
-        if self._lone_prefix is not None:
-            return self._lone_prefix
+        if (block := here(self)) is not None and block.prefix is not None:
+            return block.prefix
         prefix = self.base_prefix
         return None if prefix is None else self._prefix_for_base(prefix)
 

@@ -16,13 +16,16 @@ from valueadapter.value_logits import Term
 Messages = Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]]
 """One conversation, a list of `{"role": …, "content": …}`; or a list of conversations, one per row."""
 
+_CHATS_KEPT = 16
+"""Lists of conversations whose prompts are remembered from step to step."""
+
 
 class ChatMethods:
     """The part of `ValueAdapterForCausalLM` that concerns chats."""
 
     base: PreTrainedModel
     base_tokenizer: PreTrainedTokenizerBase | None
-    _chat: tuple[Messages, dict[str, list[Prompt]]] | None = None
+    _chats: dict[int, tuple[Messages, dict[str, list[Prompt]]]]
 
     def chat_inputs(self, messages: Messages) -> BatchEncoding:
         """What `generate` needs to answer a chat: `generate(**model.chat_inputs(messages))`.
@@ -60,9 +63,9 @@ class ChatMethods:
         """Each row's prompt in both forms, or None where it is read as text."""
         if messages is None or term.link is None or term.link.reading is None or self.base_tokenizer is None:
             return None
-        if self._chat is None or self._chat[0] is not messages:
-            self._chat = (messages, {})
-        known = self._chat[1]
+        for old in list(self._chats)[:-_CHATS_KEPT]:
+            del self._chats[old]
+        known = self._chats.setdefault(id(messages), (messages, {}))[1]
         if term.parts[0] not in known:
             tokenizer = self._tokenizer_of(term)
             if not tokenizer.chat_template:

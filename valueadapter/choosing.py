@@ -13,6 +13,7 @@ from typing import get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from valueadapter.acting import acting, here
 from valueadapter.adapter import ValueAdapter
 from valueadapter.base_prefix import PrefixMethods, network_prefixes
 from valueadapter.config import Prefix
@@ -114,26 +115,26 @@ class ChoosingMethods(PrefixMethods):
             AdapterNameError: no such adapter.
             ConfigError: the scale is no finite number.
         """
-        before = self._get(adapter_name).scale, self._active, self._enabled
+        before = self._get(adapter_name).scale
         self.set_scale(adapter_name, scale)
-        self.set_adapter(adapter_name)
         try:
-            yield
+            with acting(self, (adapter_name,)):
+                yield
         finally:
-            self._attached[adapter_name].scale, self._active, self._enabled = before
+            self._attached[adapter_name].scale = before
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Within the block the model is the base, bit for bit, and no network runs."""
-        before = self._enabled
-        self._enabled = False
-        try:
+        """Within the block, and in its thread only, the model is the base, bit for bit, and no network runs.
+
+        Blocks may be nested. A thread that is started from within does not inherit the block: enter it there, or pass
+        `adapter_names=[None]` to `generate`.
+        """
+        with acting(self, ()):
             yield
-        finally:
-            self._enabled = before
 
     def disable_adapters(self) -> None:
-        """Switches all adapters off until `enable_adapters`."""
+        """Switches all adapters off, for all threads, until `enable_adapters`."""
         self._enabled = False
 
     def enable_adapters(self) -> None:
@@ -149,6 +150,8 @@ class ChoosingMethods(PrefixMethods):
     @property
     def active_adapters(self) -> list[str]:
         """Names of the adapters that act now, in the order they were activated; empty while disabled."""
+        if (block := here(self)) is not None:
+            return [name for name in block.names if name in self._attached]
         return list(self._active) if self._enabled else []
 
     @property

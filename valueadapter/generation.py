@@ -12,10 +12,11 @@ from transformers.masking_utils import create_masks_for_generate
 from valueadapter.cache import BASE, BASE_MASK, ValueAdapterCache
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.prefix import ROWS_MASK, BasePrefix
+from valueadapter.rows import RowMethods
 from valueadapter.value_logits import Term
 
 
-class GenerationMethods:
+class GenerationMethods(RowMethods):
     """The part of `ValueAdapterForCausalLM` that `generate` calls between two forward passes."""
 
     base: PreTrainedModel
@@ -40,6 +41,11 @@ class GenerationMethods:
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
+        if (names := model_kwargs.get("adapter_names")) is not None:
+            groups = self._groups(names, how[1])
+            cache = self._rows_cache(generation_config, groups, model_kwargs.get("cache"), how)
+            model_kwargs.update({} if cache is None else {"cache": cache})
+            return
         terms = self.terms()
         prefix = self._acting_prefix()
         if prefix is not None:
@@ -80,7 +86,8 @@ class GenerationMethods:
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers; the base's cache begins with its prefix before masks are made for it."""
-        prefix = self._acting_prefix()
+        mixed = kwargs.get("adapter_names") is not None
+        prefix = None if mixed else self._acting_prefix()
         if prefix is not None and isinstance(cache, ValueAdapterCache) and cache.is_compileable:
             ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
             for one in (prefix, *_prefixes(self.terms()).values()):

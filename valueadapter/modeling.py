@@ -40,10 +40,9 @@ from valueadapter.judge import JudgeMethods
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
+from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, fit_width, of_part, value_logits
-
-_LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
 
 
 def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -98,12 +97,12 @@ class ValueAdapterForCausalLM(
         self.value_networks = nn.ModuleDict()
         self.generation_config = base.generation_config
         self._attached: dict[str, Attached] = {}
+        self._chats = {}
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._side: Side | None = None
         self._given_prefix: Prefix | Recorded | None = RECORDED
         self._prefixes: dict[Prefix, BasePrefix] = {}
-        self._lone_prefix: BasePrefix | None = None
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -198,6 +197,7 @@ class ValueAdapterForCausalLM(
         logits_to_keep: int | torch.Tensor = 0,
         output_value_logits: bool = False,
         messages: Messages | None = None,
+        adapter_names: AdapterNames | None = None,
         value_loss: LossRequest | None = None,
         **kwargs: Any,
     ) -> ValueAdapterOutput:
@@ -215,6 +215,9 @@ class ValueAdapterForCausalLM(
             output_value_logits: also return what was added to the base's logits.
             messages: the chat that `input_ids` begin with, one conversation or one per row; networks of another
                 vocabulary then read it by their own chat template (see `chat_inputs`).
+            adapter_names: for each prompt the adapters that act on its rows, a name, several, or None for the base
+                alone, whatever is active otherwise; a network runs for the rows that need it. As in PEFT, and in
+                `generate` too.
             value_loss: the trainer's: compute nothing but the loss, and that from hidden states.
             kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`).
 
@@ -223,6 +226,10 @@ class ValueAdapterForCausalLM(
         """
         if "past_key_values" in kwargs:
             raise TypeError("`past_key_values` is called `cache` in transformers 5.24 and here; pass it by that name")
+        if adapter_names is not None:
+            asked = {"cache": cache, "use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
+            asked |= {"messages": messages, "labels": labels, "output_value_logits": output_value_logits}
+            return self._forward_rows(adapter_names, input_ids, attention_mask, position_ids, **asked)
         terms = self.terms()
         if terms and input_ids is None:
             raise UnsupportedModeError(
@@ -236,7 +243,7 @@ class ValueAdapterForCausalLM(
         if use_cache is None:
             use_cache = bool(getattr(self.base.config.get_text_config(), "use_cache", True)) and not self.training
         parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None
-        loss_arguments = {key: kwargs.pop(key) for key in _LOSS_ARGUMENTS if key in kwargs}
+        loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         kwargs["return_dict"] = True
         everywhere = any(term.reads_prediction for term in terms)
         common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": 0 if everywhere else logits_to_keep}

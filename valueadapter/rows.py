@@ -1,0 +1,270 @@
+"""Another choice of adapters for each row of a batch: rows that agree run together, each group with its own cache.
+
+A group is an ordinary call of the model for some of the rows, with just its adapters acting. So every row gets what it
+gets when it runs alone: its adapters, the prefix that they bring, and nothing of its neighbours'. Computes no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers.cache_utils import Cache
+
+from valueadapter.acting import acting
+from valueadapter.cache import ValueAdapterCache
+from valueadapter.chat import conversations
+from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.outputs import ValueAdapterOutput
+
+AdapterNames = Sequence[str | Sequence[str] | None]
+"""For each row the adapter that acts, several, or None (or PEFT's "__base__") for the base alone."""
+BASE_ALONE = "__base__"
+LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
+
+
+class RowsCache(Cache):
+    """One cache for each group of rows; to `generate` it looks like one cache of the whole batch.
+
+    Attributes:
+        groups: names of the adapters that act -> the cache of the rows that they act on.
+        rows: the same names -> numbers of these rows, rising.
+    """
+
+    def __init__(self, groups: Mapping[tuple[str, ...], ValueAdapterCache], rows: Mapping[tuple[str, ...], list[int]]):
+        self.groups, self.rows = dict(groups), dict(rows)
+        self.layer_class_to_replicate = None  # layers are the groups' business
+        self.offloading = False
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of all groups; the objects themselves, not copies."""
+        return [layer for group in self.groups.values() for layer in group.layers]
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `generate` may make masks for the whole batch: never, since groups need their own."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the caller's that have been seen, which is the same in all groups."""
+        return next(iter(self.groups.values())).get_seq_length(layer_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens of every row."""
+        for group in self.groups.values():
+            group.crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        """Empties all groups."""
+        for group in self.groups.values():
+            group.reset()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Reorders rows within their groups, as beams of one prompt do."""
+        for names, group in self.groups.items():
+            place = {row: index for index, row in enumerate(self.rows[names])}
+            group.reorder_cache(torch.tensor([place[int(beam_idx[row])] for row in self.rows[names]]).to(beam_idx))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row."""
+        for names, group in self.groups.items():
+            group.batch_repeat_interleave(repeats)
+            self.rows[names] = [row * repeats + again for row in self.rows[names] for again in range(repeats)]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps some rows; a group without rows stays, empty."""
+        everyone = max(row for rows in self.rows.values() for row in rows) + 1
+        kept = torch.arange(everyone, device=indices.device)[indices].tolist()
+        for names, group in self.groups.items():
+            place = {row: index for index, row in enumerate(self.rows[names])}
+            group.batch_select_indices(torch.tensor([place[row] for row in kept if row in place]).to(indices.device))
+            self.rows[names] = [index for index, row in enumerate(kept) if row in place]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows on which the same adapters act."""
+
+    names: tuple[str, ...]
+    rows: list[int]
+
+
+class RowMethods:
+    """The part of `ValueAdapterForCausalLM` that serves batches of mixed adapters."""
+
+    loss_function: Any
+    _row_chats: tuple[Any, dict[tuple[str, ...], list[Any]]] | None = None
+
+    def _get(self, name: str) -> Any:  # documented where it is defined
+        raise NotImplementedError
+
+    def generate(
+        self, inputs: torch.Tensor | None = None, *args: Any, adapter_names: AdapterNames | None = None, **kwargs: Any
+    ) -> Any:
+        """As `transformers.GenerationMixin.generate`.
+
+        Args:
+            inputs: (batch, seq) token ids.
+            args: as there.
+            adapter_names: for each prompt the adapters that act on it: a name, several, or None (or "__base__") for the
+                base alone. What is active otherwise does not matter then.
+            kwargs: as there.
+
+        Raises:
+            AdapterNameError: unknown names, or not one entry for each prompt.
+        """
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        if adapter_names is None or ids is None:
+            given = {} if adapter_names is None else {"adapter_names": adapter_names}
+            return super().generate(inputs, *args, **given, **kwargs)  # type: ignore[misc]  # GenerationMixin's
+        groups = self._groups(adapter_names, len(ids))
+        if len(groups) > 1:
+            return super().generate(inputs, *args, adapter_names=adapter_names, **kwargs)  # type: ignore[misc]
+        with acting(self, groups[0].names):  # nothing is mixed, so that assistants need not know
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _groups(self, adapter_names: AdapterNames, batch: int) -> list[Group]:
+        """The rows of a batch by the adapters that act on them, each name checked.
+
+        Args:
+            adapter_names: one entry for each prompt.
+            batch: rows; several for each prompt where it has beams or several answers.
+
+        Raises:
+            AdapterNameError: unknown names, or not one entry for each prompt.
+        """
+        if isinstance(adapter_names, str) or not len(adapter_names) or batch % len(adapter_names):
+            raise AdapterNameError(
+                f"adapter_names must have one entry for each of the {batch} rows, a name, a list of names, or None for "
+                f"the base alone; got {adapter_names!r}"
+            )
+        repeats = batch // len(adapter_names)
+        found: dict[tuple[str, ...], list[int]] = {}
+        for index, entry in enumerate(adapter_names):
+            names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+            names = tuple(name for name in names if name != BASE_ALONE)
+            for name in names:
+                self._get(name)
+            if len(set(names)) != len(names):
+                raise AdapterNameError(f"an adapter can act once on a row; got {list(names)}. Raise its scale instead")
+            found.setdefault(names, []).extend(range(index * repeats, (index + 1) * repeats))
+        return [Group(names, rows) for names, rows in found.items()]
+
+    def _rows_cache(self, config: Any, groups: list[Group], given: Any, how: tuple[Any, ...]) -> Any:
+        """What `generate` carries: one cache for each group, made as for a batch of its own."""
+        if given is not None:
+            _check_cache(given, groups)
+            given._is_user_defined = True
+            return given
+        caches: dict[tuple[str, ...], Any] = {}
+        for group in groups:
+            prepared: dict[str, Any] = {}
+            with acting(self, group.names):
+                self._prepare_cache_for_generation(config, prepared, *how)  # type: ignore[attr-defined]
+            caches[group.names] = prepared.get("cache")
+        if any(cache is None for cache in caches.values()):
+            return None
+        return RowsCache(caches, {group.names: group.rows for group in groups})
+
+    def _forward_rows(
+        self,
+        adapter_names: AdapterNames,
+        input_ids: torch.Tensor | None,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        *,
+        cache: Any,
+        messages: Any,
+        labels: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> ValueAdapterOutput:
+        """One call for each group, and the rows in their order again; arguments as `forward`."""
+        if input_ids is None:
+            raise UnsupportedModeError("adapter_names choose among networks, which read token ids; pass input_ids")
+        groups = self._groups(adapter_names, len(input_ids))
+        if len(groups) == 1:
+            with acting(self, groups[0].names):
+                return self(  # type: ignore[operator,no-any-return]  # the model
+                    input_ids, attention_mask, position_ids, cache=cache, messages=messages, labels=labels, **kwargs
+                )
+        if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
+            raise UnsupportedModeError("adapter_names need the attention_mask of (batch, past + seq)")
+        if cache is not None:
+            _check_cache(cache, groups)
+        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+        outputs: list[ValueAdapterOutput] = []
+        for group in groups:
+            rows = torch.tensor(group.rows, device=input_ids.device)
+            each = position_ids is not None and len(position_ids) > 1
+            with acting(self, group.names):
+                out = self(  # type: ignore[operator]  # the model
+                    input_ids=input_ids[rows],
+                    attention_mask=None if attention_mask is None else attention_mask[rows],
+                    position_ids=cast(torch.Tensor, position_ids)[rows] if each else position_ids,
+                    cache=None if cache is None else cache.groups[group.names],
+                    messages=self._chats_of(messages, group, len(input_ids)),
+                    **kwargs,
+                )
+            outputs.append(out)
+        if cache is None and outputs[0].cache is not None:
+            made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
+            cache = RowsCache(made, {group.names: group.rows for group in groups})
+        order = torch.tensor([row for group in groups for row in group.rows]).argsort()
+        logits = _in_order([out.logits for out in outputs], order)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
+        return ValueAdapterOutput(
+            loss,
+            logits,
+            cache,
+            _each_in_order([out.hidden_states for out in outputs], order),
+            _each_in_order([out.attentions for out in outputs], order),
+            None if outputs[0].value_logits is None else _in_order([out.value_logits for out in outputs], order),
+        )
+
+    def _chats_of(self, messages: Any, group: Group, batch: int) -> Any:
+        """The conversations of a group's rows, of which each may have several; the same list at every step."""
+        if messages is None:
+            return None
+        if self._row_chats is None or self._row_chats[0] is not messages:
+            self._row_chats = (messages, {})
+        known = self._row_chats[1]
+        if group.names not in known:
+            chats = conversations(messages)
+            repeats = batch // len(chats)
+            if repeats * len(chats) != batch:
+                raise ConfigError(f"got {len(chats)} conversations in `messages` for {batch} rows of input_ids")
+            known[group.names] = [chats[row // repeats] for row in group.rows]
+        return known[group.names]
+
+
+def _check_cache(cache: Any, groups: list[Group]) -> None:
+    rows = {group.names: group.rows for group in groups}
+    if isinstance(cache, RowsCache) and cache.rows.keys() == rows.keys() and cache.get_seq_length() == 0:
+        cache.rows = rows  # beams are not counted when `generate` makes it
+    if not isinstance(cache, RowsCache) or cache.rows != rows:
+        raise UnsupportedModeError(
+            f"this {type(cache).__name__} was not made for these adapter_names; start without a cache, or pass the one "
+            "that an earlier call with the same adapter_names returned"
+        )
+
+
+def _in_order(parts: list[Any], order: torch.Tensor) -> torch.Tensor:
+    return torch.cat(parts)[order.to(parts[0].device)]
+
+
+def _each_in_order(parts: list[Any], order: torch.Tensor) -> Any:
+    """Tuples of one tensor for each layer, row by row."""
+    if parts[0] is None:
+        return None
+    shapes = {tuple(tensor.shape[1:] for tensor in layers) for layers in parts}
+    if len(shapes) > 1:
+        raise UnsupportedModeError(
+            "hidden states and attentions of rows behind different prefixes have different lengths; ask for them in "
+            "calls of their own, one for each choice of adapters"
+        )
+    return tuple(_in_order(list(each), order) for each in zip(*parts, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,13 +17,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter import ValueAdapter
+from valueadapter.adapter import ValueAdapter, combined
 from valueadapter.alignment import Side
 from valueadapter.choosing import Attached, ChoosingMethods
-from valueadapter.errors import AdapterNameError, UnsupportedModeError
+from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
-from valueadapter.network import set_trainable
+from valueadapter.network import same_model, set_trainable, settings_of
 from valueadapter.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
+from valueadapter.status import StatusMethods
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _serials = itertools.count()
 
 
-class AdapterMethods(ChoosingMethods):
+class AdapterMethods(StatusMethods, ChoosingMethods):
     """The part of `ValueAdapterForCausalLM` that attaches and detaches adapters."""
 
     base: PreTrainedModel
@@ -50,6 +52,7 @@ class AdapterMethods(ChoosingMethods):
         scale: float | None = None,
         base_prefix: GivenPrefix = RECORDED,
         is_trainable: bool = False,
+        hotswap: bool = False,
         **download: Any,
     ) -> None:
         """Loads an adapter and attaches it. As in PEFT, it is active at once only if it is the first.
@@ -61,6 +64,7 @@ class AdapterMethods(ChoosingMethods):
             base_prefix: what only the base reads before the prompt: the adapter's own by default, text or chat
                 messages in its place, or None for nothing.
             is_trainable: whether its weights take gradients.
+            hotswap: put its weights into the networks of the attached adapter of this name, see `hotswap_adapter`.
             download: `revision, subfolder, token, cache_dir, local_files_only, force_download`.
 
         Raises:
@@ -68,6 +72,10 @@ class AdapterMethods(ChoosingMethods):
             IncompatibleBaseError: a vocabulary that no map leads to.
             ArtifactError, ConfigError, huggingface_hub.errors: it cannot be had or is damaged.
         """
+        if hotswap:
+            new = ValueAdapter.from_pretrained(name_or_path, **download)
+            self.hotswap_adapter(new, adapter_name, scale=scale, base_prefix=base_prefix)
+            return
         self._check_new_name(adapter_name)
         adapter = ValueAdapter.from_pretrained(name_or_path, **download)
         self.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
@@ -84,6 +92,7 @@ class AdapterMethods(ChoosingMethods):
         """Attaches a loaded adapter. The first one is active at once, later ones with `set_adapter`.
 
         Its networks move to the base's device and dtype. They are not copied: attach `adapter.copy()` to a second base.
+        A network that is attached already, with equal weights and not trained, is held and run once for both adapters.
         Arguments as in `load_adapter`.
 
         Raises:
@@ -96,18 +105,119 @@ class AdapterMethods(ChoosingMethods):
         if prefix is not None:
             self._prefix_for_base(prefix)  # now, so that a prefix this base cannot take is not attached
         link = adapter.connect(self._base_side(), self.base.name_or_path)
+        own = self._recommended_scale(adapter, link) if scale is None else scale
+        self._check_scale(adapter_name, own)
         device = self.base.get_input_embeddings().weight.device
         for network in adapter.networks:
             network.to(device=device, dtype=self.base.dtype)
             set_trainable(network, is_trainable)
+        if not is_trainable:
+            adapter = self._sharing(adapter)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        own = self._recommended_scale(adapter, link) if scale is None else scale
-        self._attached[adapter_name] = Attached(adapter, own, next(_serials), link, prefix=prefix)
-        self.set_scale(adapter_name, own)
+        self._attached[adapter_name] = Attached(adapter, float(own), next(_serials), link, prefix=prefix)
         if not self._active:
             self._active = (adapter_name,)
         elif adapter_name not in self._active:
             logger.info("attached %r; active is %s (set_adapter changes it)", adapter_name, list(self._active))
+
+    def hotswap_adapter(
+        self,
+        adapter: ValueAdapter,
+        adapter_name: str,
+        *,
+        scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
+    ) -> None:
+        """Puts an adapter's weights in the place of an attached one's, into the same tensors.
+
+        Nothing that was compiled is compiled again, and no second copy of the networks stays. A cache of an earlier
+        call holds what the old weights have read: start with a new one.
+
+        Args:
+            adapter: the new adapter; its networks have the architectures, and its vocabulary is that of the old one.
+            adapter_name: the attached adapter, which keeps its name.
+            scale: how strongly it acts; the new adapter's recommendation by default.
+            base_prefix: as in `load_adapter`.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: the networks do not fit, or another adapter shares them; nothing has changed then.
+        """
+        attached = self._get(adapter_name)
+        old = attached.adapter
+        elsewhere = {id(n) for name, one in self.adapters.items() if name != adapter_name for n in one.networks}
+        if any(id(network) in elsewhere for network in old.networks):
+            raise ConfigError(
+                f"another adapter shares a network with '{adapter_name}', whose weights would change too; delete "
+                f"'{adapter_name}' and load the new adapter under its name"
+            )
+        if why := _why_not_swapped(old, adapter):
+            raise ConfigError(f"the new adapter does not fit '{adapter_name}': {why}; delete it and load the new one")
+        prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        if prefix is not None:
+            self._prefix_for_base(prefix)
+        with torch.no_grad():
+            for mine, theirs in zip(old.networks, adapter.networks, strict=True):
+                state = theirs.state_dict()
+                for name, tensor in mine.state_dict().items():
+                    tensor.copy_(state[name])
+        attached.adapter = ValueAdapter(adapter.config, old.networks, adapter.tokenizer, adapter.alignments)
+        attached.prefix, attached.read = prefix, {}
+        self.set_scale(adapter_name, self._recommended_scale(adapter, attached.link) if scale is None else scale)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        *,
+        base_prefix: GivenPrefix = RECORDED,
+    ) -> None:
+        """Makes one adapter of several attached ones: value logits = Σ weight · value logits, at scale 1.
+
+        Their networks are shared, not copied, and the new adapter can be saved and pushed as any other.
+
+        Args:
+            adapters: names of attached adapters of one vocabulary and connection.
+            weights: one for each, in the place of its scale; finite and not 0.
+            adapter_name: the new adapter's name.
+            combination_type: `linear`, the weights as they are; `average`, divided by their sum. PEFT's others combine
+                matrices of LoRA, and there are none here.
+            base_prefix: what the base reads; by default what they bring, which must be one prefix.
+
+        Raises:
+            AdapterNameError: unknown names, or a taken one.
+            ConfigError: weights that cannot be, or adapters that cannot be one.
+            UnsupportedModeError: another combination, or different prefixes.
+        """
+        self._check_new_name(adapter_name)
+        parts = [self._get(name).adapter for name in adapters]
+        new = combined(parts, self._weights(adapters, weights, combination_type))
+        prefix = self._one_prefix(adapters) if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        self.add_adapter(new.with_config(base_prefix=prefix), adapter_name, scale=1.0)
+
+    def _weights(self, adapters: Sequence[str], weights: Sequence[float], combination: str) -> list[float]:
+        if combination not in ("linear", "average"):
+            raise UnsupportedModeError(
+                f"combination_type must be 'linear' or 'average'; got {combination!r}. PEFT's other ways combine the "
+                "matrices of LoRA, and value adapters add logits"
+            )
+        if len(weights) != len(adapters) or not adapters:
+            raise ConfigError(f"expected one weight for each adapter; got {len(weights)} for {len(adapters)}")
+        if any(weight < 0 for weight in weights):
+            self._below_zero(f"weights {list(weights)} of {list(adapters)}")
+        total = sum(weights) if combination == "average" else 1.0
+        if total == 0:
+            raise ConfigError(f"the weights {list(weights)} add up to 0, so that there is no average; take 'linear'")
+        return [weight / total for weight in weights]
+
+    def _sharing(self, adapter: ValueAdapter) -> ValueAdapter:
+        """The adapter with networks that are attached already in the place of equal ones, to be held and run once."""
+        attached = [network for one in self.adapters.values() for network in one.networks]
+        frozen = [network for network in attached if not any(p.requires_grad for p in network.parameters())]
+        networks = [next((one for one in frozen if same_model(one, own)), own) for own in adapter.networks]
+        return ValueAdapter(adapter.config, networks, adapter.tokenizer, adapter.alignments)
 
     def _recommended_scale(self, adapter: ValueAdapter, link: Link | None) -> float:
         vocabulary = adapter.config.vocabulary if link is None else link.alignment.base
@@ -133,13 +243,19 @@ class AdapterMethods(ChoosingMethods):
         vocabulary = attached.adapter.config.vocabulary if link is None else link.alignment.base
         return vocabulary.byte_fingerprint
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Detaches an adapter and forgets it.
+    def delete_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Detaches an adapter, or several, and forgets them.
 
         Raises:
-            AdapterNameError: no such adapter.
+            AdapterNameError: no such adapter; none of several is deleted then.
         """
-        self._get(adapter_name)
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        for name in names:
+            self._get(name)
+        for name in dict.fromkeys(names):
+            self._delete(name)
+
+    def _delete(self, adapter_name: str) -> None:
         del self._attached[adapter_name]
         del self.value_networks[adapter_name]
         if self._active == (adapter_name,) and self._attached:
@@ -177,7 +293,10 @@ class AdapterMethods(ChoosingMethods):
         Raises:
             UnsupportedModeError: always, naming what to do instead.
         """
-        raise UnsupportedModeError("hot-swapping is for LoRA; attach the other adapter and call set_adapter")
+        raise UnsupportedModeError(
+            "this prepares LoRA for other ranks. Networks of one shape can be swapped without it: "
+            "load_adapter(…, adapter_name, hotswap=True)"
+        )
 
     def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, torch.Tensor]:
         """The weights of an adapter's networks, as `<index>.<tensor>`.
@@ -190,7 +309,9 @@ class AdapterMethods(ChoosingMethods):
 
     # -- names -------------------------------------------------------------------------------------------------------
     def _check_new_name(self, name: str) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        if isinstance(name, str) and hasattr(nn.ModuleDict, name):
+            raise AdapterNameError(f"'{name}' is a method of torch's modules, so it cannot name an adapter")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
         if name in self._attached:
             raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
@@ -204,3 +325,17 @@ class AdapterMethods(ChoosingMethods):
 
     def _base_side(self) -> Side:
         raise NotImplementedError
+
+
+def _why_not_swapped(old: ValueAdapter, new: ValueAdapter) -> str | None:
+    """What keeps the weights of one adapter from taking the place of another's; None where nothing does."""
+    if old.config.vocabulary != new.config.vocabulary:
+        return "it has another vocabulary"
+    if old.config.connection != new.config.connection:
+        return f"its connection is {new.config.connection}, not {old.config.connection}"
+    if [s.coefficient for s in old.config.networks] != [s.coefficient for s in new.config.networks]:
+        return "it has other networks or coefficients"
+    for mine, theirs in zip(old.networks, new.networks, strict=True):
+        if type(mine) is not type(theirs) or settings_of(mine) != settings_of(theirs):
+            return "a network is of another architecture"
+    return None

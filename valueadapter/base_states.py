@@ -28,6 +28,7 @@ from valueadapter.claims import claimed
 from valueadapter.config import VocabularySpec
 from valueadapter.data import Collator
 from valueadapter.errors import ConfigError
+from valueadapter.network import settings_of
 from valueadapter.prefix import BasePrefix
 from valueadapter.training_loss import TextInputs, base_states, predicting
 
@@ -41,7 +42,6 @@ FORMAT = "valueadapter.base_states"
 VERSION = 1
 SHARD_BYTES = 64 * 2**20
 """What a shard holds at most, but for a single demonstration that is longer."""
-_IGNORED_CONFIG = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "use_cache", "dtype")
 
 
 def sample_key(record: Record) -> str:
@@ -65,25 +65,13 @@ def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix: BasePre
     parts = [
         VERSION,
         type(base).__name__,
-        _settings(base),
+        settings_of(base),
         _weights(base),
         vocabulary.byte_fingerprint,
         vocabulary.behaviour_fingerprint,
         [list(prefix.ids), prefix.start] if prefix is not None else [],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def same_model(a: PreTrainedModel, b: PreTrainedModel) -> bool:
-    """Whether two loaded models compute the same logits: one kind, one configuration, equal weights."""
-    if type(a) is not type(b) or _settings(a) != _settings(b):
-        return False
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(_equal(tensor, theirs[name]) for name, tensor in mine.items())
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def default_place() -> Path:
@@ -99,13 +87,6 @@ def _weights(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
-
-
-def _settings(model: PreTrainedModel) -> str:
-    """What a model computes besides its weights: its configuration, and that of LoRA on it."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _IGNORED_CONFIG}
-    lora = {name: one.to_dict() for name, one in (getattr(model, "peft_config", None) or {}).items()}
-    return json.dumps([config, lora], sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
 
 
 class _Shard(NamedTuple):

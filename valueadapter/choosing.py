@@ -6,10 +6,11 @@ Speaks PEFT's vocabulary.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,8 @@ from valueadapter.link import Link
 from valueadapter.prefix import BasePrefix
 from valueadapter.refinement import ByteEvents, Mode
 from valueadapter.value_logits import Term
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +45,11 @@ class Attached:
     read: dict[Prefix, tuple[BasePrefix | None, ...]] = field(default_factory=dict)
     """A prefix -> how each of its networks reads it."""
 
+    def reading(self) -> tuple[Any, ...]:
+        """What its networks read, but for the prefix: two adapters with equal ones have a common network read once."""
+        own = self.adapter
+        return self.refinement, own.config.connection, own.config.vocabulary, own.tokenizer.chat_template
+
     def parts(self, name: str) -> tuple[str, ...]:
         """Names of its networks in a cache, for an adapter of this name."""
         return tuple(f"{name}.{self.serial}.{index}" for index in range(len(self.adapter.networks)))
@@ -50,6 +58,8 @@ class Attached:
 class ChoosingMethods(PrefixMethods):
     """The part of `ValueAdapterForCausalLM` that chooses among attached adapters."""
 
+    strict: bool
+    """Whether negative weights are an error."""
     _attached: dict[str, Attached]
     _active: tuple[str, ...]
     _enabled: bool
@@ -72,13 +82,33 @@ class ChoosingMethods(PrefixMethods):
     def set_scale(self, adapter_name: str, scale: float) -> None:
         """Sets how strongly an adapter acts: logits = base logits + scale · value logits. 0 switches it off.
 
+        A negative scale is allowed with a warning: moved away from a safety-tuned adapter, a base may lose what it was
+        taught to refuse.
+
         Raises:
             AdapterNameError: no such adapter.
-            ConfigError: not a finite number.
+            ConfigError: not a finite number, or below 0 where the model is `strict`.
         """
+        self._check_scale(adapter_name, scale)
+        self._get(adapter_name).scale = float(scale)
+
+    def _check_scale(self, adapter_name: str, scale: float) -> None:
         if not math.isfinite(scale):
             raise ConfigError(f"scale of '{adapter_name}' must be a finite number; got {scale}")
-        self._get(adapter_name).scale = float(scale)
+        if scale < 0:
+            self._below_zero(f"scale {scale:g} of '{adapter_name}'")
+
+    def _below_zero(self, what: str) -> None:
+        """Says what a negative weight can do; refuses it in strict mode."""
+        danger = (
+            f"{what} moves the base away from what the adapter was trained to do; this can undo safety training "
+            "(emulated disalignment, Zhou et al. 2024, arXiv 2402.12343)"
+        )
+        if self.strict:
+            raise ConfigError(
+                f"{danger}, and this model is strict. Take a weight of 0 or more, or load it without strict"
+            )
+        logger.warning("%s", danger)
 
     def set_alignment_mode(self, adapter_name: str, mode: Mode) -> None:
         """Sets how an adapter's logits come to a base of another vocabulary.
@@ -174,22 +204,36 @@ class ChoosingMethods(PrefixMethods):
         return candidates[0]
 
     def terms(self) -> list[Term]:
-        """The adapters of the sum as it stands: active, with a scale that is not 0."""
+        """The adapters of the sum as it stands: active, with a scale that is not 0.
+
+        A network that several of them have, and read alike, bears one name in all, under which it runs once.
+        """
         acting = [(name, self._attached[name]) for name in self.active_adapters]
-        return [
-            Term(
-                attached.parts(name),
-                attached.adapter.networks,
-                tuple(spec.coefficient for spec in attached.adapter.config.networks),
-                attached.scale,
-                attached.link,
-                attached.refinement,
-                attached.adapter.config.connection,
-                self._read_by_networks(name, attached),
+        known: dict[tuple[Any, ...], tuple[str, BasePrefix | None]] = {}
+        found = []
+        for name, attached in acting:
+            if attached.scale == 0:
+                continue
+            own = attached.adapter
+            read = self._read_by_networks(name, attached)
+            parts = []
+            for index, part in enumerate(attached.parts(name)):
+                prefix = read[index] if read else None
+                read_alike = (id(own.networks[index]), prefix is not None, *attached.reading())
+                parts.append(known.setdefault(read_alike, (part, prefix)))
+            found.append(
+                Term(
+                    tuple(part for part, _ in parts),
+                    own.networks,
+                    tuple(spec.coefficient for spec in own.config.networks),
+                    attached.scale,
+                    attached.link,
+                    attached.refinement,
+                    own.config.connection,
+                    tuple(prefix for _, prefix in parts) if read else (),
+                )
             )
-            for name, attached in acting
-            if attached.scale != 0
-        ]
+        return found
 
     def _read_by_networks(self, name: str, attached: Attached) -> tuple[BasePrefix | None, ...]:
         """What each network of an adapter reads before the prompt; empty where none reads anything."""

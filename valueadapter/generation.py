@@ -36,7 +36,7 @@ class GenerationMethods(RowMethods):
             }
             own = DynamicCache(config=self.base.config) if cache is None else cache
             cache = ValueAdapterCache.around(own, serving)
-        cache.check_parts([BASE, *(part for term in terms for part in term.parts)])
+        cache.check_parts([BASE, *dict(_networks(terms))])
         return cache
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
@@ -139,7 +139,7 @@ class GenerationMethods(RowMethods):
 
 
 def _networks(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:
-    return [pair for term in terms for pair in _in_term(term)]
+    return list({part: network for term in terms for part, network in _in_term(term)}.items())
 
 
 def _prefixes(terms: list[Term]) -> dict[str, BasePrefix]:

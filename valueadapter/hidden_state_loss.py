@@ -14,11 +14,12 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from valueadapter.base_states import Say, same_model
+from valueadapter.base_states import Say
 from valueadapter.config import Prefix, Regularisation
 from valueadapter.errors import ConfigError
 from valueadapter.heads import Head, head_of
 from valueadapter.modeling import ValueAdapterForCausalLM
+from valueadapter.network import same_model
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.training_bases import TrainingBases, records_of
 from valueadapter.training_loss import LossRequest, weight_of_base, why_not

@@ -17,32 +17,30 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
 
-from valueadapter import artifact, hub
 from valueadapter.adapter import ValueAdapter, side_of
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods
 from valueadapter.cache import BASE, BASE_MASK
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
-from valueadapter.compatibility import say_how_they_meet
 from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
-from valueadapter.errors import IncompatibleBaseError, UnsupportedModeError
+from valueadapter.errors import UnsupportedModeError
 from valueadapter.generation import GenerationMethods
 from valueadapter.judge import JudgeMethods
+from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
-from valueadapter.value_logits import Inputs, fit_width, of_part, value_logits
+from valueadapter.value_logits import Inputs, fit_width, of_part, shared_parts, value_logits
 
 
 def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -76,6 +74,7 @@ class ValueAdapterForCausalLM(
     Args:
         base: a causal language model (a PEFT-wrapped one works too).
         tokenizer: the base's tokenizer, needed to compare vocabularies where the base's name does not lead to it.
+        strict: refuse negative scales and weights, which can undo safety training.
 
     Source: Lu et al., "Transferable Post-training via Inverse Value Learning", NAACL 2025, arXiv 2410.21027.
     """
@@ -90,10 +89,13 @@ class ValueAdapterForCausalLM(
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def __init__(self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, strict: bool = False
+    ) -> None:
         super().__init__(ValueAdapterModelConfig(text_config=base.config, name_or_path=base.config.name_or_path))
         self.base = base.requires_grad_(False).eval()
         self.base_tokenizer = tokenizer
+        self.strict = strict
         self.value_networks = nn.ModuleDict()
         self.generation_config = base.generation_config
         self._attached: dict[str, Attached] = {}
@@ -117,6 +119,7 @@ class ValueAdapterForCausalLM(
         adapter_name: str = "default",
         tokenizer: PreTrainedTokenizerBase | None = None,
         is_trainable: bool = False,
+        strict: bool = False,
         **kwargs: Any,
     ) -> ValueAdapterForCausalLM:
         """Loads base and adapter and puts them together.
@@ -131,6 +134,7 @@ class ValueAdapterForCausalLM(
             adapter_name: the adapter's name on this model.
             tokenizer: the base's tokenizer; found by the base's name by default.
             is_trainable: whether the adapter's weights take gradients.
+            strict: refuse negative scales and weights.
             kwargs: `base_revision`; `subfolder`, `force_download` for the adapter; `token`, `cache_dir`,
                 `local_files_only` for both; anything else goes to the base's `from_pretrained` (`dtype`, `device_map`,
                 `attn_implementation`, …).
@@ -143,44 +147,11 @@ class ValueAdapterForCausalLM(
             ArtifactError, ConfigError: the adapter is damaged, or no adapter.
             huggingface_hub.errors: a repository or revision cannot be had.
         """
-        for given_by_auto_model in ("config", "adapter_kwargs", "_from_auto"):
-            kwargs.pop(given_by_auto_model, None)
-        base_revision = kwargs.pop("base_revision", None)
-        shared = {k: kwargs.pop(k) for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
-        own = {k: kwargs.pop(k) for k in ("subfolder", "force_download") if k in kwargs}
-        if adapter is None:
-            if isinstance(base, PreTrainedModel):
-                raise TypeError(
-                    "from_pretrained(base, adapter): the adapter is missing; use ValueAdapterForCausalLM(base)"
-                )
-            adapter = base
-            base = ""
-        download = hub.Download(revision=revision, **shared, **own)
-        directory = None if isinstance(adapter, ValueAdapter) else hub.fetch(adapter, download)
-        config = artifact.read_config(directory) if directory is not None else cast(ValueAdapter, adapter).config
-        if not base:
-            base = config.base_model_name_or_path
-            base_revision = base_revision or config.base_model_revision
-        if isinstance(base, PreTrainedModel):
-            tokenizer = tokenizer or _find_tokenizer(base.name_or_path, **shared)
-            width = logits_width(base)
-        else:
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(base, revision=base_revision, **shared)
-            width = AutoConfig.from_pretrained(base, revision=base_revision, **shared).get_text_config().vocab_size
-        theirs = side_of(tokenizer, width)
-        if directory is not None:
-            mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)
-            name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
-            say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory), connection=config.connection)
-            adapter = ValueAdapter.from_verified(directory, download)
-            adapter.side = mine  # so that it is read once
-        if isinstance(base, (str, Path)):
-            base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
-        model = cls(base, tokenizer=tokenizer)
-        if theirs.width == logits_width(model.base):
-            model._side = theirs
-        adapter = cast(ValueAdapter, adapter)
-        model.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
+        found = load_both(base, adapter, revision=revision, tokenizer=tokenizer, **kwargs)
+        model = cls(found.base, tokenizer=found.tokenizer, strict=strict)
+        if found.side.width == logits_width(model.base):
+            model._side = found.side
+        model.add_adapter(found.adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
         model.eval()
         return model
 
@@ -258,6 +229,7 @@ class ValueAdapterForCausalLM(
         logits, added = kept_positions(whole, logits_to_keep) if everywhere else whole, None
         apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
         base_logits = logits.clone() if apart else logits
+        shared, said = shared_parts(terms), dict[str, torch.Tensor]()
         for term in terms:
             inputs = Inputs(
                 input_ids=cast(torch.Tensor, input_ids),
@@ -269,6 +241,8 @@ class ValueAdapterForCausalLM(
                 base_logits=base_logits,
                 prompts=self._prompts(messages, term, len(logits)),
                 prediction=whole if everywhere else None,
+                said=said,
+                shared=shared,
             )
             for value, weight in value_logits(term, inputs):
                 logits = add_value_logits(logits, value, weight)
@@ -367,18 +341,8 @@ class ValueAdapterForCausalLM(
 
     def _base_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.base_tokenizer is None:
-            self.base_tokenizer = _find_tokenizer(self.base.name_or_path)
+            self.base_tokenizer = find_tokenizer(self.base.name_or_path)
         return self.base_tokenizer
-
-
-def _find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, **download)
-    except (OSError, ValueError) as error:
-        raise IncompatibleBaseError(
-            f"the tokenizer of base model '{name}' was not found ({type(error).__name__}), so its vocabulary "
-            "cannot be compared with the adapter's. Pass it: tokenizer=AutoTokenizer.from_pretrained(...)"
-        ) from error
 
 
 def _under(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

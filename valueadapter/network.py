@@ -7,6 +7,7 @@ that training starts at the base model itself; with the pretrained head, step 0 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from valueadapter.config import Initialisation
 from valueadapter.errors import ArtifactError, ConfigError
 
 logger = logging.getLogger(__name__)
+
+_IGNORED_CONFIG = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "use_cache", "dtype")
 
 
 def build_network(
@@ -322,3 +325,22 @@ def _check_loaded(info: Mapping[str, Any], place: Path | str) -> None:
             f"tensor '{name}' in '{place}' has shape {tuple(got)}, the architecture expects {tuple(expected)}; "
             "download the adapter again"
         )
+
+
+def same_model(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+    """Whether two loaded models compute the same logits: one kind, one configuration, equal weights."""
+    if type(a) is not type(b) or settings_of(a) != settings_of(b):
+        return False
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(_equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def settings_of(model: PreTrainedModel) -> str:
+    """What a model computes besides its weights: its configuration, and that of LoRA on it."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _IGNORED_CONFIG}
+    lora = {name: one.to_dict() for name, one in (getattr(model, "peft_config", None) or {}).items()}
+    return json.dumps([config, lora], sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))

@@ -6,8 +6,9 @@ correspond one to one; or they read the base's text in tokens of their own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -66,6 +67,12 @@ class Term(NamedTuple):
         return self.connection != "residual"
 
 
+def shared_parts(terms: Sequence[Term]) -> frozenset[str]:
+    """Names of the networks that occur more than once."""
+    counts = Counter(part for term in terms for part in term.parts)
+    return frozenset(part for part, count in counts.items() if count > 1)
+
+
 @dataclass
 class Inputs:
     """One call's input, as `ValueAdapterForCausalLM.forward` describes it."""
@@ -78,8 +85,18 @@ class Inputs:
     cache: ValueAdapterCache | None
     base_logits: torch.Tensor
     prompts: Sequence[Prompt] | None = None
+    said: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What networks of several terms have said in this call, by name."""
+    shared: frozenset[str] = frozenset()
+    """Names of these networks."""
     prediction: torch.Tensor | None = None
     """(batch, seq, base_vocab): the base's own logits at every position, where a term reads them."""
+
+    def keep(self, part: str, logits: torch.Tensor) -> torch.Tensor:
+        """The logits; remembered where another term has the same network."""
+        if part in self.shared:
+            self.said[part] = logits
+        return logits
 
 
 def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, float]]:
@@ -118,9 +135,12 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
     if inputs.position_ids is not None:
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
+        if part in inputs.said:
+            yield inputs.said[part]
+            continue
         read = {"input_ids": _readable(ids, network, inputs.base_logits.shape[-1])}
         if (prefix := term.prefix_of(part)) is not None:
-            yield _after_prefix(network, prefix, read["input_ids"], inputs)
+            yield inputs.keep(part, _after_prefix(network, prefix, read["input_ids"], inputs))
             continue
         if term.reads_prediction:
             alignment = term.link.alignment if term.link is not None else None
@@ -128,12 +148,13 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
             read = {
                 "inputs_embeds": read_embeddings(term.connection, network, read["input_ids"], prediction, alignment)
             }
-        yield network(
+        out = network(
             **read,
             return_dict=True,
             **of_part(part, part, inputs.attention_mask, inputs.cache),
             **common,
-        ).logits
+        )
+        yield inputs.keep(part, out.logits)
 
 
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -169,6 +190,9 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
         count = min(CANDIDATES[term.refinement[0]], base.shape[-1])
         candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
+        if part in inputs.said:
+            yield inputs.said[part]
+            continue
         kept = inputs.cache is not None
         if term.prefix_of(part) is not None:
             _check_frozen(network)
@@ -185,7 +209,7 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
         if candidates is not None:
             place = list(range(len(positions))) if order is None else order.argsort().tolist()
             better += [(row, place[at], token, v) for row, all_ in enumerate(reader.better) for at, token, v in all_]
-        yield logits if order is None else logits[:, order]
+        yield inputs.keep(part, logits if order is None else logits[:, order])
 
 
 def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[int], torch.Tensor | None]:

@@ -122,7 +122,7 @@ def _term(adapter: ValueAdapter, link: Link | None, prefix: str | None, tokenize
         base = BasePrefix(networks[0], prefix_ids(prefix, tokenizer), start)  # for its tokens alone
         read = network_prefixes(adapter, names, link, prefix, base)
     weights = tuple(spec.coefficient for spec in adapter.config.networks)
-    return Term(names, networks, weights, 1.0, link, prefixes=read)
+    return Term("study", names, networks, weights, 1.0, link, prefixes=read)
 
 
 def _value_logits(term: Term, batch: list[Encoded], tokenizer: PreTrainedTokenizerBase, width: int) -> torch.Tensor:

@@ -243,3 +243,42 @@ def test_several_are_deleted_or_none(model: ValueAdapterForCausalLM) -> None:
     assert list(model.adapters) == ["a", "b", "c"]
     model.delete_adapter(["a", "c", "a"])
     assert list(model.adapters) == ["b"]
+
+
+# -- adapters that do nothing ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("connection", ["residual", "cascade", "cascade_with_text"])
+def test_an_adapter_that_changes_nothing_is_reported(
+    tokenizer: Any, make: Make, caplog: pytest.LogCaptureFixture, connection: str
+) -> None:
+    """All value logits 0, also where two networks cancel; one that is to be trained may begin so."""
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer).eval()
+    zero = make(5, connection=connection)
+    zero.networks[0].get_output_embeddings().weight.data.zero_()
+    twins = ValueAdapter.from_networks(
+        [tiny_model("qwen3", seed=7), tiny_model("qwen3", seed=7)],
+        tokenizer,
+        base_model_name_or_path="alice/base",
+        coefficients=[1.0, -1.0],
+        connection=connection,
+    )
+    with caplog.at_level(logging.WARNING, logger="valueadapter"):
+        model.add_adapter(make(6, connection=connection), "works")
+        model.add_adapter(zero.copy(), "young", is_trainable=True)
+        assert not caplog.records
+        model.add_adapter(zero, "zero")
+        model.add_adapter(twins, "twins")
+    told = [record.message for record in caplog.records if "it changes nothing" in record.message]
+    assert [name for name in ("works", "young", "zero", "twins") if any(f"'{name}'" in line for line in told)] == [
+        "zero",
+        "twins",
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(model: ValueAdapterForCausalLM, make: Make, value: float) -> None:
+    """And not attached; the error says what may be wrong."""
+    broken = make(30)
+    broken.networks[0].base_model.norm.weight.data[0] = value
+    with pytest.raises(ConfigError, match="value logits of 'broken' are not finite"):
+        model.add_adapter(broken, "broken")
+    assert "broken" not in model.adapters

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from valueadapter.adapter import ValueAdapter, combined
 from valueadapter.alignment import Side
 from valueadapter.choosing import Attached, ChoosingMethods
+from valueadapter.effect import check_effect
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import same_model, set_trainable, settings_of
@@ -93,12 +94,14 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
         Its networks move to the base's device and dtype. They are not copied: attach `adapter.copy()` to a second base.
         A network that is attached already, with equal weights and not trained, is held and run once for both adapters.
+        An adapter that is not to be trained is run on a few tokens first: one that changes nothing is warned of.
         Arguments as in `load_adapter`.
 
         Raises:
             AdapterNameError: the name is taken or not usable.
             ConfigError: a prefix that is none, or that the base's tokenizer cannot take.
             IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
+            ConfigError: its value logits are NaN or infinite.
         """
         self._check_new_name(adapter_name)
         prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
@@ -112,6 +115,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             network.to(device=device, dtype=self.base.dtype)
             set_trainable(network, is_trainable)
         if not is_trainable:
+            check_effect(adapter, adapter_name)
             adapter = self._sharing(adapter)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
         self._attached[adapter_name] = Attached(adapter, float(own), next(_serials), link, prefix=prefix)

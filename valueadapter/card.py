@@ -69,11 +69,11 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"yaml": _yaml, "quoted": _quoted, "cell": _cell, "bits": _bits, "percent": _percent}
     environment.filters |= {"fenced": _fenced, "prefix": prefix_text, "metrics": _metrics}
-    return environment.from_string((_templates() / TEMPLATE).read_text(encoding="utf-8"))
+    return environment.from_string((templates() / TEMPLATE).read_text(encoding="utf-8"))
 
 
-def _templates() -> Path:
-    """In an installed wheel beside this file, in a checkout at its root."""
+def templates() -> Path:
+    """Where `hub_templates` lies: in an installed wheel beside this file, in a checkout at its root."""
     here = Path(__file__).parent
     return here / "hub_templates" if (here / "hub_templates").is_dir() else here.parent / "hub_templates"
 

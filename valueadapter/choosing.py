@@ -223,6 +223,7 @@ class ChoosingMethods(PrefixMethods):
                 parts.append(known.setdefault(read_alike, (part, prefix)))
             found.append(
                 Term(
+                    name,
                     tuple(part for part, _ in parts),
                     own.networks,
                     tuple(spec.coefficient for spec in own.config.networks),

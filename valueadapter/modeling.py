@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import nn
@@ -39,6 +39,7 @@ from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
+from valueadapter.trace import TraceMethods
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, fit_width, of_part, shared_parts, value_logits
 
@@ -64,7 +65,7 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
 
 
 class ValueAdapterForCausalLM(
-    JudgeMethods, AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin
+    JudgeMethods, TraceMethods, AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin
 ):
     """A base model with value adapters.
 
@@ -166,7 +167,7 @@ class ValueAdapterForCausalLM(
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        output_value_logits: bool = False,
+        output_value_logits: bool | Literal["each"] = False,
         messages: Messages | None = None,
         adapter_names: AdapterNames | None = None,
         value_loss: LossRequest | None = None,
@@ -183,7 +184,7 @@ class ValueAdapterForCausalLM(
             labels: (batch, seq) token ids, -100 where there is no loss. The loss is in nats per token.
             use_cache: whether to return a cache; by default as the base, and not in training.
             logits_to_keep: compute only the last N positions, or those of an index tensor; 0 computes all.
-            output_value_logits: also return what was added to the base's logits.
+            output_value_logits: also return what was added to the base's logits; with "each" adapter by adapter, too.
             messages: the chat that `input_ids` begin with, one conversation or one per row; networks of another
                 vocabulary then read it by their own chat template (see `chat_inputs`).
             adapter_names: for each prompt the adapters that act on its rows, a name, several, or None for the base
@@ -226,7 +227,8 @@ class ValueAdapterForCausalLM(
         with torch.no_grad():
             out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})
         whole = call.cut(out.logits)
-        logits, added = kept_positions(whole, logits_to_keep) if everywhere else whole, None
+        logits = kept_positions(whole, logits_to_keep) if everywhere else whole
+        added: dict[str, torch.Tensor] = {}
         apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
         base_logits = logits.clone() if apart else logits
         shared, said = shared_parts(terms), dict[str, torch.Tensor]()
@@ -248,13 +250,15 @@ class ValueAdapterForCausalLM(
                 logits = add_value_logits(logits, value, weight)
                 if output_value_logits:
                     weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
-                    added = weighted if added is None else added + weighted
-        if output_value_logits and added is None:
-            added = torch.zeros_like(logits)
+                    added[term.name] = added[term.name] + weighted if term.name in added else weighted
+        together = sum(added.values(), torch.zeros_like(logits)) if output_value_logits else None
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments)
-        return ValueAdapterOutput(loss, logits, parts, out.get("hidden_states"), out.get("attentions"), added)
+        shown = out.get("hidden_states"), out.get("attentions")
+        return ValueAdapterOutput(
+            loss, logits, parts, *shown, together, added if output_value_logits == "each" else None
+        )
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:

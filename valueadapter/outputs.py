@@ -32,6 +32,8 @@ class ValueAdapterOutput(CausalLMOutputWithPast):
     Attributes:
         value_logits: what was added to the base's logits, (batch, seq, base_vocab); only with
             `output_value_logits=True`.
+        each: the same adapter by adapter, by name; only with `output_value_logits="each"`.
     """
 
     value_logits: torch.Tensor | None = None
+    each: dict[str, torch.Tensor] | None = None

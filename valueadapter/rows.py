@@ -217,6 +217,13 @@ class RowMethods:
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
+        adapters = None
+        if outputs[0].each is not None:
+            names = dict.fromkeys(name for out in outputs for name in out.each or {})
+            adapters = {
+                name: _in_order([(out.each or {}).get(name, torch.zeros_like(out.logits)) for out in outputs], order)
+                for name in names
+            }
         return ValueAdapterOutput(
             loss,
             logits,
@@ -224,6 +231,7 @@ class RowMethods:
             _each_in_order([out.hidden_states for out in outputs], order),
             _each_in_order([out.attentions for out in outputs], order),
             None if outputs[0].value_logits is None else _in_order([out.value_logits for out in outputs], order),
+            adapters,
         )
 
     def _chats_of(self, messages: Any, group: Group, batch: int) -> Any:

@@ -31,6 +31,8 @@ from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
 class Term(NamedTuple):
     """An adapter that acts now."""
 
+    name: str
+    """What it is called on this model."""
     parts: tuple[str, ...]
     """Names of its networks in the cache: `<adapter>.<serial>.<index>`."""
     networks: tuple[PreTrainedModel, ...]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli import align, artifacts, calibrate, evaluate, generate, output, train
+from valueadapter.cli import align, artifacts, calibrate, evaluate, generate, output, trace, train
 from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
@@ -30,6 +30,7 @@ for command in (
     artifacts.verify,
     align.align,
     generate.generate,
+    trace.trace,
 ):
     app.command()(command)
 

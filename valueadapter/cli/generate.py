@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli import output
+from valueadapter.cli.models import load
 from valueadapter.errors import ConfigError
 
 
@@ -32,29 +32,12 @@ def generate(
 ) -> None:
     """Generate text with a base model and any number of adapters."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
-    from transformers.utils import logging
+    from transformers import TextStreamer
 
-    from valueadapter.modeling import ValueAdapterForCausalLM
-
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ConfigError(f"--dtype must be float32, bfloat16, float16 or auto; got '{dtype}'")
-    if base_prefix is not None and no_base_prefix:
-        raise ConfigError("--base-prefix and --no-base-prefix exclude each other; give one of them")
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = ValueAdapterForCausalLM(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), tokenizer=tokenizer).eval()
-    names = []
-    if no_base_prefix or base_prefix is not None:
-        model.set_base_prefix(None if base_prefix is None else base_prefix.read_text(encoding="utf-8"))
-    for index, (source, scale) in enumerate(parse_adapter(text) for text in adapter or []):
-        names.append(f"adapter{index}")
-        model.load_adapter(source, names[-1], scale=scale)
-        output.err.print(f"{source} at scale {model.scales[names[-1]]:g}", style="dim")
-    model.set_adapter(names)
+    model, tokenizer = load(base, adapter or (), base_prefix, no_base_prefix=no_base_prefix, dtype=dtype)
     if chat:
         if not tokenizer.chat_template:
             raise ConfigError(f"base model '{base}' has no chat template; leave --chat out")
@@ -70,18 +53,3 @@ def generate(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
-
-
-def parse_adapter(text: str) -> tuple[str, float | None]:
-    """`user/name=0.7` -> name and scale; without a scale the adapter's own recommendation holds.
-
-    Raises:
-        ConfigError: what follows the `=` is no number.
-    """
-    source, separator, number = text.rpartition("=")
-    if not separator or Path(text).is_dir():
-        return text, None
-    try:
-        return source, float(number)
-    except ValueError:
-        raise ConfigError(f"expected --adapter NAME or NAME=SCALE with a number; got '{text}'") from None

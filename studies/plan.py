@@ -18,7 +18,7 @@ FOUR = replace(DEFAULT, prefix_examples=4, epochs=1)
 NO_PREFIX = replace(FOUR, prefix_examples=0)
 FULL = replace(FOUR, lora_rank=None, num_layers=8, learning_rate=1e-4, prefix_use="both")
 """A network of its own, the first eight layers of the donor, all of it trained on the prefixed base."""
-OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, epochs=DEFAULT.epochs)
+OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, targets="all")
 """The recipe's default of `--network full`, but for its layers."""
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""

@@ -50,7 +50,7 @@ def test_cached_bases_dropout_and_raw_penalty(tmp_path: Path, bases: list[str]) 
     assert config.training is not None
     assert config.training.other_bases == ("two",)
     assert config.training.regularisation.centred is False
-    assert (config.training.learning_rate, config.training.epochs) == (2e-3, 2.0)
+    assert (config.training.learning_rate, config.training.epochs) == (2e-3, 1.0)
     saved = artifact.load_json(tmp_path / "out" / "adapter" / "value_network" / "config.json")
     assert saved["attention_dropout"] == 0.25
 

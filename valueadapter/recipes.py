@@ -41,7 +41,8 @@ Say = Callable[[str], object]
 NetworkKind = Literal["lora", "full"]
 
 PREFIX_EXAMPLES = 8
-EPOCHS = 2
+EPOCHS: Mapping[NetworkKind, int] = {"lora": 2, "full": 1}
+"""Passes over the demonstrations."""
 LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak of the cosine schedule."""
 SCALES: Mapping[NetworkKind, float] = {"lora": 0.25, "full": 1.0}
@@ -272,7 +273,7 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,
-        "num_train_epochs": EPOCHS,
+        "num_train_epochs": EPOCHS[recipe.network],
         "learning_rate": LEARNING_RATES[recipe.network],
         "initialisation": "pretrained" if recipe.network == "lora" else recipe.initialisation,
         "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,

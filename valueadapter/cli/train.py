@@ -43,7 +43,7 @@ def train(
     other_base: Annotated[list[str] | None, typer.Option(help="Another base of the vocabulary; repeatable.")] = None,
     cache_base: Annotated[bool, typer.Option(help="Compute the base's hidden states once, to disk.")] = False,
     release_base: Annotated[bool, typer.Option(help="Then give back the base's memory; without --eval-data.")] = False,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.  [2]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.  [2 for lora, 1 for full]")] = None,
     batch_size: Annotated[int, typer.Option(help="Demonstrations per step.", min=1)] = 8,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak of a cosine schedule.  [1e-3 for lora, 1e-4 for full]")

@@ -113,3 +113,32 @@ def test_another_family_reads_cached_as_uncached_alone_and_in_a_batch(tokenizer:
         out = model(ids[:, step : step + 1], cache=cache, use_cache=True)
         cache = out.cache
         torch.testing.assert_close(out.logits[0, 0], whole[step], rtol=1e-3, atol=1e-2)
+
+
+@torch.no_grad()
+def test_another_adapter_in_each_row_on_both_families(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Two adapters with prefixes of their own, one common network, and a row of the base: each as alone."""
+    gemma = AutoModelForCausalLM.from_pretrained(gemma_3_270m()), AutoTokenizer.from_pretrained(gemma_3_270m())
+    shallow = build_network(smollm2_derived(), initialisation="pretrained", num_layers=2)
+    prefixes = {"short": "Q: Name a city.\nA: Rome.\n\n", "long": "Q: Why is the sky blue?\nA: Air scatters light.\n\n"}
+    texts = ["Q: Name a river.\nA:", "Q: What is a theorem?\nA:", "Q: Hello?\nA:", "Q: Name a colour, please.\nA:"]
+    names = ["short", "long", None, "short"]
+    for model_base, theirs in ((base, tokenizer), gemma):
+        model = ValueAdapterForCausalLM(model_base, tokenizer=theirs).eval()
+        for layers, (name, prefix) in enumerate(prefixes.items(), 1):
+            deeper = build_network(smollm2_derived(), initialisation="pretrained", num_layers=2 + layers)
+            networks = [deeper, shallow if name == "short" else build_network(shallow, initialisation="pretrained")]
+            adapter = ValueAdapter.from_networks(
+                networks, tokenizer, base_model_name_or_path="alice/derived", coefficients=[1, -1], base_prefix=prefix
+            )
+            model.add_adapter(adapter, name, scale=0.1)
+        assert model.adapters["short"].networks[1] is model.adapters["long"].networks[1]
+        batch = theirs(texts, return_tensors="pt", padding=True, padding_side="left")
+        together = model.generate(**batch, **GREEDY, adapter_names=names)[:, batch["input_ids"].shape[1] :]
+        for row, (text, name) in enumerate(zip(texts, names, strict=True)):
+            one = theirs(text, return_tensors="pt")
+            alone = model.generate(**one, **GREEDY, adapter_names=[name])[0, one["input_ids"].shape[1] :]
+            assert torch.equal(together[row, : len(alone)], alone)
+        assert not torch.equal(together[0], together[3])

@@ -31,7 +31,7 @@ FLOORS = [
     ["status"],
     ["attachment", "base_states", "rows", "loading"],
     ["generation"],
-    ["judge", "trace"],
+    ["judge", "trace", "distillation"],
     ["modeling"],
     ["training_bases"],
     ["hidden_state_loss"],

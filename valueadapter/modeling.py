@@ -31,6 +31,7 @@ from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
 from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
+from valueadapter.distillation import DistillMethods
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.generation import GenerationMethods
 from valueadapter.judge import JudgeMethods
@@ -65,7 +66,14 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
 
 
 class ValueAdapterForCausalLM(
-    JudgeMethods, TraceMethods, AdapterMethods, ChatMethods, GenerationMethods, PreTrainedModel, GenerationMixin
+    JudgeMethods,
+    TraceMethods,
+    DistillMethods,
+    AdapterMethods,
+    ChatMethods,
+    GenerationMethods,
+    PreTrainedModel,
+    GenerationMixin,
 ):
     """A base model with value adapters.
 

@@ -282,3 +282,29 @@ def test_an_adapter_that_is_not_finite_is_refused(model: ValueAdapterForCausalLM
     with pytest.raises(ConfigError, match="value logits of 'broken' are not finite"):
         model.add_adapter(broken, "broken")
     assert "broken" not in model.adapters
+
+
+# -- the rest of PEFT's names ------------------------------------------------------------------------------------------
+def test_all_adapters_can_be_switched_off_and_on(model: ValueAdapterForCausalLM) -> None:
+    """For every thread, until they are switched on; the choice stays."""
+    before = model(IDS).logits
+    model.disable_adapters()
+    assert torch.equal(model(IDS).logits, model.base(IDS).logits)
+    assert model.active_adapters == []
+    model.enable_adapters()
+    assert torch.equal(model(IDS).logits, before)
+
+
+def test_an_adapters_weights_by_name(model: ValueAdapterForCausalLM) -> None:
+    """The tensors of its networks, the first of them under 0."""
+    state = model.get_adapter_state_dict("a")
+    own = model.adapters["a"].networks[1].state_dict()
+    assert {name.removeprefix("1.") for name in state if name.startswith("1.")} == set(own)
+    with pytest.raises(AdapterNameError, match="name the adapter"):
+        model.get_adapter_state_dict()
+
+
+def test_preparing_a_swap_is_not_needed(model: ValueAdapterForCausalLM) -> None:
+    """The error names what does it."""
+    with pytest.raises(UnsupportedModeError, match="hotswap=True"):
+        model.enable_peft_hotswap()

@@ -41,3 +41,22 @@ def test_the_file_tree_is_true() -> None:
     there |= {f"{p.name}/" for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     assert there <= named, there - named
     assert all((package / name).exists() or (ROOT / name).exists() for name in named), named
+
+
+def test_known_problems_name_tests_that_exist() -> None:
+    """Each row is shown by something."""
+    root = Path(__file__).parent
+    page = (root.parent / "docs" / "known-problems.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    defined = {
+        name for path in root.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert len(named) > 20
+    assert named <= defined, named - defined
+
+
+def test_the_table_of_pefts_surface_names_tests_that_exist() -> None:
+    """Each file that it names is there."""
+    root = Path(__file__).parent
+    page = (root.parent / "docs" / "adapters.md").read_text(encoding="utf-8")
+    assert all((root / name).exists() for name in re.findall(r"`(test_\w+\.py)`", page))

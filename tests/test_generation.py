@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -184,9 +185,15 @@ def test_modes_that_cannot_work_say_why(wrapped: Wrapped) -> None:
 
 
 def test_pipeline_and_chat_template(wrapped: Wrapped, tokenizer: object) -> None:
-    """`pipeline("text-generation")` takes the wrapper, with text and with chat messages."""
+    """`pipeline("text-generation")` takes the wrapper, with text and with chat messages, and warns of nothing."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]  # a list will do
+    logging.getLogger("transformers").addHandler(handler)
     generate = pipeline("text-generation", model=wrapped(), tokenizer=tokenizer)
     text = generate("ABC", max_new_tokens=5, do_sample=False)[0]["generated_text"]
     assert text.startswith("ABC")
     chat = generate([{"role": "user", "content": "HI"}], max_new_tokens=5, do_sample=False)
     assert chat[0]["generated_text"][-1]["role"] == "assistant"
+    logging.getLogger("transformers").removeHandler(handler)
+    assert not [line for line in said if "not supported" in line]

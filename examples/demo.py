@@ -134,9 +134,8 @@ def use_published_adapter() -> None:
     measured.save_pretrained(BUILD / "training" / "adapter")
     measured.push_to_hub(ADAPTER, commit_message="Measured on two bases")
     for arm in arms:
-        stronger = (
-            arm["fewshot_bits_per_byte"] < arm["donor_bits_per_byte"]
-        )  # than the small tuned model, from examples
+        # the base that knows more than the small tuned model must say so with the adapter, too
+        stronger = arm["fewshot_bits_per_byte"] < arm["donor_bits_per_byte"]
         for other in ("base", "fewshot", "donor") if stronger else ("base", "fewshot"):
             if arm["adapted_bits_per_byte"] >= arm[f"{other}_bits_per_byte"]:
                 sys.exit(

@@ -252,6 +252,13 @@ def test_each_row_is_read_behind_its_prefix(make: Make, tokenizer: Any, cached: 
     assert run.evaluate()["eval_loss"] == pytest.approx(alone, rel=1e-3 if cached else 1e-5)
 
 
+def test_prefixes_may_be_chats(make: Make) -> None:
+    """As plain dictionaries, as a base prefix may."""
+    run = make(prefix="Q:A ", more_prefixes=[[{"role": "user", "content": "A"}]])
+    assert run._fused is not None
+    assert len(run._fused.bases) == 2
+
+
 def test_bases_are_drawn_anew_each_epoch_and_evenly(make: Make, tokenizer: Any) -> None:
     """By seed, epoch and demonstration, whoever asks; about half each."""
     one, two = (make(other_bases=[other(tokenizer)])._fused for _ in range(2))

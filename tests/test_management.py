@@ -228,6 +228,27 @@ def test_a_swap_that_does_not_fit_changes_nothing(
     assert torch.equal(added(model, name), before)
 
 
+def test_a_swap_that_would_do_harm_changes_nothing(model: ValueAdapterForCausalLM, make: Make) -> None:
+    """Value logits that are not finite, or a scale that cannot be: before anything is copied."""
+    before = added(model, "b")
+    broken = make(30, "gpt2")
+    broken.networks[0].get_output_embeddings().weight.data[0] = float("nan")
+    with pytest.raises(ConfigError, match="not finite"):
+        model.hotswap_adapter(broken, "b")
+    model.strict = True
+    with pytest.raises(ConfigError, match="this model is strict"):
+        model.hotswap_adapter(make(30, "gpt2"), "b", scale=-1.0)
+    assert torch.equal(added(model, "b"), before)
+
+
+def test_a_weighted_adapter_leaves_training_alone(model: ValueAdapterForCausalLM, make: Make) -> None:
+    """Its networks are another adapter's, which may be learning."""
+    adapter = make(21)
+    model.add_adapter(adapter, "trained", is_trainable=True)
+    model.add_weighted_adapter(["trained"], [0.5], "half-of-it")
+    assert all(p.requires_grad for p in adapter.networks[0].parameters())
+
+
 def test_a_shared_network_is_not_swapped(model: ValueAdapterForCausalLM, make: Make) -> None:
     """The other adapter's logits would change with it."""
     model.add_weighted_adapter(["b"], [1.0], "twin")

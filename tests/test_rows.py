@@ -265,3 +265,13 @@ def test_rows_of_a_cache_can_be_repeated_and_chosen(mixed: Mixed) -> None:
     out = model(IDS[chosen, :2], adapter_names=["a", None, None, "b"], cache=cache)
     expected = model(torch.cat([IDS[chosen], IDS[chosen, :2]], dim=1), adapter_names=["a", None, None, "b"]).logits
     torch.testing.assert_close(out.logits, expected[:, 7:], rtol=0, atol=2e-5)
+
+
+def test_a_group_of_which_no_row_is_kept_goes(mixed: Mixed) -> None:
+    """The others go on."""
+    model, names = mixed(), ["a", None, "b"]
+    cache = model(IDS[:3], adapter_names=names, use_cache=True).cache
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    out = model(IDS[[0, 2], :2], adapter_names=["a", "b"], cache=cache)
+    expected = model(torch.cat([IDS[[0, 2]], IDS[[0, 2], :2]], dim=1), adapter_names=["a", "b"]).logits
+    torch.testing.assert_close(out.logits, expected[:, 7:], rtol=0, atol=2e-5)

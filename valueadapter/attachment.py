@@ -111,9 +111,11 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         own = self._recommended_scale(adapter, link) if scale is None else scale
         self._check_scale(adapter_name, own)
         device = self.base.get_input_embeddings().weight.device
+        held = {id(network) for one in self.adapters.values() for network in one.networks}
         for network in adapter.networks:
-            network.to(device=device, dtype=self.base.dtype)
-            set_trainable(network, is_trainable)
+            if id(network) not in held:  # what another adapter holds, perhaps to train it, stays as it is
+                network.to(device=device, dtype=self.base.dtype)
+                set_trainable(network, is_trainable)
         if not is_trainable:
             check_effect(adapter, adapter_name)
             adapter = self._sharing(adapter)
@@ -145,7 +147,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
         Raises:
             AdapterNameError: no such adapter.
-            ConfigError: the networks do not fit, or another adapter shares them; nothing has changed then.
+            ConfigError: the networks do not fit, another adapter shares them, the scale cannot be, or the new value
+                logits are NaN or infinite; nothing has changed then.
         """
         attached = self._get(adapter_name)
         old = attached.adapter
@@ -160,14 +163,16 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         if prefix is not None:
             self._prefix_for_base(prefix)
+        own = self._recommended_scale(adapter, attached.link) if scale is None else scale
+        self._check_scale(adapter_name, own)
+        check_effect(adapter, adapter_name)
         with torch.no_grad():
             for mine, theirs in zip(old.networks, adapter.networks, strict=True):
                 state = theirs.state_dict()
                 for name, tensor in mine.state_dict().items():
                     tensor.copy_(state[name])
         attached.adapter = ValueAdapter(adapter.config, old.networks, adapter.tokenizer, adapter.alignments)
-        attached.prefix, attached.read = prefix, {}
-        self.set_scale(adapter_name, self._recommended_scale(adapter, attached.link) if scale is None else scale)
+        attached.prefix, attached.read, attached.scale = prefix, {}, float(own)
 
     def add_weighted_adapter(
         self,
@@ -221,6 +226,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         attached = [network for one in self.adapters.values() for network in one.networks]
         frozen = [network for network in attached if not any(p.requires_grad for p in network.parameters())]
         networks = [next((one for one in frozen if same_model(one, own)), own) for own in adapter.networks]
+        if all(one is own for one, own in zip(networks, adapter.networks, strict=True)):
+            return adapter
         return ValueAdapter(adapter.config, networks, adapter.tokenizer, adapter.alignments)
 
     def _recommended_scale(self, adapter: ValueAdapter, link: Link | None) -> float:

@@ -89,8 +89,9 @@ class ChoosingMethods(PrefixMethods):
             AdapterNameError: no such adapter.
             ConfigError: not a finite number, or below 0 where the model is `strict`.
         """
+        attached = self._get(adapter_name)
         self._check_scale(adapter_name, scale)
-        self._get(adapter_name).scale = float(scale)
+        attached.scale = float(scale)
 
     def _check_scale(self, adapter_name: str, scale: float) -> None:
         if not math.isfinite(scale):

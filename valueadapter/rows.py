@@ -75,11 +75,14 @@ class RowsCache(Cache):
             self.rows[names] = [row * repeats + again for row in self.rows[names] for again in range(repeats)]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps some rows; a group without rows stays, empty."""
+        """Keeps some rows; a group of which none is left goes."""
         everyone = max(row for rows in self.rows.values() for row in rows) + 1
         kept = torch.arange(everyone, device=indices.device)[indices].tolist()
-        for names, group in self.groups.items():
+        for names, group in list(self.groups.items()):
             place = {row: index for index, row in enumerate(self.rows[names])}
+            if not place.keys() & set(kept):
+                del self.groups[names], self.rows[names]
+                continue
             group.batch_select_indices(torch.tensor([place[row] for row in kept if row in place]).to(indices.device))
             self.rows[names] = [index for index, row in enumerate(kept) if row in place]
 

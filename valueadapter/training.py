@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from valueadapter import artifact, layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.base_states import Say
-from valueadapter.config import Initialisation, PenaltyKind, Prefix, Regularisation, TrainingRecord
+from valueadapter.config import Initialisation, Message, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
@@ -31,6 +31,7 @@ from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import load_network
 from valueadapter.outputs import ValueAdapterOutput
+from valueadapter.prefix import as_prefix
 from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
 from valueadapter.version import __version__
 
@@ -110,7 +111,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         other_bases: Sequence[PreTrainedModel] = (),
-        more_prefixes: Sequence[Prefix] = (),
+        more_prefixes: Sequence[str | Sequence[Mapping[str, str]] | Sequence[Message]] = (),
         say: Say = logger.info,
         **kwargs: Any,
     ) -> None:
@@ -122,6 +123,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         tokenizer = processing_class or model.adapters[model.only_adapter()].tokenizer
         collator = kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id or 0)
         others = [same_vocabulary(model, other) for other in other_bases]
+        prefixes = [prefix for given in more_prefixes if (prefix := as_prefix(given)) is not None]
         prepare = _Prepare(tokenizer, args.max_length)
         with args.main_process_first(desc="tokenizing"):
             train_dataset, eval_dataset = prepare(train_dataset), prepare(eval_dataset)
@@ -136,7 +138,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         )
         self.penalty = args.regularisation()
         self._logits_wanted = False
-        self._fused = self._prepare_fused([model.base, *others], more_prefixes, say)
+        self._fused = self._prepare_fused([model.base, *others], prefixes, say)
 
     # -- loss --------------------------------------------------------------------------------------------------------
     def compute_loss(

@@ -28,7 +28,7 @@ FLOORS = [
     ["adapter", "value_logits", "acting"],
     ["base_prefix", "fused_loss", "chat", "effect"],
     ["choosing", "training_loss", "claims"],
-    ["status"],
+    ["status", "fused_head"],
     ["attachment", "base_states", "rows", "loading"],
     ["generation"],
     ["judge", "trace", "distillation"],

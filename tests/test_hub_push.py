@@ -90,10 +90,23 @@ def test_what_does_not_belong_does_not_travel(server: LocalHub, tmp_path: Path) 
     assert not {".secret", "value_network/.cache", "checkpoint-5/model.safetensors", "data.jsonl"} & _files()
 
 
+def test_a_trainers_state_is_never_opened_and_does_not_travel(server: LocalHub, tmp_path: Path) -> None:
+    """A checkpoint of transformers' Trainer is an adapter with pickles beside it, which are passed over."""
+    directory = save(tmp_path / "checkpoint-5")
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_1.pth", "trainer_state.json"):
+        (directory / name).write_bytes(b"x")
+    assert hub.fetch(directory) == directory
+    hub.push(directory, REPO)
+    assert not [name for name in _files() if name.endswith((".bin", ".pt", ".pth")) or "trainer" in name]
+    (directory / "value_network" / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="may be a pickle"):
+        hub.fetch(directory)
+
+
 def test_damaged_adapter_is_not_pushed(server: LocalHub, tmp_path: Path) -> None:
     """Verification comes before the first request."""
     directory = save(tmp_path / "a")
-    (directory / "training_args.bin").write_bytes(b"x")
+    (directory / "weights.bin").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="may be a pickle"):
         hub.push(directory, REPO)
     assert not server.log

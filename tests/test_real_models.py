@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.config import Connection
@@ -142,3 +146,29 @@ def test_another_adapter_in_each_row_on_both_families(
             alone = model.generate(**one, **GREEDY, adapter_names=[name])[0, one["input_ids"].shape[1] :]
             assert torch.equal(together[row, : len(alone)], alone)
         assert not torch.equal(together[0], together[3])
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")  # TRL's own arguments
+def test_trl_trains_the_network_towards_the_answers(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """`SFTTrainer` as it is: its loss is that of whole logits, falls, and its checkpoint loads to the same model."""
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    network = build_network(smollm2_derived(), num_layers=2)
+    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/derived")
+    model.add_adapter(adapter, "default", is_trainable=True)
+    rows = [{"prompt": f"Q: What is {n} and {n}?\nA:", "completion": f" It is {2 * n}."} for n in range(8)]
+    how = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 4}
+    args = SFTConfig(str(tmp_path), **how, report_to=[], use_cpu=True, bf16=False, disable_tqdm=True)
+    trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        expected = model.eval()(**batch).loss
+        torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), expected, atol=1e-4, rtol=0)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(float(expected), abs=1e-3)
+    assert losses[-1] < losses[0] - 0.1
+    loaded = ValueAdapterForCausalLM.from_pretrained(base, tmp_path / "checkpoint-4", tokenizer=tokenizer)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch["input_ids"]).logits, model.eval()(batch["input_ids"]).logits)

@@ -165,7 +165,11 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
+    """Every file but the Trainer's, which nothing here opens."""
     for root, folders, names in os.walk(directory):
+        if Path(root) == directory:
+            folders[:] = [name for name in folders if not layout.is_training_state(name)]
+            names = [name for name in names if not layout.is_training_state(name)]
         # a folder that is a link could lead anywhere: show it to the check, do not walk it
         yield from (Path(root, name) for name in folders if Path(root, name).is_symlink())
         folders[:] = [name for name in folders if name != ".git"]

@@ -22,6 +22,7 @@ from valueadapter.alignment import Side
 from valueadapter.choosing import Attached, ChoosingMethods
 from valueadapter.effect import check_effect
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.fused_head import OutputHead
 from valueadapter.link import Link
 from valueadapter.network import same_model, set_trainable, settings_of
 from valueadapter.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
@@ -41,6 +42,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
     base: PreTrainedModel
     base_tokenizer: PreTrainedTokenizerBase | None
     value_networks: nn.ModuleDict
+    output_head: OutputHead
     base_released = False
     """Whether the base's weights are gone, all but its output head's (`release_base` of the trainer)."""
 
@@ -269,6 +271,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
     def _delete(self, adapter_name: str) -> None:
         del self._attached[adapter_name]
         del self.value_networks[adapter_name]
+        self.output_head.parts = ()  # which may still hold its networks
         if self._active == (adapter_name,) and self._attached:
             logger.warning("no adapter is active now; attached are %s (set_adapter)", list(self._attached))
         self._active = tuple(name for name in self._active if name != adapter_name)

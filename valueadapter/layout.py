@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 CONFIG = "config.json"
 """Everything the adapter is, except weights and tokenizer."""
 CARD = "README.md"
@@ -25,8 +27,25 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 """Endings of formats that can run code when opened, or that no reader of this format needs."""
 
+TRAINING_STATE = (
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "checkpoint-*",
+    "runs",
+)
+"""What transformers' Trainer keeps at the root of a directory that it saves to: never opened here, never published."""
+
 CHECKPOINT_ADAPTER = "adapter"
 """Where a training checkpoint keeps its adapter, beside the optimizer's state."""
+
+
+def is_training_state(name: str) -> bool:
+    """Whether an entry of this name at the root of a directory is the Trainer's own."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in TRAINING_STATE)
 
 
 def network_directory(index: int) -> str:

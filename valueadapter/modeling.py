@@ -33,6 +33,7 @@ from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
 from valueadapter.distillation import DistillMethods
 from valueadapter.errors import UnsupportedModeError
+from valueadapter.fused_head import HeadMethods, OutputHead
 from valueadapter.generation import GenerationMethods
 from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
@@ -72,6 +73,7 @@ class ValueAdapterForCausalLM(
     AdapterMethods,
     ChatMethods,
     GenerationMethods,
+    HeadMethods,
     PreTrainedModel,
     GenerationMixin,
 ):
@@ -106,6 +108,7 @@ class ValueAdapterForCausalLM(
         self.base_tokenizer = tokenizer
         self.strict = strict
         self.value_networks = nn.ModuleDict()
+        self.output_head = OutputHead()
         self.generation_config = base.generation_config
         self._attached: dict[str, Attached] = {}
         self._chats = {}
@@ -292,10 +295,6 @@ class ValueAdapterForCausalLM(
         """The base's input embedding."""
         return cast(nn.Module, self.base.get_input_embeddings())
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The base's output head (the networks have heads of their own)."""
-        return cast(nn.Module, self.base.get_output_embeddings())
-
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not possible: base and networks would no longer speak one vocabulary.
 
@@ -335,6 +334,8 @@ class ValueAdapterForCausalLM(
             return
         name = self.only_adapter(adapter_name)
         adapter = self._attached[name].adapter
+        if any(p.requires_grad for network in adapter.networks for p in network.parameters()):
+            adapter = adapter.with_config(scale=self._attached[name].scale)  # the one it is trained at
         states = None
         if state_dict is not None:
             states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]

@@ -28,7 +28,8 @@ _RENAME_EXCHANGE = 2
 def staged(target: Path) -> Iterator[Path]:
     """Yields an empty directory beside `target`, which takes its place when the block ends without an error.
 
-    Files of the user's own at the root of an earlier adapter in `target` (a licence, a hand-written note) are kept.
+    Files of the user's own at the root of an earlier adapter in `target` (a licence, a hand-written note) are kept, and
+    so is what a Trainer has in its output directory (checkpoints, its state, its model card).
 
     Raises:
         ArtifactError: `target` holds something that is not a value adapter and would be lost.
@@ -38,7 +39,10 @@ def staged(target: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.saving-", dir=target.parent))
     try:
         for path in kept:
-            shutil.copy2(path, staging / path.name)
+            if path.is_dir():
+                shutil.copytree(path, staging / path.name, symlinks=True, copy_function=_link)
+            else:
+                shutil.copy2(path, staging / path.name)
         yield staging
         staging.chmod(0o777 & ~_umask())
         _replace(staging, target)
@@ -47,7 +51,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _files_to_keep(target: Path) -> list[Path]:
-    """The user's own files at the root of an earlier adapter; raises if anything else would be lost."""
+    """What is not the earlier adapter's, but a user's or a Trainer's; raises if anything else would be lost."""
     if target.is_file():
         raise ArtifactError(f"'{target}' is a file; expected a directory to save the adapter to")
     if target == Path.cwd():
@@ -56,16 +60,34 @@ def _files_to_keep(target: Path) -> list[Path]:
     if not entries:
         return []
     folders = _folders_of_adapter(target)
-    if folders is None:
+    training = [entry for entry in entries if layout.is_training_state(entry.name) and not entry.is_symlink()]
+    if folders is None and not _is_output_of_training(entries):
         names = ", ".join(entry.name for entry in entries[:3])
         raise ArtifactError(f"'{target}' holds something else ({names}); choose an empty or a new directory")
-    for entry in entries:
-        if entry.is_symlink() or (entry.is_dir() and entry.name not in folders):
+    others = [entry for entry in entries if entry not in training]
+    for entry in others:
+        if entry.is_symlink() or (entry.is_dir() and entry.name not in (folders or ())):
             raise ArtifactError(
                 f"'{entry}' is not part of a value adapter and would be lost; move it or save elsewhere"
             )
     own = {layout.CONFIG, *layout.TOKENIZER_FILES}
-    return [entry for entry in entries if entry.is_file() and entry.name not in own]
+    return training + [entry for entry in others if entry.is_file() and entry.name not in own]
+
+
+def _is_output_of_training(entries: list[Path]) -> bool:
+    """Whether a directory without an adapter holds nothing but a Trainer's state, tokenizer and model card."""
+    known = {layout.CARD, *layout.TOKENIZER_FILES}
+    return any(layout.is_training_state(entry.name) for entry in entries) and all(
+        layout.is_training_state(entry.name) or entry.name in known for entry in entries
+    )
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file in place of a copy, where the file system has such; checkpoints may be large."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _folders_of_adapter(target: Path) -> set[str] | None:

@@ -32,7 +32,7 @@ from valueadapter.choosing import Attached
 from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
 from valueadapter.distillation import DistillMethods
-from valueadapter.errors import UnsupportedModeError
+from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.fused_head import HeadMethods, OutputHead
 from valueadapter.generation import GenerationMethods
 from valueadapter.judge import JudgeMethods
@@ -41,6 +41,7 @@ from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
+from valueadapter.saving import SavingMethods
 from valueadapter.trace import TraceMethods
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, fit_width, of_part, shared_parts, value_logits
@@ -74,6 +75,7 @@ class ValueAdapterForCausalLM(
     ChatMethods,
     GenerationMethods,
     HeadMethods,
+    SavingMethods,
     PreTrainedModel,
     GenerationMixin,
 ):
@@ -273,7 +275,17 @@ class ValueAdapterForCausalLM(
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:
-        """Switches the networks between training and evaluation; what is frozen stays in evaluation (no dropout)."""
+        """Switches the networks between training and evaluation; what is frozen stays in evaluation (no dropout).
+
+        Raises:
+            ConfigError: weights of the base take gradients, which would change nothing.
+        """
+        if mode and any(parameter.requires_grad for parameter in self.base.parameters()):
+            raise ConfigError(
+                "weights of the base take gradients, and the base is not trained here. If peft.get_peft_model put LoRA "
+                "into it, name the networks: target_modules=r'value_networks\\..*(q_proj|v_proj)'; else freeze it: "
+                "model.base.requires_grad_(False)"
+            )
         super().train(mode)
         self.base.eval()
         for network in (one for adapter in self.adapters.values() for one in adapter.networks):
@@ -303,50 +315,6 @@ class ValueAdapterForCausalLM(
         """
         raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        adapter_name: str | None = None,
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        max_shard_size: int | str = "5GB",
-        **kwargs: Any,
-    ) -> None:
-        """Saves an adapter (never the base) as an artifact; see `ValueAdapter.save_pretrained`.
-
-        Args:
-            save_directory: new, empty, or an earlier adapter's directory.
-            adapter_name: which one, where several are attached.
-            is_main_process: False writes nothing.
-            state_dict: weights of this wrapper to save in place of its own (gathered from shards).
-            max_shard_size: weights larger than this are split over several files.
-            kwargs: `push_to_hub=True` and `repo_id` also publish; any other is an error.
-
-        Raises:
-            AdapterNameError: no such adapter, or several to choose from.
-            ArtifactError: the directory holds something else that would be lost.
-        """
-        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
-        if kwargs:
-            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(kwargs)}")
-        if not is_main_process:
-            return
-        name = self.only_adapter(adapter_name)
-        adapter = self._attached[name].adapter
-        if any(p.requires_grad for network in adapter.networks for p in network.parameters()):
-            adapter = adapter.with_config(scale=self._attached[name].scale)  # the one it is trained at
-        states = None
-        if state_dict is not None:
-            states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
-        adapter.save_pretrained(save_directory, max_shard_size=max_shard_size, state_dicts=states)
-        if push:
-            adapter.push_to_hub(repo_id or Path(save_directory).name)
-
-    def push_to_hub(self, repo_id: str, *, adapter_name: str | None = None, **options: Any) -> Any:
-        """Publishes an adapter (never the base); see `ValueAdapter.push_to_hub` for the options."""
-        return self._attached[self.only_adapter(adapter_name)].adapter.push_to_hub(repo_id, **options)
-
     def _base_side(self) -> Side:
         if self._side is None:
             self._side = side_of(self._base_tokenizer(), logits_width(self.base))
@@ -356,10 +324,6 @@ class ValueAdapterForCausalLM(
         if self.base_tokenizer is None:
             self.base_tokenizer = find_tokenizer(self.base.name_or_path)
         return self.base_tokenizer
-
-
-def _under(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
 AutoConfig.register(MODEL_TYPE, ValueAdapterModelConfig)

@@ -118,16 +118,23 @@ def with_lora(model: PreTrainedModel, rank: int, *, revision: str | None = None)
         task_type="CAUSAL_LM",
         revision=revision,
     )
-    with _old_names():
+    with quiet_peft():
         return get_peft_model(model, config)
 
 
 @contextmanager
-def _old_names() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """PEFT 0.21 asks models by a name that transformers 5.24 renames; the warning is for PEFT, not for our users."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
+
+
+def has_injected_layers(network: PreTrainedModel) -> bool:
+    """Whether PEFT has replaced layers of a network that is no `PeftModel` itself."""
+    if isinstance(getattr(network, "peft_config", None), dict):
+        return False
+    return any(hasattr(module, "base_layer") for module in network.modules())
 
 
 def merged(network: PreTrainedModel) -> PreTrainedModel:
@@ -224,7 +231,15 @@ def save_network(
 
     Returns:
         File name -> SHA-256 of the weight files.
+
+    Raises:
+        ConfigError: PEFT has put LoRA into the network from outside, see `valueadapter.injected`.
     """
+    if not isinstance(getattr(network, "peft_config", None), dict) and has_injected_layers(network):
+        raise ConfigError(
+            "PEFT has put LoRA into this network's layers; save it from the model that it is attached to: "
+            "model.save_pretrained(directory)"
+        )
     if isinstance(getattr(network, "peft_config", None), dict):
         # "auto" would ask the Hub whether the base's embedding was resized; an adapter is saved offline too
         network.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
@@ -295,7 +310,7 @@ def _load_peft(
 
     config = load_json(directory / layout.PEFT_CONFIG)
     base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token, **download)
-    with _old_names():
+    with quiet_peft():
         warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
         network: PreTrainedModel = PeftModel.from_pretrained(base, directory).eval()
     expected = {

@@ -22,6 +22,7 @@ FLOORS = [
     ["artifact", "staging", "card", "link"],
     ["compatibility"],
     ["hub"],
+    ["devices"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from valueadapter.adapter import ValueAdapter, combined
 from valueadapter.alignment import Side
 from valueadapter.choosing import Attached, ChoosingMethods
+from valueadapter.devices import execution_device, is_placed
 from valueadapter.effect import check_effect
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.fused_head import OutputHead
@@ -94,7 +95,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
     ) -> None:
         """Attaches a loaded adapter. The first one is active at once, later ones with `set_adapter`.
 
-        Its networks move to the base's device and dtype. They are not copied: attach `adapter.copy()` to a second base.
+        Its networks move to the base's device and dtype, unless accelerate or a quantizer has placed them. They are not
+        copied: attach `adapter.copy()` to a second base.
         A network that is attached already, with equal weights and not trained, is held and run once for both adapters.
         An adapter that is not to be trained is run on a few tokens first: one that changes nothing is warned of.
         Arguments as in `load_adapter`.
@@ -112,11 +114,12 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         link = adapter.connect(self._base_side(), self.base.name_or_path)
         own = self._recommended_scale(adapter, link) if scale is None else scale
         self._check_scale(adapter_name, own)
-        device = self.base.get_input_embeddings().weight.device
+        device = execution_device(self.base)
         held = {id(network) for one in self.adapters.values() for network in one.networks}
         for network in adapter.networks:
             if id(network) not in held:  # what another adapter holds, perhaps to train it, stays as it is
-                network.to(device=device, dtype=self.base.dtype)
+                if not is_placed(network):
+                    network.to(device=device, dtype=self.base.dtype)
                 set_trainable(network, is_trainable)
         if not is_trainable:
             check_effect(adapter, adapter_name)

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from valueadapter.claims import claimed
 from valueadapter.config import VocabularySpec
 from valueadapter.data import Collator
+from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError
 from valueadapter.network import settings_of
 from valueadapter.prefix import BasePrefix
@@ -228,7 +229,7 @@ class _Builder:
         collate = Collator(0)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = {k: v.to(self.base.device) for k, v in collate([records[i] for i in rows]).items()}
+            batch = {k: v.to(execution_device(self.base)) for k, v in collate([records[i] for i in rows]).items()}
             mask = predicting(batch.pop("labels"))
             states = base_states(self.base, TextInputs(**batch), mask, self.prefix)
             parts = torch.split(states.cpu(), mask.sum(-1).tolist())

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError
 from valueadapter.plan import Prompt
 from valueadapter.text_encoder import TextEncoder
@@ -55,7 +56,7 @@ class ChatMethods:
             "input_ids": [[pad] * (width - len(row)) + row for row in rows],
             "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
         }
-        inputs = BatchEncoding(data, tensor_type="pt").to(self.base.device)
+        inputs = BatchEncoding(data, tensor_type="pt").to(execution_device(self.base))
         inputs["messages"] = messages
         return inputs
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from valueadapter.alignment import VocabularyAlignment
 from valueadapter.config import Connection
+from valueadapter.devices import execution_device
 
 
 def kept_positions(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def read_embeddings(
         (batch, seq, hidden) for `inputs_embeds`, in the dtype of the network's embedding.
     """
     embedding = cast(nn.Embedding, network.get_input_embeddings())
-    probabilities = base_logits.detach().to(embedding.weight.device).softmax(dim=-1, dtype=torch.float32)
+    probabilities = base_logits.detach().to(execution_device(network)).softmax(dim=-1, dtype=torch.float32)
     if alignment is not None:
         probabilities = _under_value_ids(probabilities, alignment)
     mean = _mean_embedding(embedding, probabilities).to(embedding.weight.dtype)
@@ -78,9 +79,9 @@ def _mean_embedding(embedding: nn.Embedding, probabilities: torch.Tensor) -> tor
     weight = embedding.weight
     width = min(weight.shape[0], probabilities.shape[-1])
     weights = probabilities[..., :width].to(weight.dtype)
-    factor = _factor(embedding)
+    factor = None if weight.is_meta else _factor(embedding)  # of offloaded rows a look-up alone gives the values
     if factor is None:
-        return weights @ cast(torch.Tensor, embedding(torch.arange(width, device=weight.device)))
+        return weights @ cast(torch.Tensor, embedding(torch.arange(width, device=weights.device)))
     return weights @ weight[:width] * factor
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from valueadapter.data import IGNORED, Collator, load_demonstrations, tokenize
+from valueadapter.devices import execution_device, moved
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.network import with_lora
 
@@ -125,7 +126,7 @@ class DistillMethods:
                 report_to=[],
                 disable_tqdm=True,
                 remove_unused_columns=False,
-                use_cpu=self.base.device.type == "cpu",
+                use_cpu=execution_device(self.base).type == "cpu",
             )
             trainer = _Distiller(self, model=student, args=arguments, train_dataset=train, data_collator=collator)
             for noisy in (PrinterCallback, ProgressCallback):
@@ -143,7 +144,7 @@ class DistillMethods:
         """Mean KL per response token, and how many there are."""
         total, count = 0.0, 0
         for batch in batches:
-            here = {key: value.to(self.base.device) for key, value in batch.items()}
+            here = moved(batch, execution_device(self.base))
             divergence = token_divergence(self, student, here)
             total, count = total + float(divergence.double().sum()), count + len(divergence)
         return total / count, count

@@ -8,6 +8,7 @@ import torch
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.connection import read_embeddings
+from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -26,16 +27,16 @@ def check_effect(adapter: ValueAdapter, name: str) -> None:
     Raises:
         ConfigError: a value logit is NaN or infinite. (All of them 0 is a warning: the adapter changes nothing.)
     """
-    if any(p.is_meta for network in adapter.networks for p in network.parameters()):
+    if any(execution_device(network).type == "meta" for network in adapter.networks):
         return  # weights that come later cannot be probed
     width = adapter.config.vocabulary.logits_width
     total = torch.zeros(1)
     for spec, network in zip(adapter.config.networks, adapter.networks, strict=True):
         tokens = adapter.tokenizer(PROBE, add_special_tokens=False)["input_ids"] or [0]
-        ids = torch.tensor([tokens], device=network.device)
+        ids = torch.tensor([tokens], device=execution_device(network))
         read = {"input_ids": ids}
         if adapter.config.connection != "residual":
-            undecided = torch.zeros(*ids.shape, width, device=network.device)
+            undecided = torch.zeros(*ids.shape, width, device=ids.device)
             read = {"inputs_embeds": read_embeddings(adapter.config.connection, network, ids, undecided, None)}
         logits = spec.coefficient * network(**read, use_cache=False, return_dict=True).logits.float().cpu()
         missing = width - logits.shape[-1]

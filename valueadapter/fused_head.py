@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from valueadapter.devices import execution_device, moved
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.heads import Head, head_of, last_hidden_state
 from valueadapter.prefix import BasePrefix
@@ -159,7 +160,8 @@ class HeadMethods:
             for network in term.networks:
                 rows = len(network.get_output_embeddings().weight)
                 ids = input_ids if width <= rows else input_ids.masked_fill(input_ids >= rows, 0)
-                hidden.append(last_hidden_state(network, **{**read, "input_ids": ids}, use_cache=False))
+                own = moved({**read, "input_ids": ids}, execution_device(network))
+                hidden.append(last_hidden_state(network, **own, use_cache=False).to(hidden[0].device))
         return torch.cat(hidden, dim=-1)
 
     def terms(self) -> list[Term]:  # documented where it is defined

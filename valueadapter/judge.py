@@ -46,8 +46,11 @@ class _Question(NamedTuple):
 class JudgeMethods(AdapterMethods, ChatMethods):
     """The part of `ValueAdapterForCausalLM` that judges answers."""
 
-    device: torch.device
     generation_config: GenerationConfig | None
+
+    @property
+    def device(self) -> torch.device:  # documented where it is defined
+        raise NotImplementedError
 
     def value_score(
         self,
@@ -131,7 +134,10 @@ class JudgeMethods(AdapterMethods, ChatMethods):
         tokenizer = _tokenizer(self)
         question = _question(self, prompt, tokenizer)
         with _judged_by(self, adapter_name):
-            with self.disable_adapter() if from_base else contextlib.nullcontext(), _seeded(seed, self.device):
+            with (
+                self.disable_adapter() if from_base else contextlib.nullcontext(),
+                _seeded(seed, self.device),
+            ):
                 answers = _sample(self, question, n, tokenizer, generation)
             scores = _score(self, question, answers, per_token=per_token)
         texts = tuple(tokenizer.decode(answer, skip_special_tokens=True) for answer in answers)

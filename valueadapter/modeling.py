@@ -31,6 +31,7 @@ from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
 from valueadapter.config import MODEL_TYPE, Prefix
 from valueadapter.connection import kept_positions
+from valueadapter.devices import execution_device
 from valueadapter.distillation import DistillMethods
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.fused_head import HeadMethods, OutputHead
@@ -292,6 +293,11 @@ class ValueAdapterForCausalLM(
             if not any(p.requires_grad for p in network.parameters()):
                 network.eval()
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go: the base's, and where accelerate has offloaded it, where it runs."""
+        return execution_device(self.base)
 
     @property
     def loss_function(self) -> Any:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from valueadapter.context import ContextAligner
+from valueadapter.devices import execution_device
 from valueadapter.errors import UnsupportedModeError
 
 
@@ -214,7 +215,7 @@ def masks(
 
 
 def _as_mask(network: PreTrainedModel, seen: np.ndarray) -> torch.Tensor:
-    mask = torch.from_numpy(seen)[:, None].to(network.device)
+    mask = torch.from_numpy(seen)[:, None].to(execution_device(network))
     implementation = network.config._attn_implementation
     if implementation == "sdpa":
         return mask

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from valueadapter.cache import BASE, BASE_MASK, PrefixState, ValueAdapterCache
 from valueadapter.config import Message, Prefix
+from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
 
 ROWS_MASK = "__rows__"
@@ -310,11 +311,11 @@ class BasePrefix:
     @torch.no_grad()
     def _computed(self, lead: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the prefix's first `lead` tokens, each (1, heads, lead, size); computed once."""
-        weight = self.base.get_input_embeddings().weight
+        device = execution_device(self.base)
         kept = self._states.get(lead)
-        if kept is None or kept[0][0].dtype != self.base.dtype or kept[0][0].device != weight.device:
+        if kept is None or kept[0][0].dtype != self.base.dtype or kept[0][0].device != device:
             cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
-            ids = torch.tensor([self.ids[:lead]], device=weight.device)
+            ids = torch.tensor([self.ids[:lead]], device=device)
             self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
             kept = [(layer.keys, layer.values) for layer in cache.layers]
             self._states[lead] = kept

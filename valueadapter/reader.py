@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from valueadapter.context import ContextAligner, Reading
+from valueadapter.devices import execution_device
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.plan import Plan, Prompt, Row, masks
 from valueadapter.prefix import BasePrefix
@@ -106,7 +107,7 @@ class TextReader(CacheLayerMixin):
         ]
         _check_length(network, plans, None if self.longest is None else self.longest - length)
         self.longest = None
-        return self._run(network, plans, input_ids.device, remember=remember or self.prefix is not None)
+        return self._run(network, plans, execution_device(network), remember=remember or self.prefix is not None)
 
     def _begin(self, rows: int) -> None:
         """As many rows without text, behind the prefix where there is one."""

@@ -115,9 +115,12 @@ class Trace:
 class TraceMethods:
     """The part of `ValueAdapterForCausalLM` that says why it says what it says."""
 
-    device: torch.device
     scales: dict[str, float]
     active_adapters: list[str]
+
+    @property
+    def device(self) -> torch.device:  # documented where it is defined
+        raise NotImplementedError
 
     def _base_tokenizer(self) -> PreTrainedTokenizerBase:  # documented where it is defined
         raise NotImplementedError

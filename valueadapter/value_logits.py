@@ -19,6 +19,7 @@ from valueadapter.cache import BASE_MASK, ValueAdapterCache
 from valueadapter.config import Connection
 from valueadapter.connection import read_embeddings
 from valueadapter.context import Reading
+from valueadapter.devices import execution_device, moved
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import logits_width
@@ -123,7 +124,7 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
     for logits, coefficient in zip(each, term.coefficients, strict=True):
         weighted = fit_width(logits, alignment.value.logits_width)
         weighted = weighted if coefficient == 1 else coefficient * weighted
-        total = weighted if total is None else total + weighted
+        total = weighted if total is None else total + weighted.to(total.device)
     projected = alignment.project(cast(torch.Tensor, total))
     if better:
         rows, positions, tokens, values = zip(*better, strict=True)
@@ -140,7 +141,8 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
         if part in inputs.said:
             yield inputs.said[part]
             continue
-        read = {"input_ids": _readable(ids, network, inputs.base_logits.shape[-1])}
+        device = execution_device(network)
+        read = {"input_ids": _readable(ids.to(device), network, inputs.base_logits.shape[-1])}
         if (prefix := term.prefix_of(part)) is not None:
             yield inputs.keep(part, _after_prefix(network, prefix, read["input_ids"], inputs))
             continue
@@ -153,8 +155,7 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
         out = network(
             **read,
             return_dict=True,
-            **of_part(part, part, inputs.attention_mask, inputs.cache),
-            **common,
+            **moved({**of_part(part, part, inputs.attention_mask, inputs.cache), **common}, device),
         )
         yield inputs.keep(part, out.logits)
 
@@ -162,7 +163,10 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     """A network that reads the prefix as the base does."""
     _check_frozen(network)
-    call = prefix.call(ids, inputs.attention_mask, inputs.position_ids, inputs.cache, inputs.logits_to_keep)
+    mask, positions, keep = moved(
+        {0: inputs.attention_mask, 1: inputs.position_ids, 2: inputs.logits_to_keep}, ids.device
+    ).values()
+    call = prefix.call(ids, mask, positions, inputs.cache, keep)
     return call.cut(network(**call.arguments, return_dict=True).logits)
 
 

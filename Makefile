@@ -6,18 +6,28 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 STUDY := .venv/.study
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+PY_MINIMUM := .venv-minimum/bin/python
+INSTALLED_MINIMUM := .venv-minimum/.installed
+PIP_INSTALL_MINIMUM := $(PY_MINIMUM) -m pip install --quiet --quiet --disable-pip-version-check \
+	--constraint .venv-minimum/constraints.txt
 
-.PHONY: help demo test check docs bench study study-quick clean
+.PHONY: help demo test test-minimum check docs bench study study-quick clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## train an adapter, publish it, load it by its Hub ID onto another model, compare
 	@$(PY) examples/demo.py
 
 test: $(INSTALLED) ## run every test and name the ten slowest
 	@$(PY) -m pytest -q --durations=10
+
+test-minimum: $(INSTALLED_MINIMUM) ## run the tests with the oldest versions that pyproject.toml allows
+	@echo "==> testing with the versions in constraints-minimum.txt:"
+	@sed -n 's/==.*//p' constraints-minimum.txt | xargs $(PY_MINIMUM) -c 'import sys; from importlib.metadata import version; \
+		print(*(f"    {name} {version(name)}" for name in sys.argv[1:]), sep="\n")'
+	@$(PY_MINIMUM) -m pytest -q -m "not real and not slow" --durations=10
 
 check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff check" && $(PY) -m ruff check .
@@ -37,18 +47,32 @@ study: $(STUDY) ## run what is left of the study (JOBS=2: two cells side by side
 study-quick: $(STUDY) ## the cut of the study that takes less than twenty minutes
 	@$(PY) -m studies run --quick --again --jobs $(JOBS)
 
-clean: ## remove .venv and everything built here (downloaded models stay in their cache)
-	@rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-minimum and everything built here (downloaded models stay in their cache)
+	@rm -rf .venv .venv-minimum build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt
+define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "make: '$(PYTHON)' is missing or older than Python 3.11; name another: make PYTHON=python3.12 …" >&2; exit 1; }
-	@$(PY) -m pip --version >/dev/null 2>&1 || { \
-		echo "==> creating .venv with $$($(PYTHON) --version)" && $(PYTHON) -m venv --clear .venv; }
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
+		echo "==> creating $(1) with $$($(PYTHON) --version)" && $(PYTHON) -m venv --clear $(1); }
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call make_venv,.venv)
 	@echo "==> installing the versions in constraints.txt into .venv (a few minutes the first time)"
 	@$(PIP_INSTALL) hatchling editables setuptools wheel
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test,docs]'
+	@touch $@
+
+# pip takes one version of each package: what constraints-minimum.txt names is left out of constraints.txt
+$(INSTALLED_MINIMUM): pyproject.toml constraints.txt constraints-minimum.txt
+	$(call make_venv,.venv-minimum)
+	@echo "==> installing the versions in constraints-minimum.txt into .venv-minimum (a few minutes the first time)"
+	@awk -F '==' '{ name = tolower($$1); gsub("_", "-", name) } NR == FNR { oldest[name]; print; next } !(name in oldest)' \
+		constraints-minimum.txt constraints.txt > .venv-minimum/constraints.txt
+	@$(PIP_INSTALL_MINIMUM) hatchling editables setuptools wheel
+	@$(PIP_INSTALL_MINIMUM) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 $(STUDY): $(INSTALLED)

@@ -105,14 +105,17 @@ class After(StoppingCriteria):
 
 def test_stopping_criteria_stop(model: ValueAdapterForCausalLM) -> None:
     """Of the user's own, a stop string, and a time limit."""
-    ids = prompt(model)
-    plain = model.generate(ids, **GREEDY)
+    ids, tokenizer = prompt(model), model.base_tokenizer
+    texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    words = [text.isascii() and text.isprintable() and text.strip() == text != "" for text in texts]
+    asked = {**GREEDY, "suppress_tokens": [token for token, is_word in enumerate(words) if not is_word]}
+    plain = model.generate(ids, **asked)
     length = ids.shape[1] + 3
-    stopped = model.generate(ids, **GREEDY, stopping_criteria=StoppingCriteriaList([After(length)]))
+    stopped = model.generate(ids, **asked, stopping_criteria=StoppingCriteriaList([After(length)]))
     assert torch.equal(stopped, plain[:, :length])
-    new = [model.base_tokenizer.decode([token]) for token in plain[0, ids.shape[1] :].tolist()]
-    word = next(text for text in new if text.isascii() and text.isprintable() and text.strip() == text)
-    stopped = model.generate(ids, **GREEDY, stop_strings=[word], tokenizer=model.base_tokenizer)
+    new = [texts[token] for token in plain[0, ids.shape[1] :].tolist()]
+    word = new[2]
+    stopped = model.generate(ids, **asked, stop_strings=[word], tokenizer=tokenizer)
     assert stopped.shape[1] == ids.shape[1] + new.index(word) + 1
     assert torch.equal(stopped, plain[:, : stopped.shape[1]])
     assert model.generate(ids, **{**GREEDY, "max_new_tokens": 200}, max_time=1e-6).shape[1] < ids.shape[1] + 200

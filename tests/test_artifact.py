@@ -152,6 +152,7 @@ DAMAGE = {
         ArtifactError,
         r"has shape \(50, 16\), the architecture expects \(97, 16\)",
     ),
+    "empty weights": (change_tensors(lambda t: t.clear()), ArtifactError, "is missing"),
     "missing tensor": (change_tensors(lambda t: t.pop("model.norm.weight")), ArtifactError, "norm.weight' is missing"),
     "extra tensor": (
         change_tensors(lambda t: t.update(more=np.zeros(2, np.float32))),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from adapters_on_hub import REPO, WEIGHTS, contents, publish, put, requests, save, server
 from huggingface_hub import HfApi, close_session, constants
 from huggingface_hub.errors import (
@@ -17,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from valueadapter import ConfigError, hub
+from valueadapter import ConfigError, ValueAdapter, hub
 from valueadapter.errors import ArtifactError, MissingFileError, NotAValueAdapterError
 from valueadapter.testing.local_hub import LocalHub
 
@@ -301,3 +305,25 @@ def test_cache_directory_of_ones_own(server: LocalHub, tmp_path: Path) -> None:
     assert hub.fetch(REPO, hub.Download(cache_dir=own)).is_relative_to(own)
     assert hub.fetch(REPO, hub.Download(cache_dir=str(own), local_files_only=True)).is_relative_to(own)
     assert not Path(constants.HF_HUB_CACHE).exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "cache"])
+def test_the_hub_librarys_own_command_moves_artifacts(server: LocalHub, tmp_path: Path, kind: str) -> None:
+    """`hf upload` publishes a saved adapter, `hf download` brings it: to a directory, or to the cache for later."""
+    hf = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()"]
+    environment = {**os.environ, **server.env("hf_alice"), "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+
+    def run(*arguments: str) -> None:
+        subprocess.run([*hf, *arguments], env=environment, check=True, capture_output=True, timeout=120)
+
+    saved = save(tmp_path / "a")
+    run("upload", "alice/by-hand", str(saved), ".")
+    assert contents(hub.fetch("alice/by-hand")) == contents(saved)
+    place = ["--local-dir", str(tmp_path / "b")] if kind == "folder" else []
+    run("download", "alice/by-hand", *place)
+    found = tmp_path / "b"
+    if kind == "cache":
+        (found,) = (tmp_path / "home" / "hub" / "models--alice--by-hand" / "snapshots").iterdir()
+    assert {k: v for k, v in contents(found).items() if not k.startswith((".cache", ".git"))} == contents(saved)
+    weights = ValueAdapter.from_pretrained(found).networks[0].lm_head.weight
+    assert torch.equal(weights, ValueAdapter.from_pretrained(saved).networks[0].lm_head.weight)

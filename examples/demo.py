@@ -3,13 +3,14 @@
 `make demo` runs it. Everything stays on this machine: the Hub is a server on loopback, the models and questions come
 from Python packages. The base that is trained on is *derived*: SmolLM2-135M-Instruct without layers 14 to 17, a smaller
 model of the same family; the adapter is then loaded onto two models that training never sees: the full SmolLM2, and
-gemma-3-270m, whose vocabulary is another one.
+gemma-3-270m, whose vocabulary is another one. At the end a second adapter, of another task, joins it (`stack.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import stack
 from rich.console import Console
 from rich.table import Table
 
@@ -40,10 +42,16 @@ console = Console(soft_wrap=True)
 
 def main() -> None:
     """Runs the whole demo, or with --second-half what its fresh process does."""
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # which PEFT loads; it asks for kernels that we do not use
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--second-half", action="store_true", help=argparse.SUPPRESS)
     if parser.parse_args().second_half:
         use_published_adapter()
+        step("Both adapters on one base: their value logits add up, and each row of a batch has its own")
+        stack.use_both(list(TARGETS))
+        where_to_look(list(TARGETS)[-1])
         return
     from valueadapter.testing.local_hub import LocalHub
 
@@ -52,6 +60,8 @@ def main() -> None:
         os.environ.update(hub.env(token="hf_alice"))
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         train_and_publish()
+        step(f"Training a second adapter on the same model, with {stack.TRAINED_ON} Natural Questions")
+        stack.train_second(DONOR, BUILD)
         step("A fresh process loads the adapter by its Hub ID onto models that it was not trained on")
         subprocess.run([sys.executable, __file__, "--second-half"], check=True)
     console.print(f"\nDone in {(time.monotonic() - begun) / 60:.1f} minutes.")
@@ -141,7 +151,6 @@ def use_published_adapter() -> None:
                 sys.exit(
                     f"On {arm['base']} base + adapter is not better than '{other}'; this demo's claim does not hold."
                 )
-    where_to_look(arms[-1])
 
 
 def scale_on(base: str, adapter: Any, calibration: list[Any]) -> Any:
@@ -205,7 +214,7 @@ def show_answers(result: Any, held_out: list[Any]) -> list[dict[str, str]]:
     return shown
 
 
-def where_to_look(arm: dict[str, Any]) -> None:
+def where_to_look(base: str) -> None:
     """Ends with what to type next."""
     console.print(f"\nThe same table: {BUILD / 'report.json'}")
     console.print(f"The model card: {BUILD / 'training' / 'adapter' / 'README.md'}")
@@ -213,8 +222,8 @@ def where_to_look(arm: dict[str, Any]) -> None:
     prompt = "$'Category: SCIENCE\\nQuestion: This gas makes up most of the air\\nAnswer:'"
     for command in (
         f"python -m valueadapter.testing.local_hub --root {BUILD / 'hub'}",
-        f"valueadapter inspect {ADAPTER} --base {arm['base']}",
-        f"valueadapter generate --base {arm['base']} --adapter {ADAPTER} --prompt {prompt}",
+        f"valueadapter inspect {ADAPTER} --base {base}",
+        f"valueadapter generate --base {base} --adapter {ADAPTER} --prompt {prompt}",
     ):
         console.print(f"  .venv/bin/{command}", markup=False)
 

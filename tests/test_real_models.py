@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import SFTConfig, SFTTrainer
 
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.config import Connection
 from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
 
@@ -172,3 +179,70 @@ def test_trl_trains_the_network_towards_the_answers(
     loaded = ValueAdapterForCausalLM.from_pretrained(base, tmp_path / "checkpoint-4", tokenizer=tokenizer)
     with torch.no_grad():
         assert torch.equal(loaded(batch["input_ids"]).logits, model.eval()(batch["input_ids"]).logits)
+
+
+@torch.no_grad()
+def test_peft_surface_on_a_real_base(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Weighted, swapped, counted, refused: what tiny models show holds on SmolLM2, and unloading gives it back."""
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    alone = base(ids).logits.clone()
+    made = {
+        name: ValueAdapter.from_networks(
+            [build_network(smollm2_derived(), initialisation="pretrained", num_layers=layers)],
+            tokenizer,
+            base_model_name_or_path="alice/derived",
+        )
+        for name, layers in (("a", 1), ("b", 2))
+    }
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer, strict=True).eval()
+    for name, adapter in made.items():
+        model.add_adapter(adapter, name, scale=0.2)
+    values = {name: adapter.networks[0](ids).logits for name, adapter in made.items()}
+    model.add_weighted_adapter(["a", "b"], [0.3, 0.1], "mix")
+    model.set_adapter("mix")
+    torch.testing.assert_close(model(ids).logits, alone + 0.3 * values["a"] + 0.1 * values["b"], rtol=1e-3, atol=1e-3)
+    assert {status.name: status.active for status in model.get_adapter_status()} == {
+        "a": False,
+        "b": False,
+        "mix": True,
+    }
+    with pytest.raises(ConfigError, match="strict"):
+        model.set_scale("a", -1.0)
+    model.delete_adapter("mix")
+    other = ValueAdapter.from_networks(
+        [build_network(smollm2_derived(), num_layers=2)], tokenizer, base_model_name_or_path="alice/derived"
+    )
+    with pytest.raises(ConfigError, match="another architecture"):
+        model.hotswap_adapter(other, "a")
+    again = build_network(smollm2_derived(), initialisation="pretrained", num_layers=1)
+    again.get_input_embeddings().weight.mul_(0.5)
+    fits = ValueAdapter.from_networks([again], tokenizer, base_model_name_or_path="alice/derived")
+    place = made["a"].networks[0].get_input_embeddings().weight.data_ptr()
+    model.hotswap_adapter(fits, "a", scale=0.2)
+    model.set_adapter("a")
+    assert model.adapters["a"].networks[0].get_input_embeddings().weight.data_ptr() == place
+    torch.testing.assert_close(model(ids).logits, alone + 0.2 * again(ids).logits, rtol=1e-3, atol=1e-3)
+    assert torch.equal(model.unload()(ids).logits, alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["8 bits", "offloaded", "bfloat16"])
+def test_a_placed_real_base_gets_the_same_sum(how: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """SmolLM2 in 8 bits, brought layer by layer, and in another dtype than the adapter was saved in."""
+    given: dict[str, object] = {"dtype": torch.bfloat16} if how == "bfloat16" else {}
+    if how == "8 bits":
+        given = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": "cpu"}
+    base = AutoModelForCausalLM.from_pretrained(smollm2_instruct(), **given)
+    if how == "offloaded":
+        base = cpu_offload(base, execution_device=torch.device("cpu"))
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    alone = base(ids).logits.clone()
+    model = attach(base, tokenizer, "pretrained")
+    network = model.adapters["default"].networks[0]
+    expected = alone.float() + 0.3 * network(ids).logits.float()
+    close = {"rtol": 1e-3, "atol": 1e-3} if how == "offloaded" else {"rtol": 0.02, "atol": 0.2}
+    torch.testing.assert_close(model(ids).logits.float(), expected, **close)
+    answer = tokenizer.decode(model.generate(ids, **GREEDY)[0, ids.shape[1] :])
+    assert answer
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, alone)

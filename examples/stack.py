@@ -1,0 +1,107 @@
+"""The demo's last part: two adapters of different tasks on one base, together and each in its own row of a batch.
+
+`examples/demo.py` calls it; alone it trains nothing and needs the Hub that the demo leaves in build/demo/hub.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+JEOPARDY = "alice/jeopardy-value"
+OPEN = "alice/open-questions-value"
+SCALES = {"jeopardy": 0.4, "open": 0.4}
+TRAINED_ON, HELD_OUT = 200, 40
+CHOICES: tuple[tuple[str, ...], ...] = ((), ("jeopardy",), ("open",), ("jeopardy", "open"))
+ROWS: tuple[Any, ...] = ("jeopardy", "open", None, ["jeopardy", "open"])
+console = Console(soft_wrap=True)
+
+
+def train_second(base: str, build: Path) -> None:
+    """Trains an adapter on open questions, whose prompts look otherwise, and publishes it beside the first."""
+    from valueadapter.recipes import Recipe, run
+    from valueadapter.testing.tasks import task
+
+    recipe = Recipe(
+        base=base,
+        data=task("natural_questions").train[:TRAINED_ON],
+        data_name="Natural Questions",
+        output_dir=build / "training-open",
+        base_prefix_examples=0,
+        scale=SCALES["open"],
+        arguments={"save_strategy": "no", "use_cpu": True, "num_train_epochs": 1},
+    )
+    summary = run(recipe, push_to=OPEN, say=console.print)
+    console.print(f"  published: {summary['published']}")
+
+
+def use_both(bases: list[str]) -> None:
+    """Loads both by Hub ID onto each base; measures them alone and together, and answers a mixed batch."""
+    from transformers.utils import logging
+
+    from valueadapter import ValueAdapterForCausalLM
+
+    logging.disable_progress_bar()
+    for base in bases:
+        model = ValueAdapterForCausalLM.from_pretrained(
+            base, JEOPARDY, adapter_name="jeopardy", scale=SCALES["jeopardy"]
+        )
+        model.load_adapter(OPEN, "open", scale=SCALES["open"])
+        measure(model, base)
+        answer_mixed_batch(model)
+
+
+def measure(model: Any, base: str) -> None:
+    """Bits per byte on both tasks, for every choice of the two adapters; exits where together they do not help."""
+    from valueadapter.evaluation import evaluate
+    from valueadapter.testing.demonstrations import jeopardy
+    from valueadapter.testing.tasks import task
+
+    tasks = {"Jeopardy": jeopardy().held_out, "Natural Questions": task("natural_questions").held_out}
+    table = Table(title=f"{base.split('/')[1]}: bits per byte on {HELD_OUT} held-out questions of each task")
+    for column in ("adapters", *tasks):
+        table.add_column(column, justify="left" if column == "adapters" else "right")
+    model.set_base_prefix(None)  # so that what differs is the adapters alone
+    measured = []
+    for names in CHOICES:
+        model.set_adapter(names)
+        held_out = [list(questions)[:HELD_OUT] for questions in tasks.values()]
+        scores = [evaluate(model, model.base_tokenizer, part, generate=False, batch_size=20) for part in held_out]
+        measured.append([score.bits_per_byte for score in scores])
+        shown = " + ".join(f"{SCALES[name]:g} {name}" for name in names) or "none"
+        table.add_row(shown, *(f"{bits:.3f}" for bits in measured[-1]))
+    console.print(table)
+    for title, alone, together in zip(tasks, measured[0], measured[-1], strict=True):
+        if together >= alone:
+            sys.exit(f"On {base} the two adapters together are not better than none on {title}.")
+
+
+def answer_mixed_batch(model: Any) -> None:
+    """One batch, another choice of adapters in each row, and the prefix that it brings; each row as it is alone."""
+    from valueadapter import RECORDED
+
+    model.set_base_prefix(RECORDED)
+    tokenizer, question = model.base_tokenizer, "Question: This gas makes up most of the air\nAnswer:"
+    asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.pad_token_id or 0}
+    texts = [
+        f"Category: SCIENCE\n{question}",
+        "Question: what gas makes up most of the air\nAnswer:",
+        question,
+        question,
+    ]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    together = model.generate(**batch, **asked, adapter_names=list(ROWS))[:, batch["input_ids"].shape[1] :]
+    console.print("One batch, its rows with adapters of their own:")
+    for row, (text, names) in enumerate(zip(texts, ROWS, strict=True)):
+        one = tokenizer(text, return_tensors="pt")
+        alone = model.generate(**one, **asked, adapter_names=[names])[0, one["input_ids"].shape[1] :]
+        if alone.tolist() != together[row, : len(alone)].tolist():
+            sys.exit(f"Row {row} of the mixed batch is not what it is alone.")
+        said = tokenizer.decode(alone, skip_special_tokens=True).strip().split("\n")[0]
+        name = " + ".join(names) if isinstance(names, list) else names or "none"
+        console.print(f"  {name:16} {text.splitlines()[-2][10:]}? {said}", markup=False)
+    console.print("Each row is what it is alone.")

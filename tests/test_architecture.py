@@ -20,7 +20,7 @@ FLOORS = [
     ["alignment"],
     ["context"],
     ["artifact", "staging", "card", "link"],
-    ["compatibility"],
+    ["compatibility", "export"],
     ["hub"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
@@ -42,7 +42,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "staging", "card", "link", "compatibility", "hub", "cli"]
+LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

@@ -128,7 +128,7 @@ def load(
         found = _one_to_one(folder, own, tokenizer, width=width)
         if found is None:
             raise ValueError(
-                f"the base '{base.config.name_or_path}' has another vocabulary than the adapter: {differs}. Networks "
+                f"the base '{base.name_or_path}' has another vocabulary than the adapter: {differs}. Networks "
                 f"that read the base's text in tokens of their own need {INSTALL}"
             )
         source, fingerprint = found
@@ -137,7 +137,7 @@ def load(
     for network in networks:
         network.model.to(device=base.get_input_embeddings().weight.device, dtype=base.dtype).requires_grad_(False)
     measured = [one for one in config.get("scales", []) if one["base_fingerprint"] == fingerprint]
-    best = next((one for one in measured if one["base"] == base.config.name_or_path), measured[0] if measured else {})
+    best = next((one for one in measured if one["base"] == base.name_or_path), measured[0] if measured else {})
     return Adapter(
         networks=networks,
         scale=float(best.get("scale", config.get("scale", 1.0))),
@@ -152,10 +152,10 @@ def load(
 def tokenizer_of(base: PreTrainedModel, **places: Any) -> PreTrainedTokenizerBase:
     """The tokenizer that the base's name leads to."""
     try:
-        return AutoTokenizer.from_pretrained(base.config.name_or_path, **places)
+        return AutoTokenizer.from_pretrained(base.name_or_path, **places)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the tokenizer of '{base.config.name_or_path}' was not found, so the base's vocabulary cannot be compared "
+            f"the tokenizer of '{base.name_or_path}' was not found, so the base's vocabulary cannot be compared "
             "with the adapter's; pass tokenizer="
         ) from error
 

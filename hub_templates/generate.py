@@ -11,6 +11,7 @@ Written by `valueadapter export --to custom_generate`.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import weakref
 from collections import OrderedDict
@@ -94,8 +95,13 @@ def with_adapter(model: PreTrainedModel, adapter: Adapter, scale: float) -> Any:
         vars(view).pop(name, None)
     vars(view).update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
     vars(view).update(_base=model, _adapter=adapter, _scale=scale)  # past nn.Module, which would register the base
-    view.__class__ = type(f"{type(model).__name__}WithValueAdapter", (WithValueAdapter, type(model)), {})
+    view.__class__ = _class_of_sums(type(model))
     return view
+
+
+@functools.cache
+def _class_of_sums(kind: Any) -> type:
+    return type(f"{kind.__name__}WithValueAdapter", (WithValueAdapter, kind), {})
 
 
 class Caches(Cache):
@@ -124,6 +130,10 @@ class Caches(Cache):
 class WithValueAdapter:
     """Put before a model's class: base_logits + scale * value_logits in the place of the model's own logits."""
 
+    _base: Any
+    _adapter: Adapter
+    _scale: float
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -137,7 +147,7 @@ class WithValueAdapter:
         """As the base's `forward`; the mask is that of tokens, (batch, past + seq)."""
         if input_ids is None:
             raise ValueError("value networks read token ids; pass input_ids in the place of inputs_embeds")
-        adapter: Adapter = self._adapter
+        adapter = self._adapter
         models = [self._base, *(network.model for network in adapter.networks)]
         if cache is None and use_cache:
             cache = Caches([DynamicCache(config=one.config) for one in models], adapter)
@@ -153,7 +163,7 @@ class WithValueAdapter:
         self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
         """Each model makes its own cache; `generate` carries them as one."""
-        adapter: Adapter = self._adapter
+        adapter = self._adapter
         lead = len(adapter.prefix)
         if generation_config.prefill_chunk_size is not None and lead:
             raise ValueError("the prefix is read with the whole prompt; leave prefill_chunk_size out")

@@ -22,7 +22,7 @@ from .value_networks import RECORDED, Network, check_scale, load, tokenizer_of
 _ELSE = "Use custom_generate, or ValueAdapterForCausalLM of `pip install valueadapter`, which can"
 
 
-class ValueLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+class ValueLogitsProcessor(LogitsProcessor):
     """Adds the value logits to the scores of the next token, for one batch of texts that grow token by token.
 
     Processors before this one have changed the base's scores already, those after it see the sum.

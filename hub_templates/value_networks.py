@@ -85,8 +85,8 @@ class Adapter:
                 fitting = _fit(logits, base_logits.shape[-1]).to(base_logits)
                 base_logits = base_logits.add(fitting, alpha=scale * weight)
             return base_logits
-        fitting = [weight * _fit(logits, self.value_width) for logits, weight in zip(said, weights, strict=True)]
-        total = sum(fitting[1:], fitting[0])
+        summands = [weight * _fit(logits, self.value_width) for logits, weight in zip(said, weights, strict=True)]
+        total = sum(summands[1:], summands[0])
         source = self.source.to(total.device)
         mean = total.mean(-1, keepdim=True)  # for tokens that the value side lacks: nothing, up to a constant
         value = torch.where(source < 0, mean, total[..., source.clamp(min=0)])

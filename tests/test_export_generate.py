@@ -119,6 +119,20 @@ def test_the_scale_is_the_recommended_one_and_the_base_stays_as_it_is(tmp_path: 
     assert not torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("prefix", [None, "Z: y\n", [{"role": "user", "content": "HI"}]])
+def test_another_prefix_may_be_given(prefix: Any, exports: dict[str, Path]) -> None:
+    """None, text, or messages by the base's chat template, as to the wrapper; and the adapter's own again."""
+    tokenizer, plain = byte_tokenizer(), tiny_model("llama", seed=1)
+    model = wrapper(tiny_model("llama", seed=1), tokenizer, tiny_adapter(**ADAPTERS["a prefix"]))
+    own = model.generate(IDS, **GREEDY)
+    model.set_base_prefix(prefix)
+    expected = model.generate(IDS, **GREEDY)
+    found = by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}, base_prefix=prefix)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, own)
+    assert torch.equal(by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}), own)
+
+
 def test_hooks_of_others_run_once_and_their_forward_stays(exports: dict[str, Path]) -> None:
     """Device maps put a `forward` of their own on the model; the sum must not be lost to it."""
     tokenizer, plain = byte_tokenizer(), tiny_model("llama", seed=1)

@@ -15,7 +15,7 @@ from rich.table import Table
 JEOPARDY = "alice/jeopardy-value"
 OPEN = "alice/open-questions-value"
 SCALES = {"jeopardy": 0.4, "open": 0.4}
-TRAINED_ON, HELD_OUT = 200, 40
+TRAINED_ON, HELD_OUT = 200, 25
 CHOICES: tuple[tuple[str, ...], ...] = ((), ("jeopardy",), ("open",), ("jeopardy", "open"))
 ROWS: tuple[Any, ...] = ("jeopardy", "open", None, ["jeopardy", "open"])
 console = Console(soft_wrap=True)
@@ -70,7 +70,7 @@ def measure(model: Any, base: str) -> None:
     for names in CHOICES:
         model.set_adapter(names)
         held_out = [list(questions)[:HELD_OUT] for questions in tasks.values()]
-        scores = [evaluate(model, model.base_tokenizer, part, generate=False, batch_size=20) for part in held_out]
+        scores = [evaluate(model, model.base_tokenizer, part, generate=False, batch_size=25) for part in held_out]
         measured.append([score.bits_per_byte for score in scores])
         shown = " + ".join(f"{SCALES[name]:g} {name}" for name in names) or "none"
         table.add_row(shown, *(f"{bits:.3f}" for bits in measured[-1]))

@@ -20,7 +20,7 @@ FLOORS = [
     ["alignment"],
     ["context"],
     ["artifact", "staging", "card", "link"],
-    ["compatibility"],
+    ["compatibility", "export"],
     ["hub"],
     ["devices"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
@@ -43,7 +43,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "staging", "card", "link", "compatibility", "hub", "cli"]
+LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

@@ -59,7 +59,7 @@ def adapter(base: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "calibrate", "align", "push", "fetch", "inspect", "verify", "generate"]
+    "command", ["", "train", "calibrate", "align", "push", "fetch", "inspect", "verify", "generate", "export"]
 )
 def test_help_explains_itself_without_torch(shell: Shell, command: str) -> None:
     """Every command has a help text, and showing it is quick because torch stays out."""
@@ -87,6 +87,26 @@ def test_push_inspect_fetch_verify(shell: Shell, adapter: Path) -> None:
     place = json.loads(shell("fetch", "alice/a", "--json").stdout)["directory"]
     assert (Path(place) / "value_network" / "model.safetensors").exists()
     assert "format version" in shell("verify", "alice/a").stdout
+
+
+def test_export_then_push(shell: Shell, adapter: Path, tmp_path: Path) -> None:
+    """From the Hub to a directory with code in it, and back under the name that the code then has."""
+    shell("push", adapter, "alice/plain")
+    done = json.loads(
+        shell("export", "alice/plain", "--to", "custom_generate", "--output", tmp_path / "e", "--json").stdout
+    )
+    assert done["code"] == [f"custom_generate/{n}" for n in ("generate.py", "requirements.txt", "value_networks.py")]
+    assert "ADAPTER = None" in (tmp_path / "e" / "custom_generate" / "generate.py").read_text()
+    shell("push", tmp_path / "e", "alice/alone")
+    assert (
+        "custom_generate='alice/b'"
+        in shell(
+            "export", adapter, "--to", "custom_generate", "--output", tmp_path / "e", "--repo-id", "alice/b"
+        ).stdout
+    )
+    shell("verify", tmp_path / "e")
+    wrong = shell("export", adapter, "--to", "onnx", "--output", tmp_path / "f", code=1)
+    assert wrong.stderr.startswith("error: expected custom_generate or logits_processor")
 
 
 def test_errors_are_one_line_and_the_exit_code_is_one(shell: Shell, tmp_path: Path) -> None:

@@ -196,8 +196,11 @@ def _check_kind(directory: Path, path: Path) -> None:
             f"'{shown}' may be a pickle, which can run code when opened; it was not opened. "
             f"A value adapter holds safetensors only: remove it from '{directory}'"
         )
-    if path.suffix == ".py":
-        raise ArtifactError(f"'{shown}' is code; a value adapter holds none. Remove it from '{directory}'")
+    if path.suffix == ".py" and shown.split("/")[0] not in layout.CODE_FOLDERS:
+        raise ArtifactError(
+            f"'{shown}' is code; a value adapter holds none but what `valueadapter export` writes, in "
+            f"{' and '.join(layout.CODE_FOLDERS)}. Remove it from '{directory}'"
+        )
 
 
 def _verify_network(directory: Path, expected: Mapping[str, str]) -> None:

@@ -23,6 +23,11 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 """Marks a PEFT checkpoint; allowed under a network's directory, never at the root."""
+CUSTOM_GENERATE = "custom_generate"
+"""Directory of code that transformers runs for users without this library, where they trust it; no reader runs it."""
+LOGITS_PROCESSOR = "logits_processor"
+"""Directory of code that users without this library import themselves; no reader runs it."""
+CODE_FOLDERS = (CUSTOM_GENERATE, LOGITS_PROCESSOR)
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 """Endings of formats that can run code when opened, or that no reader of this format needs."""

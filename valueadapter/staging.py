@@ -97,7 +97,8 @@ def _folders_of_adapter(target: Path) -> set[str] | None:
         paths = [network.get("path") for network in config["networks"]] if config["model_type"] == MODEL_TYPE else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return None if paths is None else {str(path).split("/")[0] for path in paths if path} | {layout.ALIGNMENTS}
+    own = {layout.ALIGNMENTS, *layout.CODE_FOLDERS}
+    return None if paths is None else {str(path).split("/")[0] for path in paths if path} | own
 
 
 def _umask() -> int:

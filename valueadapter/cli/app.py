@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli import align, artifacts, calibrate, evaluate, generate, output, trace, train
+from valueadapter.cli import align, artifacts, calibrate, evaluate, export, generate, output, trace, train
 from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
@@ -29,6 +29,7 @@ for command in (
     artifacts.inspect,
     artifacts.verify,
     align.align,
+    export.export,
     generate.generate,
     trace.trace,
 ):

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from valueadapter import artifact, card, layout
+from valueadapter import artifact, card, export, layout
 from valueadapter.config import ValueAdapterConfig
 from valueadapter.errors import ArtifactError, ConfigError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
@@ -53,7 +53,8 @@ def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
 
     Files of the earlier adapter that this one no longer has are deleted in the same commit. A model card on the Hub
     that a person wrote or edited stays, unless `overwrite_card`; one in `directory` is published if the Hub has none.
-    Hidden files and folders that are not part of the adapter do not travel.
+    Code that `valueadapter export` wrote travels too, and names the repository. Hidden files and folders that are not
+    part of the adapter do not travel.
 
     Args:
         directory: what `save_pretrained` wrote.
@@ -77,14 +78,15 @@ def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
         api = asked.api
         repo_id = api.create_repo(repo_id, private=how.private, exist_ok=True).repo_id
         head = _head(api, repo_id, how)
-        files = _files(directory, config)
-        _check_ignored(api, head, list(files))
+        files, code = _files(directory, config), export.code_in(directory, head.id)
+        _check_ignored(api, head, [*files, *code])
         adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        adds += [CommitOperationAdd(name, data) for name, data in code.items()]
         text = _card(api, head, directory, config=config, how=how)
         adds += [CommitOperationAdd(layout.CARD, text.encode())] if text is not None else []
         return api.create_commit(
             repo_id,
-            [*adds, *(CommitOperationDelete(name) for name in _stale(api, head, config, files))],
+            [*adds, *(CommitOperationDelete(name) for name in _stale(api, head, config, {*files, *code}))],
             commit_message=how.commit_message or "Upload value adapter",
             commit_description=how.commit_description,
             revision=how.revision,
@@ -170,12 +172,12 @@ def _check_ignored(api: HfApi, head: ModelInfo, names: list[str]) -> None:
                 )
 
 
-def _stale(api: HfApi, head: ModelInfo, config: ValueAdapterConfig, files: dict[str, Path]) -> list[str]:
+def _stale(api: HfApi, head: ModelInfo, config: ValueAdapterConfig, files: set[str]) -> list[str]:
     """The files on the Hub that belong to the earlier adapter, or lie in a folder of this one, and are not in it."""
     there = _names(head)
     folders = {*_folders(config), *_folders_of_earlier(api, head)}
     ours = {name for name in there if any(name.startswith(f"{folder}/") for folder in folders)}
-    return sorted((ours | (there & set(layout.TOKENIZER_FILES))) - set(files))
+    return sorted((ours | (there & set(layout.TOKENIZER_FILES))) - files)
 
 
 def _folders_of_earlier(api: HfApi, head: ModelInfo) -> list[str]:
@@ -205,4 +207,5 @@ def _card(api: HfApi, head: ModelInfo, directory: Path, *, config: ValueAdapterC
     own = directory / layout.CARD
     if own.exists() and not card.is_generated(text := own.read_text(encoding="utf-8")):
         return text
-    return card.render_card(config, repo_id=head.id, tags=how.tags)
+    runs_alone = any(name.startswith(layout.CUSTOM_GENERATE) for name in export.code_in(directory, head.id))
+    return card.render_card(config, repo_id=head.id, tags=how.tags, runs_alone=runs_alone)

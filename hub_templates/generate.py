@@ -1,0 +1,264 @@
+"""`generate` of a base model with this value adapter added to its logits, without the `valueadapter` package.
+
+    logits = base_logits + scale * value_logits
+
+    model.generate(**inputs, custom_generate="user/adapter", trust_remote_code=True, max_new_tokens=40)
+
+The decoding is transformers': sampling, beams, streamers, processors and stopping criteria work as with the base alone.
+Written by `valueadapter export --to custom_generate`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicCache
+
+from .value_networks import RECORDED, Adapter, Network, check_scale, load
+
+ADAPTER = None
+"""Hub ID under which this file was published."""
+_LOADED: weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, Adapter]] = weakref.WeakKeyDictionary()
+
+
+def generate(
+    model: PreTrainedModel,
+    adapter: str | None = None,
+    scale: float | None = None,
+    base_prefix: Any = RECORDED,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    local_files_only: bool = False,
+    **arguments: Any,
+) -> Any:
+    """`model.generate` with the adapter's value logits added. The adapter is loaded once for a model, and kept.
+
+    Args:
+        model: the base; transformers passes it.
+        adapter: Hub ID or directory of the adapter; by default the repository that this file came from.
+        scale: how strongly it acts; as recommended for this base by default, 0 is the base alone.
+        base_prefix: text or chat messages that the base reads first, None for nothing; by default the adapter's own.
+        tokenizer: the base's; found by the base's name by default.
+        revision: branch, tag or commit of the adapter; by default the commit that this file came from.
+        token, cache_dir, local_files_only: for downloads, as in `from_pretrained`.
+        arguments: those of `generate`.
+
+    Raises:
+        ValueError: another vocabulary, no adapter, or a mode that cannot be right.
+    """
+    if adapter is None:
+        adapter, revision = _where_this_came_from(revision)
+    kept = _LOADED.setdefault(model, {})
+    key = (str(adapter), revision, repr(base_prefix), model.dtype, model.device)
+    if key not in kept:
+        places = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        kept[key] = load(model, str(adapter), tokenizer=tokenizer, base_prefix=base_prefix, **places)
+    if tokenizer is not None:
+        arguments["tokenizer"] = tokenizer
+    scale = check_scale(kept[key].scale if scale is None else scale)
+    if scale == 0:
+        return model.generate(**arguments)
+    return with_adapter(model, kept[key], scale).generate(**arguments)
+
+
+def _where_this_came_from(revision: str | None) -> tuple[str, str | None]:
+    """The published adapter, at the commit of this file: transformers keeps it under …/<user>/<name>/<commit>/."""
+    user, name, commit = Path(__file__).parts[-5:-2]
+    if ADAPTER is None or _plain(f"{user}{name}") != _plain(ADAPTER):
+        published = f"'{ADAPTER}'" if ADAPTER else "no name on the Hub"
+        raise ValueError(
+            f"this file was exported for {published} and was loaded from elsewhere, so it does not know where its "
+            "adapter is; pass the directory or Hub ID: adapter='…'"
+        )
+    return ADAPTER, revision or commit
+
+
+def _plain(name: str) -> str:
+    """A Hub ID without what transformers changes in it to make a module's name."""
+    return re.sub(r"_dot_|_hyphen_|[\W_]", "", name)
+
+
+def with_adapter(model: PreTrainedModel, adapter: Adapter, scale: float) -> Any:
+    """A view of the base whose `forward` gives the sum. It shares the base's weights, and the base stays as it is."""
+    view: Any = copy.copy(model)
+    for name in ("forward", "generate"):  # what others have put over the class's own; the base keeps it
+        vars(view).pop(name, None)
+    vars(view).update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
+    vars(view).update(_base=model, _adapter=adapter, _scale=scale)  # past nn.Module, which would register the base
+    view.__class__ = _class_of_sums(type(model))
+    return view
+
+
+@functools.cache
+def _class_of_sums(kind: Any) -> type:
+    return type(f"{kind.__name__}WithValueAdapter", (WithValueAdapter, kind), {})
+
+
+class Caches(Cache):
+    """A cache for the base and one for each network; what transformers does to its layers it does to all of theirs.
+
+    Attributes:
+        parts: the base's cache, then the networks'.
+        adapter: what they belong to.
+        lead: tokens of the prefix that stand before the prompt; lengths are told without them.
+    """
+
+    def __init__(self, parts: list[Cache], adapter: Adapter) -> None:
+        self.parts, self.adapter, self.lead = parts, adapter, 0
+        self.layer_class_to_replicate, self.offloading = None, False
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of all parts; the objects themselves, not copies."""
+        return [layer for part in self.parts for layer in part.layers]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the caller's that were read."""
+        return max(0, int(self.parts[0].get_seq_length(layer_idx)) - self.lead)
+
+
+class WithValueAdapter:
+    """Put before a model's class: base_logits + scale * value_logits in the place of the model's own logits."""
+
+    _base: Any
+    _adapter: Adapter
+    _scale: float
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Caches | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """As the base's `forward`; the mask is that of tokens, (batch, past + seq)."""
+        if input_ids is None:
+            raise ValueError("value networks read token ids; pass input_ids in the place of inputs_embeds")
+        adapter = self._adapter
+        models = [self._base, *(network.model for network in adapter.networks)]
+        if cache is None and use_cache:
+            cache = Caches([DynamicCache(config=one.config) for one in models], adapter)
+        call = _Call(adapter, input_ids, attention_mask, position_ids, cache, {"logits_to_keep": logits_to_keep})
+        kwargs["return_dict"] = True
+        out = call.run(0, self._base, None, kwargs)
+        said = [call.run(i, network.model, network, {}).logits for i, network in enumerate(adapter.networks, 1)]
+        out.logits = adapter.add(out.logits, said, self._scale)
+        out.cache = cache
+        return out
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
+    ) -> None:
+        """Each model makes its own cache; `generate` carries them as one."""
+        adapter = self._adapter
+        lead = len(adapter.prefix)
+        if generation_config.prefill_chunk_size is not None and lead:
+            raise ValueError("the prefix is read with the whole prompt; leave prefill_chunk_size out")
+        models = [self._base, *(network.model for network in adapter.networks)]
+        for model in models:
+            limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            extra = lead if model is self._base or adapter.networks[models.index(model) - 1].reads_prefix else 0
+            if limit and generation_config.max_length and generation_config.max_length + extra > limit:
+                raise ValueError(
+                    f"prompt and answer may be {generation_config.max_length:,} tokens long, the prefix has {extra}, "
+                    f"and {type(model).__name__} reads {limit:,} at most; lower max_new_tokens"
+                )
+        if (given := model_kwargs.get("cache")) is not None:
+            if not isinstance(given, Caches) or given.adapter is not adapter:
+                raise ValueError(
+                    "this cache was not made by base + this adapter, whose networks have not read its text"
+                )
+            given._is_user_defined = True
+            return
+        parts = []
+        for model in models:
+            made: dict[str, Any] = {}
+            model._prepare_cache_for_generation(generation_config, made, mode, batch_size, max_cache_length + lead)
+            parts += [made["cache"]] if "cache" in made else []
+        if any(part.is_compileable for part in parts):
+            raise ValueError("static caches are not supported here; pass cache_implementation='dynamic'")
+        if parts:
+            model_kwargs["cache"] = Caches(parts, adapter)
+
+
+class _Call:
+    """One call's input, as each of the models reads it; with the prefix after the padding of each row, or without."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        cache: Caches | None,
+        keep: dict[str, Any],
+    ) -> None:
+        self.adapter, self.ids, self.mask, self.cache, self.keep = adapter, ids, mask, cache, keep
+        if mask is not None and mask.dim() != 2:
+            raise ValueError("pass the attention_mask of (batch, past + seq), which says what is padding")
+        self.past = cache.get_seq_length() if cache is not None else 0
+        if positions is None and mask is not None:
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        elif positions is None:
+            positions = torch.arange(self.past, self.past + ids.shape[1], device=ids.device)[None]
+        self.positions = positions.expand(len(ids), -1)
+        self.padding = ids.new_zeros(len(ids)) if mask is None else (mask != 0).int().argmax(dim=1)
+        self.lead = cache.lead if cache is not None and self.past else self._lead()
+        if cache is not None:
+            cache.lead = self.lead
+
+    def _lead(self) -> int:
+        """Tokens of the prefix before the prompt; the last one takes the place of a token that begins the prompt."""
+        prefix, firsts = self.adapter.prefix, self.ids.gather(1, self.padding[:, None])[:, 0]
+        if not prefix or self.adapter.start != prefix[0]:
+            return len(prefix)
+        again = firsts == self.adapter.start
+        if again.any() and not again.all():
+            raise ValueError("some rows begin with the token that begins a text, some do not; tokenize them alike")
+        return len(prefix) - 1 if again.all() else len(prefix)
+
+    def run(self, index: int, model: Any, network: Network | None, more: dict[str, Any]) -> Any:
+        """The output of one of the models at the positions of the call; the base where there is no network."""
+        ids, mask, positions = self.ids, self.mask, self.positions
+        lead = self.lead if network is None or network.reads_prefix else 0
+        if lead and not self.past:
+            first = ids.new_tensor(self.adapter.prefix[:lead]).expand(len(ids), -1)
+            if lead < len(self.adapter.prefix):
+                ids = ids.scatter(1, self.padding[:, None], self.adapter.prefix[-1])
+            ids = _after(self.padding, ids, first)
+            counted = torch.arange(lead, device=ids.device).expand(len(ids), -1)
+            positions = _after(self.padding, positions + lead, counted)
+        elif lead:
+            positions = positions + lead
+        if lead and mask is not None:
+            mask = _after(self.padding, mask, mask.new_ones(len(mask), lead))
+        cached = {"cache": self.cache.parts[index], "use_cache": True} if self.cache else {"use_cache": False}
+        read = ids if network is None else self.adapter.ids_for(network, ids)
+        inputs = {"input_ids": read, "attention_mask": mask, "position_ids": positions}
+        out = model(**inputs, **cached, **self.keep, **{"return_dict": True, **more})
+        if lead and not self.past and self.keep["logits_to_keep"] == 0:
+            out.logits = out.logits[:, lead:]
+        return out
+
+
+def _after(padding: torch.Tensor, row: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
+    """(batch, n) with (batch, m) put after each row's padding: (batch, n + m)."""
+    count = inserted.shape[1]
+    place = torch.arange(row.shape[1] + count, device=row.device)
+    begin = padding[:, None]
+    within = inserted.gather(1, (place - begin).clamp(0, count - 1))
+    before, shifted = torch.nn.functional.pad(row, (0, count)), torch.nn.functional.pad(row, (count, 0))
+    return torch.where(place < begin, before, torch.where(place < begin + count, within, shifted))

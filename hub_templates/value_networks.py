@@ -18,7 +18,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 INSTALL = "`pip install valueadapter`, whose ValueAdapterForCausalLM.from_pretrained(base, adapter) can do it"
 RECORDED = "the adapter's own prefix"
@@ -122,7 +128,7 @@ def load(
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(base, **places)
     width = int(base.get_output_embeddings().weight.shape[0])
     recorded = config["vocabulary"]
-    own = AutoTokenizer.from_pretrained(folder)
+    own = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     source, fingerprint = None, recorded["byte_fingerprint"]
     if (differs := _differences(own, recorded["logits_width"], tokenizer, width)) is not None:
         found = _one_to_one(folder, own, tokenizer, width=width)
@@ -262,10 +268,9 @@ def _differences(
     """Why ids do not mean the same on both sides; None where they do. Either side may have added tokens of its own."""
     mine, base = _tokens(own, own_width), _tokens(theirs, their_width)
     other = sorted(token for token in mine.keys() & base.keys() if mine[token] != base[token])
-    other += [
-        token for token in base.keys() - mine.keys() if token < own_width or token not in theirs.added_tokens_decoder
-    ]
-    other += [token for token in mine.keys() - base.keys() if token not in own.added_tokens_decoder]
+    more, added = base.keys() - mine.keys(), set(theirs.added_tokens_decoder)
+    other += sorted(token for token in more if token < own_width or token not in added)
+    other += sorted(mine.keys() - base.keys() - own.added_tokens_decoder.keys())
     if other:
         shown = [repr(side.get(other[0], ("nothing",))[0]) for side in (base, mine)]
         return f"{len(other):,} ids mean something else (id {other[0]} is {shown[0]}, to the adapter {shown[1]})"
@@ -276,7 +281,7 @@ def _one_to_one(
     folder: Path, own: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, width: int
 ) -> tuple[torch.Tensor, str] | None:
     """A map of the artifact to the same tokens under other ids, and the base's fingerprint; None where none holds."""
-    base = _tokens(theirs, width)
+    base, added = _tokens(theirs, width), set(theirs.added_tokens_decoder)
     for path in sorted((folder / "alignments").glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["valueadapter-alignment"])
@@ -286,7 +291,7 @@ def _one_to_one(
         mine = _tokens(own, about["value"]["logits_width"])
         to = source.tolist()
         # checked token by token, so that a map for another base is not taken
-        same = all(mine.get(to[t]) == base[t] if to[t] >= 0 else t in theirs.added_tokens_decoder for t in base)
+        same = all(mine.get(to[t]) == base[t] if to[t] >= 0 else t in added for t in base)
         unused = mine.keys() - set(to) - own.added_tokens_decoder.keys()
         split = [[to[token] if token < width else -1 for token in ids] for ids in _split(theirs)]
         if same and not unused and split == _split(own):

@@ -179,7 +179,7 @@ def test_a_repository_speaks_without_the_library(server: LocalHub, tmp_path: Pat
     expected = wrapper(tiny_model("llama", seed=1), byte_tokenizer(), adapter).generate(IDS, **GREEDY)
     repository = {"custom_generate": "alice/my.own-adapter"}
     assert torch.equal(spoken("alice/base", environment, **repository), expected)
-    assert "peft" in spoken("alice/base", environment, ("peft",), **repository)
+    assert "is a LoRA: pip install peft" in spoken("alice/base", environment, ("peft",), **repository)
     card = Path(api.hf_hub_download("alice/my.own-adapter", "README.md")).read_text()
     assert 'custom_generate="alice/my.own-adapter", trust_remote_code=True' in card
     assert "- custom_generate" in card

@@ -30,6 +30,15 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+LOGITS = {"return_dict_in_generate": True, "output_logits": True}
+
+
+def same(found: Any, expected: Any, mode: str = "") -> None:
+    """The same tokens, and not only because the likeliest one is far ahead."""
+    assert torch.equal(found.sequences, expected.sequences), mode
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4, msg=lambda text: f"{mode}: {text}")
+
+
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: exported(tiny_adapter(**made), tmp_path_factory.mktemp("e")) for name, made in ADAPTERS.items()}
@@ -46,9 +55,9 @@ def test_it_gives_the_wrappers_tokens(base: str, which: str, exports: dict[str, 
     modes = MODES | {"left padding": {}, "lookup": {"prompt_lookup_num_tokens": 3}}
     for mode, how in modes.items():
         torch.manual_seed(0)
-        expected = model.generate(**inputs[mode], **{**GREEDY, **how})
+        expected = model.generate(**inputs[mode], **{**GREEDY, **how, **LOGITS})
         torch.manual_seed(0)
-        assert torch.equal(by_export(plain, exports[which], tokenizer, inputs[mode], **how), expected), mode
+        same(by_export(plain, exports[which], tokenizer, inputs[mode], **how, **LOGITS), expected, mode)
 
 
 @pytest.mark.parametrize("base", ["llama", "gemma3"])
@@ -60,8 +69,8 @@ def test_a_token_that_begins_texts_stands_once(base: str, begins: bool, tmp_path
     folder, inputs = exported(adapter, tmp_path), padded()
     if begins:
         inputs["input_ids"][0, 0] = inputs["input_ids"][1, 3] = 1
-    expected = wrapper(tiny_model(base, seed=1), tokenizer, adapter).generate(**inputs, **GREEDY)
-    assert torch.equal(by_export(tiny_model(base, seed=1), folder, tokenizer, inputs), expected)
+    expected = wrapper(tiny_model(base, seed=1), tokenizer, adapter).generate(**inputs, **GREEDY, **LOGITS)
+    same(by_export(tiny_model(base, seed=1), folder, tokenizer, inputs, **LOGITS), expected)
     mixed = {**inputs, "input_ids": inputs["input_ids"].clone()}
     mixed["input_ids"][0, 0] = 5 if begins else 1
     with pytest.raises(ValueError, match="tokenize them alike"):
@@ -76,19 +85,21 @@ def test_padded_widths_may_differ(base: int, network: int, tmp_path: Path) -> No
     folder = exported(adapter, tmp_path)
     ids = IDS.clone()
     ids[0, 2] = base - 1
-    expected = wrapper(tiny_model("llama", seed=1, width=base), tokenizer, adapter).generate(ids, **GREEDY)
+    expected = wrapper(tiny_model("llama", seed=1, width=base), tokenizer, adapter).generate(ids, **GREEDY, **LOGITS)
     plain = tiny_model("llama", seed=1, width=base)
-    assert torch.equal(by_export(plain, folder, tokenizer, {"input_ids": ids}), expected)
+    same(by_export(plain, folder, tokenizer, {"input_ids": ids}, **LOGITS), expected)
 
 
-def test_a_second_turn_goes_on_with_its_cache(exports: dict[str, Path]) -> None:
+@pytest.mark.parametrize("base", ["llama", "gemma3"])
+def test_a_second_turn_goes_on_with_its_cache(base: str, exports: dict[str, Path]) -> None:
     """The cache that a call returns serves the next one, prefix included; one of the base alone is refused."""
-    tokenizer, plain = byte_tokenizer(), tiny_model("gemma3", seed=1)
-    folder = exports["a prefix"]
-    first = by_export(plain, folder, tokenizer, {"input_ids": IDS}, return_dict_in_generate=True)
+    tokenizer, plain = byte_tokenizer(), tiny_model(base, seed=1)
+    folder, how = exports["a prefix"], LOGITS
+    first = by_export(plain, folder, tokenizer, {"input_ids": IDS}, **how)
     longer = {"input_ids": torch.cat([first.sequences, IDS], dim=1)}
-    again = by_export(plain, folder, tokenizer, longer)
-    assert torch.equal(by_export(plain, folder, tokenizer, longer, cache=first.cache), again)
+    again = by_export(plain, folder, tokenizer, longer, **how)
+    second = by_export(plain, folder, tokenizer, longer, cache=first.cache, **how)
+    same(second, again)
     with pytest.raises(ValueError, match="not made by base \\+ this adapter"):
         by_export(plain, folder, tokenizer, longer, cache=DynamicCache(config=plain.config))
 
@@ -124,13 +135,13 @@ def test_another_prefix_may_be_given(prefix: Any, exports: dict[str, Path]) -> N
     """None, text, or messages by the base's chat template, as to the wrapper; and the adapter's own again."""
     tokenizer, plain = byte_tokenizer(), tiny_model("llama", seed=1)
     model = wrapper(tiny_model("llama", seed=1), tokenizer, tiny_adapter(**ADAPTERS["a prefix"]))
-    own = model.generate(IDS, **GREEDY)
+    own = model.generate(IDS, **GREEDY, **LOGITS)
     model.set_base_prefix(prefix)
-    expected = model.generate(IDS, **GREEDY)
-    found = by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}, base_prefix=prefix)
-    assert torch.equal(found, expected)
-    assert not torch.equal(found, own)
-    assert torch.equal(by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}), own)
+    expected = model.generate(IDS, **GREEDY, **LOGITS)
+    found = by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}, base_prefix=prefix, **LOGITS)
+    same(found, expected)
+    assert not torch.allclose(found.logits[0], own.logits[0], atol=1e-2)
+    same(by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}, **LOGITS), own)
 
 
 def test_hooks_of_others_run_once_and_their_forward_stays(exports: dict[str, Path]) -> None:
@@ -142,6 +153,7 @@ def test_hooks_of_others_run_once_and_their_forward_stays(exports: dict[str, Pat
     plain.register_forward_hook(lambda *args: calls.append("hook"))
     assert torch.equal(by_export(plain, exports["one network"], tokenizer, {"input_ids": IDS}), expected)
     assert calls == ["forward", "hook"] * 10
+    assert [name for name, _ in plain.named_children()] == ["model", "lm_head"]
 
 
 def test_a_streamer_and_stop_strings_work(exports: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,10 +187,10 @@ def test_the_same_tokens_under_other_ids_need_the_artifacts_map(tmp_path: Path) 
     tokenizer, adapter = _permuted()
     width = len(tokenizer)
     ids = tokenizer(["The readers read 12345 foxes."], return_tensors="pt")["input_ids"]
-    expected = wrapper(tiny_model("llama", seed=1, width=width), tokenizer, adapter).generate(ids, **GREEDY)
-    plain = tiny_model("llama", seed=1, width=width)
-    folder = exported(adapter, tmp_path)
-    assert torch.equal(by_export(plain, folder, tokenizer, {"input_ids": ids}), expected)
+    model = wrapper(tiny_model("llama", seed=1, width=width), tokenizer, adapter)
+    plain, folder = tiny_model("llama", seed=1, width=width), exported(adapter, tmp_path)
+    found = by_export(plain, folder, tokenizer, {"input_ids": ids}, **LOGITS)
+    same(found, model.generate(ids, **GREEDY, **LOGITS))
     bare = exported(ValueAdapter(adapter.config, adapter.networks, adapter.tokenizer), tmp_path / "bare")
     with pytest.raises(ValueError, match=r"another vocabulary than the adapter: .*pip install valueadapter"):
         by_export(plain, bare, tokenizer, {"input_ids": ids})
@@ -222,10 +234,10 @@ def test_tokens_that_a_base_added_are_its_own(tmp_path: Path) -> None:
     own, theirs = byte_tokenizer(), byte_tokenizer()
     theirs.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
     adapter = tiny_adapter()
-    expected = wrapper(tiny_model("llama", seed=1, width=98), theirs, adapter).generate(IDS, **GREEDY)
+    expected = wrapper(tiny_model("llama", seed=1, width=98), theirs, adapter).generate(IDS, **GREEDY, **LOGITS)
     plain = tiny_model("llama", seed=1, width=98)
     assert len(theirs) == len(own) + 1
-    assert torch.equal(by_export(plain, exported(adapter, tmp_path), theirs, {"input_ids": IDS}), expected)
+    same(by_export(plain, exported(adapter, tmp_path), theirs, {"input_ids": IDS}, **LOGITS), expected)
 
 
 def test_what_cannot_be_says_so(exports: dict[str, Path], tmp_path: Path) -> None:

@@ -59,8 +59,11 @@ def test_a_prefix_is_in_the_prompt_or_an_error(base: str, starts: bool, tmp_path
     model = wrapper(tiny_model(base, seed=1), tokenizer, adapter)
     processor = made(plain, tokenizer=tokenizer, prefix_in_prompt=True)
     prompt = processor.prefixed(ids)
-    found = speak(plain, processor, prompt)[:, prompt.shape[1] :]
-    assert torch.equal(found, model.generate(ids, **GREEDY)[:, ids.shape[1] :])
+    whole = {"return_dict_in_generate": True}
+    found = speak(plain, processor, prompt, **whole, output_scores=True)
+    expected = model.generate(ids, **GREEDY, **whole, output_logits=True)
+    torch.testing.assert_close(found.scores, expected.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.sequences[:, prompt.shape[1] :], expected.sequences[:, ids.shape[1] :])
     with pytest.raises(ValueError, match="does not begin with the prefix"):
         speak(plain, made(plain, tokenizer=tokenizer, prefix_in_prompt=True), ids)
     with pytest.raises(ValueError, match="has the base read a prefix, which a processor cannot do"):

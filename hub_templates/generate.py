@@ -11,6 +11,7 @@ Written by `valueadapter export --to custom_generate`.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import re
 import weakref
@@ -22,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache
 
-from .value_networks import RECORDED, Adapter, Network, check_scale, load
+from .value_networks import RECORDED, Adapter, Network, check_scale, load, prefix_ids, tokenizer_of
 
 ADAPTER = None
 """Hub ID under which this file was published."""
@@ -59,16 +60,21 @@ def generate(
     if adapter is None:
         adapter, revision = _where_this_came_from(revision)
     kept = _LOADED.setdefault(model, {})
-    key = (str(adapter), revision, repr(base_prefix), model.dtype, model.device)
+    key = (str(adapter), revision, model.dtype, model.device)
     if key not in kept:
         places = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        kept[key] = load(model, str(adapter), tokenizer=tokenizer, base_prefix=base_prefix, **places)
+        kept[key] = load(model, str(adapter), tokenizer=tokenizer, **places)
+    loaded = kept[key]
+    if base_prefix is not RECORDED:
+        theirs = tokenizer if tokenizer is not None else tokenizer_of(model)
+        ids = prefix_ids(base_prefix, theirs) if base_prefix else ()
+        loaded = dataclasses.replace(loaded, prefix=ids)
     if tokenizer is not None:
         arguments["tokenizer"] = tokenizer
-    scale = check_scale(kept[key].scale if scale is None else scale)
+    scale = check_scale(loaded.scale if scale is None else scale)
     if scale == 0:
         return model.generate(**arguments)
-    return with_adapter(model, kept[key], scale).generate(**arguments)
+    return with_adapter(model, loaded, scale).generate(**arguments)
 
 
 def _where_this_came_from(revision: str | None) -> tuple[str, str | None]:
@@ -177,7 +183,8 @@ class WithValueAdapter:
                     f"and {type(model).__name__} reads {limit:,} at most; lower max_new_tokens"
                 )
         if (given := model_kwargs.get("cache")) is not None:
-            if not isinstance(given, Caches) or given.adapter is not adapter:
+            own = isinstance(given, Caches) and given.adapter.networks is adapter.networks
+            if not own or given.adapter.prefix != adapter.prefix:
                 raise ValueError(
                     "this cache was not made by base + this adapter, whose networks have not read its text"
                 )

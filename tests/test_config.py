@@ -142,3 +142,10 @@ def test_other_files_and_newer_versions() -> None:
         ValueAdapterConfig.from_json('{"model_type": "llama"}')
     with pytest.raises(IncompatibleVersionError, match="pip install --upgrade"):
         ValueAdapterConfig.from_json(example(format_version=7))
+
+
+@pytest.mark.parametrize("path", ["runs", "checkpoint-1/net", "optimizer.pt", "custom_generate", "alignments/x"])
+def test_a_network_does_not_lie_where_nothing_is_verified(path: str) -> None:
+    """What verification passes over may hold no weights."""
+    with pytest.raises(ConfigError, match="not verified"):
+        NetworkSpec(path=path)

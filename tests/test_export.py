@@ -108,6 +108,19 @@ def test_exporting_again_replaces_and_keeps_what_a_person_wrote(tmp_path: Path) 
     assert not (folder / "custom_generate").exists()
 
 
+def test_a_trainers_state_is_not_exported(tmp_path: Path) -> None:
+    """Whoever uploads the copy by other means publishes no pickles."""
+    folder = tmp_path / "trained"
+    tiny_adapter().save_pretrained(folder)
+    for name in ("optimizer.pt", "training_args.bin", "checkpoint-5/rng_state.pth", "runs/events"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    export(folder, tmp_path / "copy", to="custom_generate")
+    names = {path.name for path in (tmp_path / "copy").rglob("*")}
+    assert "custom_generate" in names
+    assert not names & {"optimizer.pt", "training_args.bin", "checkpoint-5", "rng_state.pth", "runs", "events"}
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     """Says what was expected; nothing is written."""
     tiny_adapter().save_pretrained(tmp_path / "adapter")

@@ -13,7 +13,7 @@ from test_alignment import permuted, side
 from test_prefix import starting_tokenizer
 from tiny import byte_tokenizer, tiny_model
 from tokenizers import Tokenizer
-from transformers import DynamicCache, PreTrainedTokenizerFast, TextStreamer
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast, TextStreamer
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter
@@ -142,6 +142,21 @@ def test_another_prefix_may_be_given(prefix: Any, exports: dict[str, Path]) -> N
     same(found, expected)
     assert not torch.allclose(found.logits[0], own.logits[0], atol=1e-2)
     same(by_export(plain, exports["a prefix"], tokenizer, {"input_ids": IDS}, **LOGITS), own)
+
+
+def test_networks_are_held_once_whatever_the_prefix(exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another prefix is other tokens for the base, and no other networks."""
+    tokenizer, base = byte_tokenizer(), tiny_model("llama", seed=1)
+    load, loaded = AutoModelForCausalLM.from_pretrained, []
+
+    def counted(*given: Any, **options: Any) -> Any:
+        loaded.append(given)
+        return load(*given, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    for prefix in ("Z: y\n", None, "Q: r\n", "Z: y\n"):
+        by_export(base, exports["a prefix"], tokenizer, {"input_ids": IDS}, base_prefix=prefix)
+    assert len(loaded) == len(ADAPTERS["a prefix"]["networks"])
 
 
 def test_hooks_of_others_run_once_and_their_forward_stays(exports: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,31 @@ def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="as a whole"):
         whole.save_pretrained(tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_tied_weights_take_no_lora() -> None:
+    """Put into a weight that two layers share, it would change both."""
+    network = tiny_model("llama", seed=2)
+    network.config.tie_word_embeddings = True
+    network.tie_weights()
+    for target in ("lm_head", "embed_tokens"):
+        model = wrapper(copy.deepcopy(network))
+        with_lora(model, rf"value_networks\.default\.0\..*{target}")
+        with pytest.raises(ConfigError, match="tied"):
+            model.save_pretrained("nowhere")
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT:UserWarning")
+def test_lora_on_a_lora_network_is_refused(base: str, tmp_path: Path) -> None:
+    """PEFT would begin the network's own LoRA anew and say nothing."""
+    own = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    network = peft.get_peft_model(tiny_model("llama", seed=2), own)
+    model = wrapper(network, tiny_model("gpt2", seed=3))
+    with_lora(model, r"value_networks\.default\.1\..*c_attn", fan_in_fan_out=True).train()
+    tuned = with_lora(wrapper(network), r"value_networks\.default\.0\..*q_proj")
+    with pytest.raises(ConfigError, match="is a LoRA already"):
+        tuned.train()
 
 
 def test_publishing_takes_the_same_way(base: str, tmp_path: Path) -> None:

@@ -91,7 +91,12 @@ def _copy(source: Path, target: Path, config: ValueAdapterConfig, *, runs_alone:
     """Everything of an adapter; a card that a person wrote stays, in `target` before `source`."""
     kept = target / layout.CARD
     text = kept.read_text(encoding="utf-8") if kept.exists() else None
-    ignored = shutil.ignore_patterns(".*", "__pycache__")
+    hidden = shutil.ignore_patterns(".*", "__pycache__")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        state = {name for name in names if Path(folder) == source and layout.is_training_state(name)}
+        return hidden(folder, names) | state
+
     shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
     if text is not None and not card.is_generated(text):
         kept.write_text(text, encoding="utf-8")

@@ -22,8 +22,8 @@ from valueadapter.heads import Head, head_of, last_hidden_state
 from valueadapter.prefix import BasePrefix
 from valueadapter.value_logits import Term, fit_width
 
-_plain: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-"""Whether a model's logits are its last hidden state times its head, which a probe of it has found."""
+_plain: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose logits are their last hidden state times their head, as a probe of each has found."""
 
 
 class Part(NamedTuple):
@@ -142,6 +142,7 @@ class HeadMethods:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        self._check_base()
         terms, prefix = self.terms(), self._acting_prefix()
         if why := self._why_no_head(terms) if terms else None:
             raise UnsupportedModeError(
@@ -170,6 +171,9 @@ class HeadMethods:
     def _acting_prefix(self) -> BasePrefix | None:  # documented where it is defined
         raise NotImplementedError
 
+    def _check_base(self) -> None:
+        raise NotImplementedError
+
 
 def _parts(terms: list[Term]) -> list[Part]:
     return [
@@ -183,9 +187,9 @@ def _simple(model: PreTrainedModel) -> bool:
     """Whether logits are last hidden state times head; the probe runs once for each model."""
     if type(model.get_output_embeddings()) is not nn.Linear:
         return False
-    if model not in _plain:
-        _plain[model] = head_of(model) is not None
-    return _plain[model]
+    if model not in _plain and head_of(model) is not None:
+        _plain.add(model)
+    return model in _plain
 
 
 def _after(prefix: BasePrefix, base: PreTrainedModel, **read: Any) -> torch.Tensor:

@@ -78,19 +78,23 @@ def head_of(model: PreTrainedModel) -> Head | None:
     put = _PROBE_RANGE * torch.linspace(-1, 1, linear.out_features, device=linear.weight.device)
     read: list[torch.Tensor] = []
 
+    said: list[torch.Tensor] = []
+
     def replace(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         read.append(inputs[0])
-        return put.to(output.dtype).expand_as(output)
+        said.append(put.to(output.dtype).expand_as(output))
+        return said[0]
 
     ids = (torch.arange(_PROBE_LENGTH, device=model.device) % linear.out_features)[None]
     handle = linear.register_forward_hook(replace)
     try:
-        with _evaluating(model):
+        with _evaluating(model), _own_forward(model), torch.autocast(model.device.type, enabled=False):
             logits = model(input_ids=ids, use_cache=False).logits
             hidden = last_hidden_state(model, input_ids=ids, use_cache=False)
     finally:
         handle.remove()
-    same_output = logits.shape[:2] == ids.shape and torch.equal(logits, put.to(linear.weight.dtype).expand_as(logits))
+    same_output = len(said) == 1 and said[0].shape == logits.shape and torch.equal(logits, said[0].to(logits.dtype))
+    same_output &= logits.shape[:2] == ids.shape
     same_input = len(read) == 1 and read[0].shape == hidden.shape and _close(read[0], hidden)
     return Head(linear.weight, linear.bias) if same_output and same_input else None
 
@@ -127,3 +131,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """The model without a `forward` that a trainer has put over its own, perhaps under autocast; accelerate's stays."""
+    put_over = None if hasattr(model, "_hf_hook") else vars(model).pop("forward", None)
+    try:
+        yield
+    finally:
+        if put_over is not None:
+            vars(model)["forward"] = put_over

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,30 @@ def apart(
     return ValueAdapter(config, networks, adapter.tokenizer, adapter.alignments), left
 
 
+def check_no_lora_on_lora(networks: Mapping[str, PreTrainedModel], configs: Mapping[str, Any]) -> None:
+    """Refuses `get_peft_model` over a network that is a LoRA of its own, which PEFT begins anew without a word.
+
+    Args:
+        networks: name of the module on the wrapper -> network.
+        configs: as for `apart`.
+
+    Raises:
+        ConfigError: one of the configurations' targets is in such a network.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    for prefix, network in networks.items():
+        if not isinstance(getattr(network, "peft_config", None), dict):
+            continue
+        names = [f"{prefix}.{name}" for name, module in network.named_modules() if hasattr(module, "base_layer")]
+        if any(check_target_module_exists(config, name) for config in configs.values() for name in names):
+            raise ConfigError(
+                f"the network '{prefix}' is a LoRA already, and peft.get_peft_model has begun it anew. Load the "
+                "adapter again and train that LoRA: add_adapter(…, is_trainable=True); or attach the network merged: "
+                "network.merge_and_unload()"
+            )
+
+
 def _tuned(network: PreTrainedModel) -> dict[str, Any]:
     """Name -> layer of everything that PEFT has replaced in a network."""
     from peft.tuners.tuners_utils import BaseTunerLayer  # slow to import, and few adapters need it
@@ -86,7 +111,13 @@ def _only_lora(network: PreTrainedModel) -> str:
 
 
 def _with_lora_in_weights(network: PreTrainedModel, name: str) -> PreTrainedModel:
+    held = Counter(id(weight) for _, weight in network.named_parameters(remove_duplicate=False))
     for path, layer in _tuned(network).items():
+        if held[id(layer.get_base_layer().weight)] > 1:
+            raise ConfigError(
+                f"the LoRA is on '{path}', whose weight the network uses in another layer too (tied), so that it "
+                "cannot be put into it; leave this layer out of target_modules"
+            )
         layer.merge(safe_merge=True, adapter_names=[name])
         network.set_submodule(path, layer.get_base_layer())
     return network

@@ -39,10 +39,14 @@ TRAINING_STATE = (
     "scheduler.pt",
     "scaler.pt",
     "rng_state*.pth",
+    "*_results.json",
+    "latest",
+    "global_step*",
+    "zero_to_fp32.py",
     "checkpoint-*",
     "runs",
 )
-"""What transformers' Trainer keeps at the root of a directory that it saves to: never opened here, never published."""
+"""What Trainer and DeepSpeed keep at the root of a directory that they save to: never opened here, never published."""
 
 CHECKPOINT_ADAPTER = "adapter"
 """Where a training checkpoint keeps its adapter, beside the optimizer's state."""

@@ -36,6 +36,7 @@ from valueadapter.distillation import DistillMethods
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.fused_head import HeadMethods, OutputHead
 from valueadapter.generation import GenerationMethods
+from valueadapter.injected import check_no_lora_on_lora
 from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
@@ -279,7 +280,7 @@ class ValueAdapterForCausalLM(
         """Switches the networks between training and evaluation; what is frozen stays in evaluation (no dropout).
 
         Raises:
-            ConfigError: weights of the base take gradients, which would change nothing.
+            ConfigError: weights of the base take gradients, which would change nothing; or PEFT has put LoRA on LoRA.
         """
         if mode and any(parameter.requires_grad for parameter in self.base.parameters()):
             raise ConfigError(
@@ -287,6 +288,10 @@ class ValueAdapterForCausalLM(
                 "into it, name the networks: target_modules=r'value_networks\\..*(q_proj|v_proj)'; else freeze it: "
                 "model.base.requires_grad_(False)"
             )
+        if mode and (configs := getattr(self, "peft_config", None)):
+            networks = [(name, enumerate(one.networks)) for name, one in self.adapters.items()]
+            held = {f"value_networks.{name}.{index}": one for name, own in networks for index, one in own}
+            check_no_lora_on_lora(held, configs)
         super().train(mode)
         self.base.eval()
         for network in (one for adapter in self.adapters.values() for one in adapter.networks):

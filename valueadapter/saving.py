@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from valueadapter.adapter import ValueAdapter
 from valueadapter.choosing import Attached
 from valueadapter.injected import States, apart
 
@@ -38,7 +39,7 @@ class SavingMethods:
 
         Args:
             save_directory: new, empty, an earlier adapter's, or a Trainer's output directory, whose content stays.
-            adapter_name: which one, where several are attached.
+            adapter_name: which one, where several are attached; by default the one that is being trained.
             is_main_process: False writes nothing.
             state_dict: weights of this wrapper to save in place of its own (gathered from shards).
             max_shard_size: weights larger than this are split over several files.
@@ -66,10 +67,13 @@ class SavingMethods:
     def _to_save(
         self, adapter_name: str | None, state_dict: dict[str, torch.Tensor] | None
     ) -> tuple[Any, States | None]:
+        if adapter_name is None and len(self._attached) > 1:
+            trained = [name for name, one in self._attached.items() if _takes_gradients(one.adapter)]
+            adapter_name = trained[0] if len(trained) == 1 else None
         name = self.only_adapter(adapter_name)
         attached = self._attached[name]
         adapter, states = attached.adapter, None
-        if any(p.requires_grad for network in adapter.networks for p in network.parameters()):
+        if _takes_gradients(adapter):
             adapter = adapter.with_config(scale=attached.scale)  # the one it is trained at
         if state_dict is not None:
             states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
@@ -77,6 +81,10 @@ class SavingMethods:
 
     def only_adapter(self, adapter_name: str | None = None) -> str:  # documented where it is defined
         raise NotImplementedError
+
+
+def _takes_gradients(adapter: ValueAdapter) -> bool:
+    return any(p.requires_grad for network in adapter.networks for p in network.parameters())
 
 
 def _under(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.network import load_network
+from valueadapter.network import has_injected_layers, load_network
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.prefix import as_prefix
 from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
@@ -119,7 +119,11 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             raise ConfigError("no weight is trainable; attach the adapter with is_trainable=True")
         if any(p.requires_grad for p in model.base.parameters()):
             raise ConfigError("the base must be frozen; call model.base.requires_grad_(False)")
-        model.only_adapter()
+        if any(has_injected_layers(network) for network in model.adapters[model.only_adapter()].networks):
+            raise ConfigError(
+                "peft.get_peft_model has put LoRA into this model's networks: train it with transformers.Trainer or "
+                "TRL and save it with model.save_pretrained; or take the recipe of `valueadapter train --network lora`"
+            )
         tokenizer = processing_class or model.adapters[model.only_adapter()].tokenizer
         collator = kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id or 0)
         others = [same_vocabulary(model, other) for other in other_bases]

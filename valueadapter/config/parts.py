@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from valueadapter import layout
 from valueadapter.errors import ConfigError
 from valueadapter.records import OMIT
 
@@ -53,6 +54,8 @@ class NetworkSpec:
         parts = path.split("/")
         if not path or "\\" in path or path.startswith("/") or any(p in ("", ".", "..") for p in parts):
             raise ConfigError(f"'path' must be a plain relative path inside the adapter; got {path!r}")
+        if parts[0] in (layout.ALIGNMENTS, *layout.CODE_FOLDERS) or layout.is_training_state(parts[0]):
+            raise ConfigError(f"'path' may not lie in '{parts[0]}', whose files are not verified; got {path!r}")
         if self.revision is not None:
             raise ConfigError(f"network '{path}' lies in the artifact; remove its 'revision' ({self.revision!r})")
         for name, digest in self.sha256.items():

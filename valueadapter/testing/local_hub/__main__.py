@@ -17,7 +17,8 @@ from valueadapter.testing.local_hub import LocalHub
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until Ctrl-C or SIGTERM; print first how to use the hub."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a shell's `&` has SIGINT ignored unless it is asked for
+        signal.signal(stop, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), LocalHub(options.root, port=options.port, xet=options.xet) as hub:
         sys.stdout.write(_greeting(hub))
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from test_generate_surface import allowed_by
 from test_real_models import attach
 from test_real_models import base as base
 from test_real_models import tokenizer as tokenizer
+from torch._dynamo.testing import CompileCounter
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -89,6 +90,24 @@ def test_tracing_and_a_pipeline(base: PreTrainedModel, tokenizer: PreTrainedToke
     generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
     said = generate(TEXT, max_new_tokens=3, do_sample=False, return_full_text=False)[0]["generated_text"]
     assert said == tokenizer.decode(answer)
+
+
+@torch.no_grad()
+def test_a_swap_compiles_nothing_again(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Other weights for the same network: the graph that torch.compile made of all of it serves them."""
+    model = attach(base, tokenizer, "pretrained")
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    compiled(ids, use_cache=False)
+    frames = counter.frame_count
+    other = build_network(smollm2_derived(), initialisation="pretrained", num_layers=2)
+    other.model.norm.weight.mul_(0.5)
+    new = ValueAdapter.from_networks([other], tokenizer, base_model_name_or_path="alice/derived")
+    model.hotswap_adapter(new, "default", scale=0.3)
+    after = compiled(ids, use_cache=False).logits
+    assert counter.frame_count == frames > 0
+    torch.testing.assert_close(after, base(ids).logits + 0.3 * other(ids).logits, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

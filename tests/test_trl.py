@@ -84,9 +84,10 @@ def test_sft_loss_and_gradients_are_those_of_whole_logits(
         torch.testing.assert_close(mine, parameter.grad, atol=1e-4, rtol=1e-3)
 
 
-def test_sft_loss_is_that_behind_the_base_prefix(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What only the base reads is read under TRL too."""
-    model = trained_wrapper(tokenizer)
+@pytest.mark.parametrize("base", ["llama", "gemma3"])
+def test_sft_loss_is_that_behind_the_base_prefix(base: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """What only the base reads is read under TRL too, by one whose window makes it read prefix and text together."""
+    model = trained_wrapper(tokenizer, base)
     trainer = sft(model, tmp_path, tokenizer)
     batch = next(iter(trainer.get_train_dataloader()))
     model.eval()
@@ -234,6 +235,18 @@ def test_the_head_of_a_wrapper_gives_its_logits(wrapped: Callable[..., ValueAdap
             torch.testing.assert_close(found, model(ids).logits)
     with model.disable_adapter():
         assert model.get_output_embeddings() is model.base.get_output_embeddings()
+
+
+@torch.no_grad()
+def test_left_padded_rows_behind_a_prefix(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The prefix stands after the padding of each row, and its own states are cut away."""
+    for base in ("llama", "gemma3"):
+        model = trained_wrapper(tokenizer, base).eval()
+        model.set_base_prefix("!!##!!")
+        ids, mask = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+        hidden = model.base_model(ids, attention_mask=mask).last_hidden_state
+        expected = model(ids, attention_mask=mask).logits
+        torch.testing.assert_close(model.get_output_embeddings()(hidden)[mask == 1], expected[mask == 1])
 
 
 def test_biases_of_heads_are_weighted_like_their_logits(tokenizer: PreTrainedTokenizerFast) -> None:

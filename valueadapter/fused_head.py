@@ -19,8 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from valueadapter.devices import execution_device, moved
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.heads import Head, head_of, last_hidden_state
+from valueadapter.network import logits_width
 from valueadapter.prefix import BasePrefix
-from valueadapter.value_logits import Term, fit_width
+from valueadapter.value_logits import Term, fit_width, readable
 
 _plain: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models whose logits are their last hidden state times their head, as a probe of each has found."""
@@ -155,12 +156,11 @@ class HeadMethods:
             if prefix is None:
                 hidden = [last_hidden_state(self.base, **read, use_cache=False)]
             else:
-                hidden = [_after(prefix, self.base, **read)]
-        width = len(self.base.get_output_embeddings().weight)
+                hidden = [_after(prefix, **read)]
+        width = logits_width(self.base)
         for term in terms:
             for network in term.networks:
-                rows = len(network.get_output_embeddings().weight)
-                ids = input_ids if width <= rows else input_ids.masked_fill(input_ids >= rows, 0)
+                ids = readable(input_ids, network, width)
                 own = moved({**read, "input_ids": ids}, execution_device(network))
                 hidden.append(last_hidden_state(network, **own, use_cache=False).to(hidden[0].device))
         return torch.cat(hidden, dim=-1)
@@ -192,16 +192,14 @@ def _simple(model: PreTrainedModel) -> bool:
     return model in _plain
 
 
-def _after(prefix: BasePrefix, base: PreTrainedModel, **read: Any) -> torch.Tensor:
+def _after(prefix: BasePrefix, **read: Any) -> torch.Tensor:
     mask, positions = read.pop("attention_mask", None), read.pop("position_ids", None)
     if mask is None and positions is not None:
         raise UnsupportedModeError(
             "rows that are several texts (packing, padding_free) cannot be read behind a base prefix; switch both off, "
             "or train with set_base_prefix(None) and record the prefix afterwards"
         )
-    call = prefix.call(read.pop("input_ids"), mask, positions, None, 0)
-    arguments = {key: value for key, value in call.arguments.items() if key != "logits_to_keep"}
-    return call.cut(last_hidden_state(base, **arguments, **read))
+    return prefix.hidden(read.pop("input_ids"), mask, positions, **read)
 
 
 def _rows(weight: torch.Tensor, count: int) -> torch.Tensor:

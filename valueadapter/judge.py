@@ -134,10 +134,7 @@ class JudgeMethods(AdapterMethods, ChatMethods):
         tokenizer = _tokenizer(self)
         question = _question(self, prompt, tokenizer)
         with _judged_by(self, adapter_name):
-            with (
-                self.disable_adapter() if from_base else contextlib.nullcontext(),
-                _seeded(seed, self.device),
-            ):
+            with self.disable_adapter() if from_base else contextlib.nullcontext(), _seeded(seed, self.device):
                 answers = _sample(self, question, n, tokenizer, generation)
             scores = _score(self, question, answers, per_token=per_token)
         texts = tuple(tokenizer.decode(answer, skip_special_tokens=True) for answer in answers)

@@ -235,7 +235,7 @@ def save_network(
     Raises:
         ConfigError: PEFT has put LoRA into the network from outside, see `valueadapter.injected`.
     """
-    if not isinstance(getattr(network, "peft_config", None), dict) and has_injected_layers(network):
+    if has_injected_layers(network):
         raise ConfigError(
             "PEFT has put LoRA into this network's layers; save it from the model that it is attached to: "
             "model.save_pretrained(directory)"

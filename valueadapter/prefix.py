@@ -20,6 +20,7 @@ from valueadapter.cache import BASE, BASE_MASK, PrefixState, ValueAdapterCache
 from valueadapter.config import Message, Prefix
 from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
+from valueadapter.heads import last_hidden_state
 
 ROWS_MASK = "__rows__"
 """Marks, among masks that are prepared for each model, the (batch, past + seq) mask they were made from."""
@@ -219,6 +220,23 @@ class BasePrefix:
         if position_ids is not None:
             arguments["position_ids"] = position_ids + state.lead
         return BaseCall(arguments)
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        **more: Any,
+    ) -> torch.Tensor:
+        """The last hidden states of the tokens behind the prefix, (batch, seq, hidden), without a cache.
+
+        Args:
+            input_ids, attention_mask, position_ids: as for `call`.
+            more: for the base's body.
+        """
+        call = self.call(input_ids, attention_mask, position_ids, None, 0)
+        arguments = {key: value for key, value in call.arguments.items() if key != "logits_to_keep"}
+        return call.cut(last_hidden_state(self.base, **arguments, **more))
 
     def mask_arguments(
         self, mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: ValueAdapterCache

@@ -87,9 +87,7 @@ def base_states(
     """A base's last hidden states where `mask` (batch, seq - 1) is True: (tokens, hidden), row by row."""
     if prefix is None:
         return inputs.hidden(base)[:, :-1][mask]
-    call = prefix.call(*inputs, cache=None, logits_to_keep=0)
-    arguments = {key: value for key, value in call.arguments.items() if key != "logits_to_keep"}
-    return call.cut(last_hidden_state(base, **arguments))[:, :-1][mask]
+    return prefix.on(base).hidden(*inputs)[:, :-1][mask]
 
 
 def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:

@@ -142,7 +142,7 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
             yield inputs.said[part]
             continue
         device = execution_device(network)
-        read = {"input_ids": _readable(ids.to(device), network, inputs.base_logits.shape[-1])}
+        read = {"input_ids": readable(ids.to(device), network, inputs.base_logits.shape[-1])}
         if (prefix := term.prefix_of(part)) is not None:
             yield inputs.keep(part, _after_prefix(network, prefix, read["input_ids"], inputs))
             continue
@@ -227,7 +227,7 @@ def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[in
     return rising, None if rising == asked else torch.tensor([rising.index(position) for position in asked])
 
 
-def _readable(ids: torch.Tensor, network: PreTrainedModel, base_width: int) -> torch.Tensor:
+def readable(ids: torch.Tensor, network: PreTrainedModel, base_width: int) -> torch.Tensor:
     """Ids that only the base has rows for are padding of its logits: no token, read as the network's id 0."""
     width = logits_width(network)
     return ids if base_width <= width else ids.masked_fill(ids >= width, 0)

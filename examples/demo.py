@@ -93,7 +93,7 @@ def train_and_publish() -> None:
         output_dir=BUILD / "training",
         arguments={"save_strategy": "no", "use_cpu": True},
     )
-    summary = run(recipe, push_to=ADAPTER, say=console.print)
+    summary = run(recipe, overwrite=True, push_to=ADAPTER, say=console.print)
     for name, value in summary.items():
         console.print(f"  {name.replace('_', ' ')}: {value}")
 

@@ -35,7 +35,7 @@ def train_second(base: str, build: Path) -> None:
         scale=SCALES["open"],
         arguments={"save_strategy": "no", "use_cpu": True, "num_train_epochs": 1},
     )
-    summary = run(recipe, push_to=OPEN, say=console.print)
+    summary = run(recipe, overwrite=True, push_to=OPEN, say=console.print)
     console.print(f"  published: {summary['published']}")
 
 

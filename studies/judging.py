@@ -38,7 +38,7 @@ def run_judge(spec: Judge, store: Store, say: Callable[[str], object]) -> Result
         arguments={"num_train_epochs": spec.epochs, "seed": spec.seed, "save_strategy": "no", "use_cpu": True},
     )
     try:
-        adapter = str(run(recipe, say=say)["adapter"])
+        adapter = str(run(recipe, overwrite=True, say=say)["adapter"])
         model = ValueAdapterForCausalLM.from_pretrained(
             target.load(), adapter, tokenizer=target.tokenizer, scale=1.0
         ).eval()

@@ -96,7 +96,7 @@ def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> 
     place = store.root / "runs" / key_of(cell)
     try:
         text = prefix_text(prefix_records(task, prefix))
-        summary = run(recipe_of(cell, records, text, place, store.root / "training"), say=say)
+        summary = run(recipe_of(cell, records, text, place, store.root / "training"), overwrite=True, say=say)
         adapter = ValueAdapter.from_pretrained(str(summary.pop("adapter")))
     finally:
         shutil.rmtree(place, ignore_errors=True)  # a network is half a gigabyte, and its results are what is kept

@@ -13,6 +13,7 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
+    ["extras"],
     ["records"],
     ["config"],
     ["vocabulary"],
@@ -36,13 +37,26 @@ FLOORS = [
     ["modeling"],
     ["training_bases"],
     ["hidden_state_loss"],
+    ["lora_checkpoint"],
     ["training", "scoring"],
     ["calibration"],
     ["evaluation"],
+    ["recipe_settings", "run_callbacks", "run_directory"],
     ["recipes"],
     ["cli"],
 ]
-LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT = [
+    "version",
+    "errors",
+    "extras",
+    "layout",
+    "records",
+    "config",
+    "vocabulary",
+    "text_encoder",
+    "alignment",
+    "context",
+]
 LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 

@@ -120,7 +120,7 @@ def test_by_default_a_lora_with_a_prefix_of_eight(tmp_path: Path, bases: list[st
         recipe = Recipe(
             **{"base": bases[0], "data": DATA, "output_dir": tmp_path / "out", "arguments": QUICK, **changes}
         )
-        run(recipe, say=lambda line: None)
+        run(recipe, overwrite=True, say=lambda line: None)
         training = artifact.verify(tmp_path / "out" / "adapter").training
         assert training is not None
         assert (training.num_examples, training.lora_rank, training.learning_rate) == (examples, 16, 1e-2)

@@ -22,6 +22,7 @@ _EXPORTS = {
     "IncompatibleBaseError": "errors",
     "IncompatibleVersionError": "errors",
     "MissingFileError": "errors",
+    "MissingExtraError": "errors",
     "NotAValueAdapterError": "errors",
     "RECORDED": "prefix",
     "UnsupportedModeError": "errors",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from valueadapter.errors import ConfigError as ConfigError
     from valueadapter.errors import IncompatibleBaseError as IncompatibleBaseError
     from valueadapter.errors import IncompatibleVersionError as IncompatibleVersionError
+    from valueadapter.errors import MissingExtraError as MissingExtraError
     from valueadapter.errors import MissingFileError as MissingFileError
     from valueadapter.errors import NotAValueAdapterError as NotAValueAdapterError
     from valueadapter.errors import UnsupportedModeError as UnsupportedModeError

@@ -155,9 +155,9 @@ def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, 
 
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Dataset:
     """All demonstrations as token ids; data that has `input_ids` already is returned as it is."""
-    if "input_ids" in data.column_names:
+    columns = data.column_names or list(next(iter(data), {}))  # a stream may know its columns only when it is read
+    if "input_ids" in columns:
         return data
-    columns = data.column_names
     return data.map(lambda record: encode(record, tokenizer, max_length=max_length), remove_columns=columns)
 
 

@@ -10,7 +10,8 @@
     ├── IncompatibleBaseError (ValueError)   adapter and base model do not fit
     ├── AdapterNameError (ValueError)        no such adapter, or one of this name already
     ├── UnsupportedModeError (NotImplementedError)   a mode that cannot work for a sum of models
-    └── CheckpointError                      a training checkpoint that does not fit
+    ├── CheckpointError                      a training checkpoint that does not fit
+    └── MissingExtraError (ImportError)      an optional package that is not installed
 
 Errors of the Hub client and of safetensors pass through unwrapped, except where they would hide the cause.
 """
@@ -60,3 +61,7 @@ class UnsupportedModeError(ValueAdapterError, NotImplementedError):
 
 class CheckpointError(ValueAdapterError):
     """A training checkpoint does not fit the model that should resume from it."""
+
+
+class MissingExtraError(ValueAdapterError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""

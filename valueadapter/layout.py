@@ -32,7 +32,11 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 """Endings of formats that can run code when opened, or that no reader of this format needs."""
 
+RUN_RECORD = "run.json"
+"""How a run of `valueadapter train` began, in its output directory."""
+
 TRAINING_STATE = (
+    RUN_RECORD,
     "trainer_state.json",
     "training_args.bin",
     "optimizer.pt",
@@ -50,6 +54,8 @@ TRAINING_STATE = (
 
 CHECKPOINT_ADAPTER = "adapter"
 """Where a training checkpoint keeps its adapter, beside the optimizer's state."""
+CHECKPOINT_LORA = "lora"
+"""Where it keeps a LoRA in place of an adapter, if the LoRA's base has no commit that an adapter could name."""
 
 
 def is_training_state(name: str) -> bool:

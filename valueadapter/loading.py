@@ -41,8 +41,10 @@ def load_both(
     for given_by_auto_model in ("config", "adapter_kwargs", "_from_auto"):
         kwargs.pop(given_by_auto_model, None)
     base_revision = kwargs.pop("base_revision", None)
-    shared = {k: kwargs.pop(k) for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
+    shared: dict[str, Any] = {k: kwargs.pop(k) for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
     own = {k: kwargs.pop(k) for k in ("subfolder", "force_download") if k in kwargs}
+    # what the base's tokenizer and configuration want as its weights do; never the adapter's, which has no code
+    of_base = shared | {k: kwargs[k] for k in ("trust_remote_code", "code_revision", "gguf_file") if k in kwargs}
     if adapter is None:
         if isinstance(base, PreTrainedModel):
             raise TypeError("from_pretrained(base, adapter): the adapter is missing; use ValueAdapterForCausalLM(base)")
@@ -55,11 +57,11 @@ def load_both(
         base = config.base_model_name_or_path
         base_revision = base_revision or config.base_model_revision
     if isinstance(base, PreTrainedModel):
-        tokenizer = tokenizer or find_tokenizer(base.name_or_path, **shared)
+        tokenizer = tokenizer or find_tokenizer(base.name_or_path, **of_base)
         width = logits_width(base)
     else:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(base, revision=base_revision, **shared)
-        width = AutoConfig.from_pretrained(base, revision=base_revision, **shared).get_text_config().vocab_size
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(base, revision=base_revision, **of_base)
+        width = AutoConfig.from_pretrained(base, revision=base_revision, **of_base).get_text_config().vocab_size
     theirs = side_of(tokenizer, width)
     if directory is not None:
         mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)

@@ -8,129 +8,226 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, cast
 
 from datasets import Dataset, disable_progress_bars
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
-    TrainerCallback,
     set_seed,
 )
 from transformers.utils import logging as transformers_logging
 
-from valueadapter import hub, layout
+from valueadapter import card, hub
 from valueadapter.adapter import ValueAdapter
-from valueadapter.config import Connection, Initialisation, Prefix
-from valueadapter.data import as_context, load_demonstrations
+from valueadapter.config import Prefix, ValueAdapterConfig
+from valueadapter.data import as_context, encode, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation import draw, evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import build_lora_network, build_network, merged, set_trainable
-from valueadapter.prefix import GivenPrefix, Recorded, as_prefix, prefix_ids
+from valueadapter.prefix import Recorded, as_prefix, prefix_ids
+from valueadapter.recipe_settings import (
+    EPOCHS,
+    LEARNING_RATES,
+    PREFIX_EXAMPLES,
+    SCALES,
+    Recipe,
+    check_settings,
+    run_settings,
+)
+from valueadapter.run_callbacks import Progress, StopWhenAsked, TrainingStopped
+from valueadapter.run_directory import RunDirectory, base_identity
 from valueadapter.training import ValueTrainer, ValueTrainingArguments
 
 Say = Callable[[str], object]
-NetworkKind = Literal["lora", "full"]
-
-PREFIX_EXAMPLES = 8
-EPOCHS: Mapping[NetworkKind, int] = {"lora": 2, "full": 1}
-"""Passes over the demonstrations."""
-LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
-"""Peak of the cosine schedule."""
-SCALES: Mapping[NetworkKind, float] = {"lora": 0.25, "full": 1.0}
-"""Recommended for bases that nobody measured; these defaults are what docs/transfer.md argues for."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What to train on what."""
-
-    base: str
-    """Hub ID or directory of the base model."""
-    data: Any
-    """Demonstrations, as `load_demonstrations` takes them."""
-    output_dir: Path
-    """Where checkpoints and the adapter go."""
-    eval_data: Any = None
-    """Held-out demonstrations."""
-    base_name: str | None = None
-    """Hub ID of the base to record, where `base` is a path."""
-    data_name: str | None = None
-    """Name of the data to record, where `data` is no Hub ID."""
-    network: NetworkKind = "lora"
-    """`lora`: the base with a LoRA at +1, beside the base at -1, which reads the prefix as the base does, so that what
-    is added is what training moved beyond it; `full`: a network of its own, all of it trained, on the prefixed base."""
-    lora_rank: int = 16
-    """Of the LoRA."""
-    num_layers: int | None = None
-    """First N layers of the body, of a full network."""
-    initialisation: Initialisation = "zero_head"
-    """How a full network starts."""
-    connection: Connection = "residual"
-    """What the network reads: the tokens, the base's prediction, or both."""
-    other_bases: Sequence[str] = ()
-    """Hub IDs or directories of bases of the same vocabulary that take part."""
-    dropout: float | None = None
-    """Dropout of a full network; None as its architecture has it."""
-    base_prefix: GivenPrefix = None
-    """Text or chat messages that the base reads before the prompt; recorded in the adapter."""
-    base_prefix_examples: int | None = None
-    """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
-    none for plain text, which shows nothing, or where a `base_prefix` is given."""
-    base_prefix_draws: int = 1
-    """So many prefixes of that many examples are drawn, and a full network is trained behind a random one of them; the
-    first is recorded."""
-    scale: float | None = None
-    """Recommended scale to record; by default that of SCALES."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """More `ValueTrainingArguments`."""
-
-
-def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say: Say) -> dict[str, object]:
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    push_to: str | None = None,
+    say: Say,
+) -> dict[str, object]:
     """Trains, saves and, where asked, publishes an adapter.
+
+    Whatever could keep the result from being saved or published is asked for before the base is loaded: settings,
+    every demonstration, the output directory, names, and the Hub's permission. Ctrl-C writes a checkpoint.
 
     Args:
         recipe: what to train.
-        resume: go on from the last checkpoint in the output directory.
+        resume: go on from the last checkpoint in the output directory, which must be of the same run.
+        overwrite: begin anew where an earlier run has left checkpoints or an adapter; the adapter is replaced at the
+            end, the checkpoints go at once.
         push_to: Hub ID to publish under.
         say: called with a line for every step worth knowing of.
 
     Returns:
         The summary: tokens, loss before and after, held-out bits per byte of base and base + adapter, the place.
+
+    Raises:
+        ConfigError, ArtifactError, CheckpointError: settings, data or directories that cannot be; nothing has changed.
+        TrainingStopped: Ctrl-C; the message says how to go on.
     """
-    if int(os.environ.get("RANK", "0")) != 0:  # with several processes, one speaks
-
-        def say(line: str) -> None:
-            """Silence."""
-
-    _check(recipe)
+    say = say if int(os.environ.get("RANK", "0")) == 0 else _silent  # with several processes, one speaks
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    directory = RunDirectory(recipe.output_dir)
+    check_settings(recipe, push_to=push_to)
+    checkpoint = directory.check(resume=resume, overwrite=overwrite)
+    arguments = _arguments(recipe)
+    plan = _plan(recipe, arguments)
+    if checkpoint is None:
+        if arguments.process_index == 0:
+            directory.begin(plan.settings)
+    else:
+        directory.check_same_run(plan.settings)
+        say(f"going on from {checkpoint}")
+    model, trainer = _trainer(recipe, plan, arguments, say=say)
+    _rehearse(recipe, trainer, plan, push_to=push_to)
+    over = checkpoint is not None and _step(checkpoint) >= _last_step(trainer)
+    if over and directory.is_finished:
+        say(f"this run was finished already, at step {_last_step(trainer)}; its adapter is left as it is")
+        return {"adapter": str(directory.adapter)}
+    if over:
+        trainer.take_up(cast(Path, checkpoint))
+    else:
+        _train(trainer, checkpoint, say)
+    adapter = _finished(recipe, trainer.trained_adapter(), plan.prefix)
+    if not trainer.is_world_process_zero():
+        return {}
+    place = directory.save(adapter, say=say)
+    summary = _summary(place, adapter)
+    if plan.held_out:
+        base, tokenizer = model.unload(), model.base_tokenizer
+        model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+        model.add_adapter(adapter, "default", scale=1.0)
+        summary |= _held_out(model.eval(), plan.held_out, say)
+    if push_to is not None:
+        summary["published"] = adapter.push_to_hub(push_to).commit_url
+    return summary
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before the base is loaded."""
+
+    data: Dataset
+    """Tokenized demonstrations."""
+    prefixes: list[Prefix]
+    """What the base may read before each, the one to record first."""
+    held_out: list[Any]
+    """Held-out demonstrations, as they came."""
+    tokenizer: PreTrainedTokenizerBase
+    commit: str | None
+    """Of the base on the Hub."""
+    settings: dict[str, Any]
+    """What decides what is learned, by which a run is known again."""
+
+    @property
+    def prefix(self) -> Prefix | None:
+        return self.prefixes[0] if self.prefixes else None
+
+
+def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
+    """Reads and tokenizes all data, and finds out which base is meant."""
     data, prefixes = _data_and_prefixes(recipe)
-    prefix, more = prefixes[0] if prefixes else None, prefixes[1:]
-    model, name = _untrained(recipe, prefix, say)
+    held_out = [] if recipe.eval_data is None else list(load_demonstrations(recipe.eval_data))
+    is_path = Path(recipe.base).exists()
+    commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
+    _check_code(recipe.base, commit)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base, revision=commit)
+    for prefix in prefixes:
+        prefix_ids(prefix, tokenizer)
+    for record in held_out:
+        encode(record, tokenizer)
+    identity = base_identity(recipe.base, commit)
+    settings = run_settings(recipe, arguments, base=identity, data=data, prefixes=prefixes)
+    tokenized = tokenize(data, tokenizer, max_length=arguments.max_length)
+    return _Plan(tokenized, prefixes, held_out, tokenizer, commit, settings)
+
+
+def _check_code(base: str, commit: str | None) -> None:
+    try:
+        AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"no adapter can be trained on '{base}' ({' '.join(str(error).split())[:160]}). Its networks would need "
+            "the base's own code, and an adapter runs none: train on a model that transformers has"
+        ) from error
+
+
+def _trainer(
+    recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say
+) -> tuple[ValueAdapterForCausalLM, ValueTrainer]:
+    """The base with a new adapter, and what trains it."""
+    model = _untrained(recipe, plan, say)
     others = [_other_base(place, say) for place in recipe.other_bases]
     trainer = ValueTrainer(
-        model, _arguments(recipe, name), train_dataset=data, other_bases=others, more_prefixes=more, say=say
+        model,
+        arguments,
+        train_dataset=plan.data,
+        processing_class=plan.tokenizer,
+        other_bases=others,
+        more_prefixes=plan.prefixes[1:],
+        say=say,
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    trainer.add_callback(_Progress(say))
-    say(f"training on {len(data):,} demonstrations")
-    trainer.train(resume_from_checkpoint=resume)
-    place = recipe.output_dir / layout.CHECKPOINT_ADAPTER
-    adapter = _finished(recipe, trainer.trained_adapter(), prefix)
-    if not trainer.is_world_process_zero():
-        return {}
-    adapter.save_pretrained(place)
+    trainer.add_callback(Progress(say))
+    say(f"training on {len(plan.data):,} demonstrations")
+    return model, trainer
+
+
+def _rehearse(recipe: Recipe, trainer: ValueTrainer, plan: _Plan, *, push_to: str | None) -> None:
+    """Writes down, and throws away, what will be said of the adapter, so that no name stops it after the training."""
+    adapter = trainer.trained_adapter()
+    config = _finished_config(recipe, adapter.config, plan.prefix)
+    ValueAdapterConfig.from_json(config.to_json())
+    card.render_card(config, repo_id=push_to)
+    for network in adapter.networks:
+        if network.generation_config is not None:
+            network.generation_config.validate(strict=True)
+
+
+def _train(trainer: ValueTrainer, checkpoint: Path | None, say: Say) -> None:
+    """Trains to the end, or until Ctrl-C."""
+    stop = StopWhenAsked(trainer, say)
+    trainer.add_callback(stop)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.asked and (step := trainer.state.global_step) < trainer.state.max_steps:
+        raise TrainingStopped(
+            f"stopped after step {step} of {trainer.state.max_steps}; what was learned is in "
+            f"'{Path(str(trainer.args.output_dir), f'checkpoint-{step}')}'. Go on with the same command and --resume "
+            "(in Python: resume=True)"
+        )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _last_step(trainer: ValueTrainer) -> int:
+    """After which step the training is over. (Resumed there, the Trainer would do one more.)"""
+    return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
+
+
+def _summary(place: Path, adapter: ValueAdapter) -> dict[str, object]:
     record = adapter.config.training
     summary: dict[str, object] = {"adapter": str(place)}
     if record is not None:
@@ -141,37 +238,7 @@ def run(recipe: Recipe, *, resume: bool = False, push_to: str | None = None, say
             "loss_before": _rounded(record.loss_first),
             "loss_after": _rounded(record.loss_last),
         }
-    if recipe.eval_data is not None:
-        base, tokenizer = model.unload(), model.base_tokenizer
-        model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-        model.add_adapter(adapter, "default", scale=1.0)
-        summary |= _held_out(model.eval(), recipe.eval_data, say)
-    if push_to is not None:
-        summary["published"] = adapter.push_to_hub(push_to).commit_url
     return summary
-
-
-def _check(recipe: Recipe) -> None:
-    if recipe.network not in get_args(NetworkKind):
-        raise ConfigError(f"network must be one of {', '.join(get_args(NetworkKind))}; got {recipe.network!r}")
-    of_full: dict[str, Any] = {"num_layers": None, "initialisation": "zero_head", "dropout": None}
-    of_full |= {"connection": "residual", "base_prefix_draws": 1}
-    given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
-    if recipe.network == "lora" and given:
-        raise ConfigError(
-            f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
-        )
-    if recipe.eval_data is not None and recipe.arguments.get("release_base"):
-        raise ConfigError(
-            "release_base gives the base's memory back, and eval_data would be scored with it; give one of them, and "
-            "score the adapter with `valueadapter evaluate`"
-        )
-    draws = recipe.base_prefix_draws
-    if draws < 1 or (draws > 1 and (recipe.base_prefix is not None or recipe.base_prefix_examples == 0)):
-        raise ConfigError(
-            f"base_prefix_draws must be at least 1, and is for prefixes of drawn examples; got {draws}. Give "
-            "base_prefix_examples, and no base_prefix"
-        )
 
 
 def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
@@ -203,31 +270,30 @@ def _data_and_prefixes(recipe: Recipe) -> tuple[Dataset, list[Prefix]]:
     return data.select(rest), [prefix for prefix in contexts if prefix is not None]
 
 
-def _untrained(recipe: Recipe, prefix: Prefix | None, say: Say) -> tuple[ValueAdapterForCausalLM, str]:
-    """The base with a new adapter, and the base's name for the record."""
+def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM:
+    """The base with a new adapter."""
     say(f"base model {recipe.base}, frozen")
-    tokenizer = AutoTokenizer.from_pretrained(recipe.base)
-    base = AutoModelForCausalLM.from_pretrained(recipe.base)
+    base = AutoModelForCausalLM.from_pretrained(recipe.base, revision=plan.commit)
     set_seed(int(recipe.arguments.get("seed", 0)))
-    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    model = ValueAdapterForCausalLM(base, tokenizer=plan.tokenizer)
     name = recipe.base_name or recipe.base
-    commit = None if Path(recipe.base).exists() else hub.resolve_commit(recipe.base)
-    networks, coefficients = _networks(recipe, base, name, commit, say)
+    networks, coefficients = _networks(recipe, base, name, plan.commit, say)
     adapter = ValueAdapter.from_networks(
         networks,
-        tokenizer,
+        plan.tokenizer,
         base_model_name_or_path=name,
         coefficients=coefficients,
-        base_model_revision=commit,
+        base_model_revision=plan.commit,
         connection=recipe.connection,
-        base_prefix=prefix if recipe.network == "full" else None,  # of a LoRA it cancels out, and costs
+        base_prefix=plan.prefix if recipe.network == "full" else None,  # of a LoRA it cancels out, and costs
     )
     model.add_adapter(adapter, "default", is_trainable=True)
     for network in adapter.networks[1:]:
         set_trainable(network, False)
-    if prefix is not None:
-        say(f"the base will read a prefix of {len(prefix_ids(prefix, tokenizer)):,} tokens before each prompt")
-    return model, name
+    if plan.prefix is not None:
+        tokens = len(prefix_ids(plan.prefix, plan.tokenizer))
+        say(f"the base will read a prefix of {tokens:,} tokens before each prompt")
+    return model
 
 
 def _networks(
@@ -247,29 +313,36 @@ def _networks(
 
 
 def _finished(recipe: Recipe, adapter: ValueAdapter, prefix: Prefix | None) -> ValueAdapter:
-    """The adapter as it is recorded. A LoRA whose base has no commit to pin goes into the network's weights.
+    """The adapter as it is recorded. A LoRA whose base has no commit to pin goes into the network's weights."""
+    unpinned = recipe.network == "lora" and adapter.config.base_model_revision is None
+    networks = [merged(one) for one in adapter.networks] if unpinned else adapter.networks
+    return ValueAdapter(_finished_config(recipe, adapter.config, prefix), networks, adapter.tokenizer)
+
+
+def _finished_config(recipe: Recipe, config: ValueAdapterConfig, prefix: Prefix | None) -> ValueAdapterConfig:
+    """What is recorded.
 
     On its training base a LoRA network gives base + (LoRA - base) at scale 1, whatever both bases read: the prefix
     changes nothing there, and is set afterwards.
     """
-    config = adapter.config
     scale = SCALES[recipe.network] if recipe.scale is None else recipe.scale
     if recipe.network == "full":
-        return adapter.with_config(scale=scale)
+        return dataclasses.replace(config, scale=scale)
     with_lora, base = config.networks
-    networks = [merged(one) for one in adapter.networks] if config.base_model_revision is None else adapter.networks
     stands_in = dataclasses.replace(base, reads_prefix=prefix is not None)
-    changed = dataclasses.replace(config, networks=(with_lora, stands_in), base_prefix=prefix, scale=scale)
-    return ValueAdapter(changed, networks, adapter.tokenizer)
+    return dataclasses.replace(config, networks=(with_lora, stands_in), base_prefix=prefix, scale=scale)
 
 
-def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
+def _arguments(recipe: Recipe) -> ValueTrainingArguments:
+    base_name = recipe.base_name or recipe.base
     settings: dict[str, Any] = {
         "output_dir": str(recipe.output_dir),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 5,
         "logging_steps": 0.05,
         "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": 0.25,
         "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,
@@ -281,8 +354,6 @@ def _arguments(recipe: Recipe, base_name: str) -> ValueTrainingArguments:
         "lora_rank": recipe.lora_rank if recipe.network == "lora" else None,
         "data_name": recipe.data_name or _name_of(recipe.data),
     }
-    if recipe.network == "lora" and Path(recipe.base).exists():
-        settings["save_strategy"] = "no"  # a checkpoint of a LoRA needs a commit of its base to name
     return ValueTrainingArguments(**{**settings, **recipe.arguments})
 
 
@@ -293,9 +364,8 @@ def _name_of(data: Any) -> str:
     return Path(data).name if Path(data).exists() else str(data)
 
 
-def _held_out(model: ValueAdapterForCausalLM, source: Any, say: Say) -> dict[str, object]:
+def _held_out(model: ValueAdapterForCausalLM, records: Sequence[Any], say: Say) -> dict[str, object]:
     tokenizer = model.adapters[model.only_adapter()].tokenizer
-    records = list(load_demonstrations(source))
     say(f"scoring {len(records):,} held-out demonstrations")
     with model.disable_adapter():
         alone = evaluate(model, tokenizer, records, generate=False).bits_per_byte
@@ -308,22 +378,3 @@ def _held_out(model: ValueAdapterForCausalLM, source: Any, say: Say) -> dict[str
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-class _Progress(TrainerCallback):
-    """One line per logged step: how far, the loss, the time left."""
-
-    def __init__(self, say: Say) -> None:
-        self.say = say
-        self.begun = time.monotonic()
-        self.first = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun, self.first = time.monotonic(), state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
-            return
-        done = state.global_step - self.first
-        left = (time.monotonic() - self.begun) / max(done, 1) * (state.max_steps - state.global_step)
-        self.say(f"  step {state.global_step:>4}/{state.max_steps}  loss {logs['loss']:.3f}  about {left:,.0f} s left")

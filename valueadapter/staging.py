@@ -50,6 +50,15 @@ def staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def check_target(target: Path) -> None:
+    """Whether an adapter could be saved in `target`, asked before any work.
+
+    Raises:
+        ArtifactError: as `staged`.
+    """
+    _files_to_keep(target)
+
+
 def _files_to_keep(target: Path) -> list[Path]:
     """What is not the earlier adapter's, but a user's or a Trainer's; raises if anything else would be lost."""
     if target.is_file():

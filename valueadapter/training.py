@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
 from valueadapter import artifact, layout
 from valueadapter.adapter import ValueAdapter
@@ -27,11 +27,13 @@ from valueadapter.config import Initialisation, Message, PenaltyKind, Regularisa
 from valueadapter.data import IGNORED, Collator, tokenize
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
+from valueadapter.lora_checkpoint import is_unpinned_lora, load_lora, save_lora, with_lora_merged
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import has_injected_layers, load_network
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.prefix import as_prefix
+from valueadapter.staging import check_target
 from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
 from valueadapter.version import __version__
 
@@ -84,7 +86,8 @@ class ValueTrainer(HiddenStateLoss, Trainer):
     Args:
         model: the wrapper; its one adapter must be attached with `is_trainable=True`.
         args: the arguments.
-        train_dataset: demonstrations (see `valueadapter.data`) or tokenized records.
+        train_dataset: demonstrations (see `valueadapter.data`) or tokenized records; a `datasets.IterableDataset` of
+            either too, with `max_steps`, whose record counts what was read of it.
         eval_dataset: held-out ones.
         processing_class: the tokenizer; the adapter's by default.
         other_bases: bases of the same vocabulary that take part: each demonstration of each epoch is read by one that
@@ -99,6 +102,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
     Raises:
         ConfigError: nothing is trainable, the base is not frozen, or several bases, prefixes or `cache_base` where the
             loss cannot be computed from hidden states.
+        ArtifactError: the adapter could not be saved in `<output_dir>/adapter` at the end.
         IncompatibleBaseError: another base has another vocabulary.
     """
 
@@ -124,6 +128,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
                 "peft.get_peft_model has put LoRA into this model's networks: train it with transformers.Trainer or "
                 "TRL and save it with model.save_pretrained; or take the recipe of `valueadapter train --network lora`"
             )
+        check_target(Path(args.output_dir) / layout.CHECKPOINT_ADAPTER)
         tokenizer = processing_class or model.adapters[model.only_adapter()].tokenizer
         collator = kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id or 0)
         others = [same_vocabulary(model, other) for other in other_bases]
@@ -142,6 +147,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         )
         self.penalty = args.regularisation()
         self._logits_wanted = False
+        self._read = (0, 0)  # demonstrations and response tokens of all steps, where the data has no length
         self._fused = self._prepare_fused([model.base, *others], prefixes, say)
 
     # -- loss --------------------------------------------------------------------------------------------------------
@@ -191,6 +197,15 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         outputs.value_logits = None  # the Trainer gathers every tensor of the output in evaluation
         return loss, outputs
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; counts the response tokens of a step."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        if not hasattr(self.train_dataset, "__len__"):
+            labels = [batch["labels"] for batch in batches]
+            tokens = sum(int((rows[:, 1:] != IGNORED).sum()) for rows in labels)
+            self._read = (self._read[0] + sum(map(len, labels)), self._read[1] + tokens)
+        return batches, count
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """As the Trainer's; takes note of whether logits are wanted."""
         self._logits_wanted = not prediction_loss_only
@@ -208,8 +223,11 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         place = Path(output_dir or self.args.output_dir)
         if _internal_call or output_dir is None:
             place = place / layout.CHECKPOINT_ADAPTER
-        if self.args.should_save:
-            self.trained_adapter().save_pretrained(place)
+        lora = self._unpinned_lora() if _internal_call else None
+        if self.args.should_save and lora is not None:
+            save_lora(lora, place.with_name(layout.CHECKPOINT_LORA))
+        elif self.args.should_save:
+            with_lora_merged(self.trained_adapter()).save_pretrained(place)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 
@@ -221,8 +239,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
 
     def _training_record(self) -> TrainingRecord:
         args, losses = self.args, [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        data = self.train_dataset
-        tokens = sum(sum(label != IGNORED for label in record["labels"][1:]) for record in data) if data else 0
+        examples, tokens = self._data_read()
         return TrainingRecord(
             valueadapter_version=__version__,
             initialisation=args.initialisation,
@@ -230,8 +247,8 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             num_layers=args.num_layers,
             regularisation=self.penalty,
             data=args.data_name,
-            num_examples=len(data) if data else 0,
-            num_response_tokens=math.floor(tokens * (self.state.epoch or 0)),
+            num_examples=examples,
+            num_response_tokens=tokens,
             steps=self.state.global_step,
             loss_first=losses[0] if losses else None,
             loss_last=losses[-1] if losses else None,
@@ -240,6 +257,20 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             lora_rank=args.lora_rank,
             other_bases=tuple(public_name(base) for base in self._fused.bases.bases[1:]) if self._fused else (),
         )
+
+    def _data_read(self) -> tuple[int, int]:
+        """Demonstrations, and response tokens read up to now; of a stream the demonstrations read, too."""
+        data = self.train_dataset
+        if data is None:
+            return 0, 0
+        if not hasattr(data, "__len__"):
+            return self._read[0] * self.args.world_size, self._read[1] * self.args.world_size
+        tokens = sum(sum(label != IGNORED for label in record["labels"][1:]) for record in data)
+        return len(data), math.floor(tokens * (self.state.epoch or 0))
+
+    def _unpinned_lora(self) -> PreTrainedModel | None:
+        """The LoRA network whose base has no commit, so that no adapter can name it; None where there is none."""
+        return next((network for network in self.trained_adapter().networks if is_unpinned_lora(network)), None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Takes up a checkpoint; anything that is missing or does not fit is an error, never a fresh start."""
@@ -251,15 +282,29 @@ class ValueTrainer(HiddenStateLoss, Trainer):
                         f"checkpoint '{checkpoint}' has no {pattern}, so training cannot go on as if not stopped. "
                         "Start from its adapter instead: load it and attach it with is_trainable=True"
                     )
-        self._load_weights(checkpoint / layout.CHECKPOINT_ADAPTER)
+        record = self._load_weights(checkpoint / layout.CHECKPOINT_ADAPTER)
+        if record is not None:
+            self._read = (record.num_examples, record.num_response_tokens)
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Puts a checkpoint's weights and state in the place of those here, without training on.
+
+        Raises:
+            CheckpointError: it is damaged, or of another network.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _load_best_model(self) -> None:
         logger.info("loading the best adapter, from %s", self.state.best_model_checkpoint)
         self._load_weights(Path(str(self.state.best_model_checkpoint), layout.CHECKPOINT_ADAPTER))
 
-    def _load_weights(self, place: Path) -> None:
-        """Puts a checkpoint's weights into the networks."""
+    def _load_weights(self, place: Path) -> TrainingRecord | None:
+        """Puts a checkpoint's weights into the networks; the record of the training up to there, if it has one."""
         own = self.trained_adapter()
+        if (lora := self._unpinned_lora()) is not None:
+            load_lora(lora, place.with_name(layout.CHECKPOINT_LORA))
+            return None
         try:
             config = artifact.verify(place)
         except (ArtifactError, ConfigError) as error:
@@ -273,17 +318,25 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             )
         if config.vocabulary != own.config.vocabulary:
             raise CheckpointError(f"checkpoint '{place}' speaks another vocabulary than the adapter being trained")
-        for spec, network in zip(config.networks, own.networks, strict=True):
+        for spec, mine, network in zip(config.networks, own.config.networks, own.networks, strict=True):
+            if spec.path is None:  # named on the Hub at a commit, not trained
+                if (spec.repo, spec.revision) != (mine.repo, mine.revision):
+                    raise CheckpointError(
+                        f"checkpoint '{place}' has the network {spec.repo}@{spec.revision}, the adapter being trained "
+                        f"{mine.repo}@{mine.revision}. Resume on the commit that the run began with"
+                    )
+                continue
             saved = load_network(place / str(spec.path), dtype=network.dtype).state_dict()
-            mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-            theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-            if mine != theirs:
-                name = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))[0]
+            expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+            found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+            if expected != found:
+                name = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
                 raise CheckpointError(
-                    f"checkpoint '{place}' does not fit the network: tensor '{name}' has shape {theirs.get(name)}, "
-                    f"expected {mine.get(name)}. Build the network as it was built for that run"
+                    f"checkpoint '{place}' does not fit the network: tensor '{name}' has shape {found.get(name)}, "
+                    f"expected {expected.get(name)}. Build the network as it was built for that run"
                 )
             network.load_state_dict(saved)
+        return config.training
 
     # -- the Hub -----------------------------------------------------------------------------------------------------
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -332,7 +385,7 @@ class _Prepare:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, data: Any) -> Any:
-        if isinstance(data, Dataset):
+        if isinstance(data, (Dataset, IterableDataset)):
             return tokenize(data, self.tokenizer, max_length=self.max_length)
         if isinstance(data, Mapping):
             return {name: self(part) for name, part in data.items()}

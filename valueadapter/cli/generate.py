@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from valueadapter.cli.models import load
+from valueadapter.cli.models import TrustRemoteCode, load
 from valueadapter.errors import ConfigError
 
 
@@ -29,6 +29,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed for temperatures above 0.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Generate text with a base model and any number of adapters."""
     import torch
@@ -37,7 +38,14 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
-    model, tokenizer = load(base, adapter or (), base_prefix, no_base_prefix=no_base_prefix, dtype=dtype)
+    model, tokenizer = load(
+        base,
+        adapter or (),
+        base_prefix,
+        no_base_prefix=no_base_prefix,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
     if chat:
         if not tokenizer.chat_template:
             raise ConfigError(f"base model '{base}' has no chat template; leave --chat out")

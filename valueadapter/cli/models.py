@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from valueadapter.cli import output
 from valueadapter.errors import ConfigError
@@ -13,8 +15,19 @@ if TYPE_CHECKING:
     from valueadapter.modeling import ValueAdapterForCausalLM
 
 
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the base brings; an adapter's is never run.")
+]
+
+
 def load(
-    base: str, adapters: Sequence[str], base_prefix: Path | None, *, no_base_prefix: bool, dtype: str
+    base: str,
+    adapters: Sequence[str],
+    base_prefix: Path | None,
+    *,
+    no_base_prefix: bool,
+    dtype: str,
+    trust_remote_code: bool = False,
 ) -> tuple[ValueAdapterForCausalLM, Any]:
     """The base with all adapters active, and its tokenizer; says on standard error which scale each has.
 
@@ -33,8 +46,9 @@ def load(
     if base_prefix is not None and no_base_prefix:
         raise ConfigError("--base-prefix and --no-base-prefix exclude each other; give one of them")
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = ValueAdapterForCausalLM(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), tokenizer=tokenizer).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = ValueAdapterForCausalLM(whole, tokenizer=tokenizer).eval()
     if no_base_prefix or base_prefix is not None:
         model.set_base_prefix(None if base_prefix is None else base_prefix.read_text(encoding="utf-8"))
     names: list[str] = []

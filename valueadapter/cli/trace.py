@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from valueadapter.cli import output
-from valueadapter.cli.models import load
+from valueadapter.cli.models import TrustRemoteCode, load
 from valueadapter.errors import ConfigError
 
 
@@ -29,13 +29,21 @@ def trace(
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page to look at.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show token by token what the base says, how each adapter pushes, and what comes out."""
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
-    model, _ = load(base, adapter, base_prefix, no_base_prefix=no_base_prefix, dtype=dtype)
+    model, _ = load(
+        base,
+        adapter,
+        base_prefix,
+        no_base_prefix=no_base_prefix,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
     found = model.trace(text, max_new_tokens=max_new_tokens)
     if html is not None:
         found.save_html(html)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from valueadapter.cli import output
-from valueadapter.errors import ConfigError
+from valueadapter.extras import require
 
 
 def train(
@@ -17,6 +17,7 @@ def train(
     output_dir: Annotated[Path, typer.Option("--output", help="Where checkpoints and the adapter go.")],
     eval_data: Annotated[str | None, typer.Option(help="Held-out demonstrations, for the summary.")] = None,
     base_name: Annotated[str | None, typer.Option(help="The base's Hub ID to record, if --base is a path.")] = None,
+    base_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the base.")] = None,
     network: Annotated[
         str, typer.Option(help="lora: the base with a LoRA, minus the base; full: a network of its own.")
     ] = "lora",
@@ -50,7 +51,10 @@ def train(
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens kept of a demonstration.", min=2)] = 1024,
     seed: Annotated[int, typer.Option(help="Seed of order and initialisation.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where an earlier run has left checkpoints or an adapter.")
+    ] = False,
     push_to: Annotated[str | None, typer.Option(help="Hub ID to publish the adapter under.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -58,10 +62,11 @@ def train(
 
     A record has `prompt` and `completion`, or `messages` (chat; the loss is on assistant turns), or `text`.
     """
-    from valueadapter.recipes import Recipe, run  # torch and transformers load here
+    require("train", "accelerate", "datasets")
+    from valueadapter.recipe_settings import Recipe
+    from valueadapter.recipes import run
+    from valueadapter.run_callbacks import TrainingStopped  # torch and transformers load here
 
-    if Path(base).exists() and base_name is None and push_to is not None:
-        raise ConfigError(f"--base is a path ('{base}'), which others do not have; give its Hub ID with --base-name")
     given = {"num_train_epochs": epochs, "learning_rate": learning_rate}
     recipe = Recipe(
         base=base,
@@ -69,6 +74,7 @@ def train(
         output_dir=output_dir,
         eval_data=eval_data,
         base_name=base_name,
+        base_revision=base_revision,
         network=network,  # type: ignore[arg-type]  # checked by the recipe
         lora_rank=lora_rank,
         num_layers=layers,
@@ -91,6 +97,10 @@ def train(
             "seed": seed,
         },
     )
-    summary = run(recipe, resume=resume, push_to=push_to, say=output.err.print)
+    try:
+        summary = run(recipe, resume=resume, overwrite=overwrite, push_to=push_to, say=output.err.print)
+    except TrainingStopped as stopped:
+        output.err.print(str(stopped), markup=False)
+        raise typer.Exit(130) from None  # as shells say it of a program that Ctrl-C has ended
     if summary:  # of several processes, the first has it
         output.facts(summary, as_json=as_json)

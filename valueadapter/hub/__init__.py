@@ -14,12 +14,13 @@ from valueadapter.hub.download import (
     repository_facts,
     resolve_commit,
 )
-from valueadapter.hub.upload import Push, push
+from valueadapter.hub.upload import Push, check_push, push
 
 __all__ = [
     "Download",
     "Push",
     "RepositoryFacts",
+    "check_push",
     "fetch",
     "fetch_config",
     "push",

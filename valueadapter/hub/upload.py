@@ -95,6 +95,44 @@ def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
         )
 
 
+def check_push(repo_id: str, *, token: str | bool | None = None) -> None:
+    """Asks the Hub whether `push` could publish there, so that nobody learns of it after hours of work.
+
+    Nothing is created. A repository that exists must take commits from this token and hold an adapter or nothing; one
+    that does not must be in an account that the token may create it in.
+
+    Args:
+        repo_id: `user/name`, or `name` for the account of the token.
+        token: as in `Push`.
+
+    Raises:
+        ConfigError: the token only reads, or the account is somebody else's.
+        NotAValueAdapterError: the repository holds something else, which a push would spoil.
+        huggingface_hub.errors: HFValidationError for a name that is none, HfHubHTTPError without permission, …
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    validate_repo_id(repo_id)
+    asked = Asked(repo_id, None, token)
+    with readable(asked):
+        api = asked.api
+        me = api.whoami(token=token)
+        if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+            raise ConfigError(f"the token of '{me['name']}' only reads, so '{repo_id}' cannot be published with it")
+        whole = repo_id if "/" in repo_id else f"{me['name']}/{repo_id}"
+        try:
+            api.auth_check(whole, write=True, token=token)
+        except RepositoryNotFoundError:
+            accounts = [me["name"], *(one["name"] for one in me.get("orgs") or ())]
+            if whole.split("/")[0] not in accounts:
+                raise ConfigError(
+                    f"'{repo_id}' does not exist, and this token creates repositories for {', '.join(accounts)} only"
+                ) from None
+        else:
+            _folders_of_earlier(api, api.model_info(whole, token=token))
+
+
 def _check_base(base: str) -> None:
     if os.path.isabs(base) or Path(base).exists():
         raise ConfigError(

@@ -67,7 +67,7 @@ class StopWhenAsked(TrainerCallback):
 class Progress(TrainerCallback):
     """One line per logged step: how far, the loss, the time left."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Callable[[str], object]) -> None:
         self.say = say
         self.begun = time.monotonic()
         self.first = 0

@@ -13,13 +13,14 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["records"],
+    ["records", "contents"],
     ["config"],
     ["vocabulary"],
     ["text_encoder"],
     ["alignment"],
     ["context"],
-    ["artifact", "staging", "card", "link"],
+    ["artifact", "card", "link"],
+    ["staging"],
     ["compatibility", "export"],
     ["hub"],
     ["devices"],
@@ -43,7 +44,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["artifact", "contents", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

@@ -20,6 +20,7 @@ FLOORS = [
     ["alignment"],
     ["context"],
     ["artifact", "card", "link"],
+    ["save_target"],
     ["staging"],
     ["compatibility", "export"],
     ["hub"],
@@ -44,7 +45,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "contents", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

@@ -45,9 +45,9 @@ def check_inside(directory: Path, path: Path) -> None:
         ) from None
     if not any(target.is_relative_to(home) for home in (root, *_blobs(root))):
         raise ArtifactError(
-            f"'{path}' is a link to '{target}', outside '{directory}'; nothing was read. Links may lead to files of the "
-            "adapter's directory or, in the Hub client's cache, to that cache's blobs: load a copy of the directory "
-            "that holds the files themselves (cp -RL)"
+            f"'{path}' is a link that leaves the adapter's directory (to '{target}'); it was not followed. Links may lead "
+            "to files in the directory or, in the Hub client's cache, to that cache's blobs: load a copy of the "
+            "directory that holds the files themselves (cp -RL)"
         )
 
 

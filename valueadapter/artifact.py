@@ -36,7 +36,7 @@ def read_config(directory: Path) -> ValueAdapterConfig:
     if not directory.is_dir():
         raise MissingFileError(f"there is no directory '{directory}'; expected one that holds a value adapter")
     path = directory / layout.CONFIG
-    if (directory / layout.PEFT_CONFIG).exists() or not path.exists():
+    if (directory / layout.PEFT_CONFIG).exists() or not os.path.lexists(path):
         raise what_is_it(os.listdir(directory), str(directory))
     contents.check_inside(directory, path)
     try:

@@ -20,7 +20,9 @@ VARIABLES = {
 ELSEWHERE = {
     "HF_HUB_DISABLE_XET": "only by `without_xet`, and by LocalHub(xet=False).env: faults of LFS, which clients without "
     "hf_xet (no wheel for their system) upload and download by; Xet's own storage is a folder, which cannot be cut off",
-    "HF_HUB_DISABLE_XET=1": "named in help texts of the loopback Hub",
+    "HF_HUB_DISABLE_SHARED_BLOBS": "one case of several: the caches of clients that share no blobs must load, too",
+    "TRANSFORMERS_VERBOSITY": "one test: the command line would set it for good in the tests' process",
+    "logging.disable": "lm-eval's harness logs deprecations that no caller can avoid",
     "PIP_NO_INDEX": "tests of the package downloader: pip must find a folder of ours, and no index",
     "time.sleep": "tests of faults: the Hub client's waits between its own retries, which are minutes in sum",
     "disable_progress_bar": "as HF_HUB_DISABLE_PROGRESS_BARS, of transformers",
@@ -34,9 +36,10 @@ ELSEWHERE = {
 
 WARNINGS = {
     "Use 'content=<...>'": "huggingface_hub's own LFS upload, by an old name of httpx2's",
+    "Use 'content=<...>' to upload raw bytes": "the same, in pyproject.toml",
     ".*is_gradient_checkpointing. is deprecated": "peft asks transformers by the old name",
     ".*is_gradient_checkpointing.*": "peft asks transformers by the old name",
-    ".*gradient_checkpointing.*is deprecated": "TRL's own arguments",
+    ".*gradient_checkpointing.*is deprecated": "TRL sets its own arguments by an old name",
     ".*gradient_checkpointing.*": "transformers.Trainer's own arguments",
     "Cannot enable progress bars": "a test that switches them on while the run has them off",
     "'pin_memory' argument is set": "accelerate's default, on a machine without a GPU",

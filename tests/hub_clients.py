@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, close_session, constants
+from huggingface_hub.utils import _xet
 
 from valueadapter.testing.local_hub import LocalHub
 
@@ -38,9 +39,9 @@ FILES = {
 
 @contextmanager
 def online(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[LocalHub]:
-    """A hub, and this process's `huggingface_hub` (imported offline) able to reach it, through LFS."""
+    """A hub, and this process's `huggingface_hub` (imported offline) able to reach it, as installed."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    _xet.XET_CONNECTION_INFO_CACHE.clear()  # of a hub of another test at the same port
     with LocalHub(root, **options) as hub:
         yield hub
     close_session()
@@ -70,8 +71,7 @@ def put(api: HfApi, path: str, content: bytes = b"x", repo_id: str = ID, **optio
 
 def run(hub: LocalHub, code: str, token: str | None = None, **variables: str) -> str:
     """What a Python program that uses the hub prints."""
-    fixed = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
-    environment = {**os.environ, **fixed, **hub.env(token), **variables}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", **hub.env(token), **variables}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -13,14 +13,15 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["extras"],
-    ["records"],
+    ["extras", "records", "contents"],
     ["config"],
     ["vocabulary"],
     ["text_encoder"],
     ["alignment"],
     ["context"],
-    ["artifact", "staging", "card", "link"],
+    ["artifact", "card", "link"],
+    ["save_target"],
+    ["staging"],
     ["compatibility", "export"],
     ["hub"],
     ["devices"],
@@ -45,19 +46,9 @@ FLOORS = [
     ["recipes"],
     ["cli"],
 ]
-LIGHT = [
-    "version",
-    "errors",
-    "extras",
-    "layout",
-    "records",
-    "config",
-    "vocabulary",
-    "text_encoder",
-    "alignment",
-    "context",
-]
-LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["extras"]
 
 
 def imports(path: Path) -> set[str]:

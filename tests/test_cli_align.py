@@ -49,7 +49,6 @@ def adapter(bases: dict[str, Path]) -> Path:
 @pytest.fixture
 def api(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     return HfApi(endpoint=shell.hub.endpoint, token="hf_alice")
 
 

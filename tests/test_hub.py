@@ -266,6 +266,7 @@ def test_force_download_repairs_the_cache(server: LocalHub, tmp_path: Path) -> N
     """A file that rotted in the cache is fetched again on request."""
     publish(tmp_path / "a")
     weights = (hub.fetch(REPO) / WEIGHTS).resolve()
+    weights.chmod(0o644)  # blobs that repositories share are read-only
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtifactError, match="has changed since it was saved"):
         hub.fetch(REPO)

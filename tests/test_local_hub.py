@@ -185,6 +185,7 @@ def test_parts_of_files_are_served(hub: LocalHub, first: str, wanted: str, start
         assert (answer.status, answer.read()) == (206, WEIGHTS[start:stop])
 
 
+@pytest.mark.usefixtures("by_lfs")
 def test_multipart_upload_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large files may come in parts."""
     with online(tmp_path / "server", monkeypatch, lfs_part_size=700_000) as hub:

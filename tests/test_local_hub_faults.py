@@ -35,6 +35,7 @@ def _answers(hub: LocalHub, part: str, method: str) -> list[int]:
     return [request.status for request in hub.log if part in request.path and request.method == method]
 
 
+@pytest.mark.usefixtures("by_lfs")
 @pytest.mark.parametrize(("status", "headers"), [(503, {}), (429, {"Retry-After": "0"})])
 def test_client_retries_after_status(hub: LocalHub, status: int, headers: dict[str, str]) -> None:
     """An ordered status is answered as often as ordered, then things go on."""
@@ -45,6 +46,7 @@ def test_client_retries_after_status(hub: LocalHub, status: int, headers: dict[s
     assert client(hub).file_exists(ID, "x.bin")
 
 
+@pytest.mark.usefixtures("by_lfs")
 def test_cut_download_is_resumed(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a connection cut in a body, the client asks for the rest and gets it."""
     publish(hub, tmp_path)
@@ -56,6 +58,7 @@ def test_cut_download_is_resumed(hub: LocalHub, tmp_path: Path, monkeypatch: pyt
     assert hub.log[-1].headers["range"] == "bytes=1000000-"
 
 
+@pytest.mark.usefixtures("by_lfs")
 def test_cut_upload_stores_nothing_until_repeated(hub: LocalHub, tmp_path: Path) -> None:
     """A large file whose upload was cut is uploaded again, whole."""
     hub.fault("/_lfs/", cut_upload=500_000, method="PUT")

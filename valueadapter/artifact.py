@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from valueadapter import layout
+from valueadapter import contents, layout
 from valueadapter.alignment import VocabularyAlignment
 from valueadapter.config import ValueAdapterConfig
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
@@ -36,9 +36,9 @@ def read_config(directory: Path) -> ValueAdapterConfig:
     if not directory.is_dir():
         raise MissingFileError(f"there is no directory '{directory}'; expected one that holds a value adapter")
     path = directory / layout.CONFIG
-    if (directory / layout.PEFT_CONFIG).exists() or not path.exists():
+    if (directory / layout.PEFT_CONFIG).exists() or not os.path.lexists(path):
         raise what_is_it(os.listdir(directory), str(directory))
-    _check_inside(directory, path)
+    contents.check_inside(directory, path)
     try:
         return ValueAdapterConfig.from_json(path.read_text(encoding="utf-8"))
     except (ConfigError, NotAValueAdapterError) as error:
@@ -71,6 +71,11 @@ def what_is_it(names: Iterable[str], place: str) -> ArtifactError:
         )
     if any(name.endswith((".parquet", ".jsonl", ".csv", ".arrow")) for name in found):
         return NotAValueAdapterError(f"'{place}' holds data (a dataset), not a value adapter")
+    if any(name.startswith(layout.SAVING) for name in found):
+        return MissingFileError(
+            f"an adapter is being saved to '{place}', or that was interrupted: there is no {layout.CONFIG}. Read it "
+            f"again, or save there again; what was there before lies in '{layout.SAVING}…/{layout.BEFORE}'"
+        )
     listing = ", ".join(sorted(found)[:5]) or "nothing"
     return MissingFileError(f"'{place}' has no {layout.CONFIG}, so it is no value adapter; it holds {listing}")
 
@@ -88,9 +93,9 @@ def verify(directory: Path) -> ValueAdapterConfig:
         ArtifactError, ConfigError: the first fault found, naming the file, what was expected and what to do.
     """
     config = read_config(directory)
-    for path in _files(directory):
-        _check_inside(directory, path)
-        _check_kind(directory, path)
+    for path in contents.files(directory):
+        contents.check_inside(directory, path)
+        contents.check_kind(directory, path)
     for network in config.networks:
         if network.path is not None:
             _verify_network(directory / network.path, network.sha256)
@@ -107,7 +112,7 @@ def read_alignments(directory: Path) -> dict[str, VocabularyAlignment]:
     """
     expected = read_config(directory).vocabulary
     found = {}
-    for path in sorted((directory / layout.ALIGNMENTS).glob("*")):
+    for path in sorted((directory / layout.ALIGNMENTS).glob("[!.]*")):
         try:
             alignment = VocabularyAlignment.load(path)
             alignment.check(expected, alignment.base)
@@ -162,45 +167,6 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ArtifactError(f"'{path}' must hold a JSON object; got {type(data).__name__}")
     return data
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    """Every file but the Trainer's, which nothing here opens."""
-    for root, folders, names in os.walk(directory):
-        if Path(root) == directory:
-            folders[:] = [name for name in folders if not layout.is_training_state(name)]
-            names = [name for name in names if not layout.is_training_state(name)]
-        # a folder that is a link could lead anywhere: show it to the check, do not walk it
-        yield from (Path(root, name) for name in folders if Path(root, name).is_symlink())
-        folders[:] = [name for name in folders if name != ".git"]
-        yield from (Path(root, name) for name in names)
-
-
-def _check_inside(directory: Path, path: Path) -> None:
-    """A link may stay inside the directory; in the Hub's cache it may also point to the blobs of its own repository."""
-    target = path.resolve()
-    root = directory.resolve()
-    homes = [root]
-    # …/models--user--name/snapshots/<commit>/… links to …/models--user--name/blobs/…
-    for parent in (root, *root.parents):
-        if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir():
-            homes.append((parent.parent.parent / "blobs").resolve())
-    if not any(target.is_relative_to(home) for home in homes):
-        raise ArtifactError(f"'{path}' is a link that leaves the adapter's directory (to '{target}'); remove it")
-
-
-def _check_kind(directory: Path, path: Path) -> None:
-    shown = path.relative_to(directory).as_posix()
-    if path.suffix.lower() in layout.PICKLES:
-        raise ArtifactError(
-            f"'{shown}' may be a pickle, which can run code when opened; it was not opened. "
-            f"A value adapter holds safetensors only: remove it from '{directory}'"
-        )
-    if path.suffix == ".py" and shown.split("/")[0] not in layout.CODE_FOLDERS:
-        raise ArtifactError(
-            f"'{shown}' is code; a value adapter holds none but what `valueadapter export` writes, in "
-            f"{' and '.join(layout.CODE_FOLDERS)}. Remove it from '{directory}'"
-        )
 
 
 def _verify_network(directory: Path, expected: Mapping[str, str]) -> None:

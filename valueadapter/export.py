@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from valueadapter import artifact, card, layout
 from valueadapter.config import ValueAdapterConfig
 from valueadapter.errors import ConfigError
-from valueadapter.staging import staged
+from valueadapter.staging import copy_adapter, staged
 
 Target = Literal["custom_generate", "logits_processor"]
 """What the code is for, and the name of the directory that it lies in."""
@@ -89,20 +89,11 @@ def named(code: str, repo_id: str | None) -> str:
 
 def _copy(source: Path, target: Path, config: ValueAdapterConfig, *, runs_alone: bool) -> None:
     """Everything of an adapter; a card that a person wrote stays, in `target` before `source`."""
-    kept = target / layout.CARD
-    text = kept.read_text(encoding="utf-8") if kept.exists() else None
-    hidden = shutil.ignore_patterns(".*", "__pycache__")
-
-    def ignored(folder: str, names: list[str]) -> set[str]:
-        state = {name for name in names if Path(folder) == source and layout.is_training_state(name)}
-        return hidden(folder, names) | state
-
-    shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
-    if text is not None and not card.is_generated(text):
-        kept.write_text(text, encoding="utf-8")
-    elif not kept.exists() or card.is_generated(kept.read_text(encoding="utf-8")):
+    copy_adapter(source, target)
+    place = target / layout.CARD
+    if not place.exists() or card.is_generated(place.read_text(encoding="utf-8")):
         runs_alone = runs_alone or (source / layout.CUSTOM_GENERATE).is_dir()
-        kept.write_text(card.render_card(config, repo_id=None, runs_alone=runs_alone), encoding="utf-8")
+        place.write_text(card.render_card(config, repo_id=None, runs_alone=runs_alone), encoding="utf-8")
 
 
 def _has_lora(directory: Path, config: ValueAdapterConfig) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
+from collections.abc import Iterable
 
 CONFIG = "config.json"
 """Everything the adapter is, except weights and tokenizer."""
@@ -12,7 +14,11 @@ TOKENIZER = "tokenizer.json"
 """The value network's tokenizer; the training base's is the same."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
-"""Files that a tokenizer's `save_pretrained` may write."""
+"""Files that a tokenizer's `save_pretrained` may write at the root."""
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Directory of a tokenizer's further chat templates, a file for each name; the default one is at the root."""
+CHAT_TEMPLATE = ".jinja"
+"""What the name of a chat template ends with."""
 NETWORK = "value_network"
 """Directory of the (first) value network."""
 ALIGNMENTS = "alignments"
@@ -49,18 +55,61 @@ TRAINING_STATE = (
     "zero_to_fp32.py",
     "checkpoint-*",
     "runs",
+    "wandb",
+    "mlruns",
 )
-"""What Trainer and DeepSpeed keep at the root of a directory that they save to: never opened here, never published."""
+"""What Trainer, DeepSpeed and what Trainer reports to keep at the root of a directory that they save to: never opened
+here, never published."""
 
 CHECKPOINT_ADAPTER = "adapter"
 """Where a training checkpoint keeps its adapter, beside the optimizer's state."""
 CHECKPOINT_LORA = "lora"
 """Where it keeps a LoRA in place of an adapter, if the LoRA's base has no commit that an adapter could name."""
 
+SAVING = ".valueadapter-saving-"
+"""How the name of a directory begins in which an adapter is put together while it is saved."""
+BEFORE = "before"
+"""In such a directory: the adapter that is being replaced, once that has begun."""
+
 
 def is_training_state(name: str) -> bool:
     """Whether an entry of this name at the root of a directory is the Trainer's own."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in TRAINING_STATE)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an entry of a directory is neither read nor published: an editor's, a tool's, the file system's own."""
+    return name.startswith(".") or name == "lost+found"
+
+
+def patterns(networks: Iterable[str]) -> list[str]:
+    """Patterns of the paths of everything that makes up an adapter, except the card and code.
+
+    What a save replaces, a push publishes and a download brings. A star also matches what lies deeper.
+
+    Args:
+        networks: the directories of the value networks.
+    """
+    return [
+        CONFIG,
+        *TOKENIZER_FILES,
+        f"{CHAT_TEMPLATES}/*{CHAT_TEMPLATE}",
+        f"{ALIGNMENTS}/*{SAFETENSORS}",
+        *(f"{glob.escape(network)}/*{end}" for network in networks for end in (".json", SAFETENSORS)),
+    ]
+
+
+def is_part(path: str, networks: Iterable[str]) -> bool:
+    """Whether the file at `path`, relative and with forward slashes, is one of those that make up an adapter."""
+    if any(is_hidden(name) for name in path.split("/")):
+        return False
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns(networks))
+
+
+def is_code(path: str) -> bool:
+    """Whether the file at `path` lies where `valueadapter export` writes code, and may be of it."""
+    folder, _, name = path.partition("/")
+    return folder in CODE_FOLDERS and (name.endswith((".py", "requirements.txt")) or name.startswith("__pycache__/"))
 
 
 def network_directory(index: int) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from valueadapter import artifact, card, hub, layout
+from valueadapter import artifact, hub, layout
 from valueadapter.alignment import VocabularyAlignment
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import (
@@ -26,7 +25,7 @@ from valueadapter.cli.artifacts import (
 from valueadapter.compatibility import Place, adapter_side, assess
 from valueadapter.errors import ConfigError
 from valueadapter.link import alignment_name
-from valueadapter.staging import staged
+from valueadapter.staging import check_target, copy_adapter, staged
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -45,6 +44,8 @@ def align(
 ) -> None:
     """Build the map to a base's vocabulary and add it to an adapter, so that nobody else has to."""
     _check(adapter, revision, output_dir=output_dir, push=push)
+    if output_dir is not None:
+        check_target(output_dir)
     theirs = base_vocabulary(base_place(base, base_revision, token))
     directory = hub.fetch(adapter, hub.Download(revision=revision, token=token))
     mine = adapter_side(Place(str(directory)))
@@ -82,11 +83,7 @@ def _check(adapter: str, revision: str | None, *, output_dir: Path | None, push:
 
 def _fill(target: Path, source: Path, name: str, alignment: VocabularyAlignment) -> None:
     """Copies an adapter, adds the map, and verifies the whole; a card that a person wrote in `target` stays."""
-    own = target / layout.CARD
-    kept = own.read_text(encoding="utf-8") if own.exists() else None
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
-    if kept is not None and not card.is_generated(kept):
-        own.write_text(kept, encoding="utf-8")
+    copy_adapter(source, target)
     alignment.save(target / name)
     artifact.verify(target)
 

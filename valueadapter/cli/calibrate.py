@@ -12,6 +12,7 @@ from valueadapter import hub
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
 from valueadapter.errors import ConfigError
+from valueadapter.staging import check_target
 
 
 def calibrate(
@@ -39,6 +40,8 @@ def calibrate(
     logging.disable_progress_bar()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
+    if save_to is not None:
+        check_target(save_to)
     examples = list(load_demonstrations(data))[:limit]
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     model = ValueAdapterForCausalLM.from_pretrained(base, loaded, scale=1.0)

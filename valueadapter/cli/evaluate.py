@@ -17,6 +17,7 @@ from valueadapter import hub
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
 from valueadapter.errors import ConfigError
+from valueadapter.staging import check_target
 
 if TYPE_CHECKING:
     from valueadapter.adapter import ValueAdapter
@@ -78,6 +79,8 @@ def evaluate(
     disable_progress_bars()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
+    if save_to is not None:
+        check_target(save_to)
     for path in plot or ():
         check_plot(path)
     others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None

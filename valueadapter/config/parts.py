@@ -54,8 +54,11 @@ class NetworkSpec:
         parts = path.split("/")
         if not path or "\\" in path or path.startswith("/") or any(p in ("", ".", "..") for p in parts):
             raise ConfigError(f"'path' must be a plain relative path inside the adapter; got {path!r}")
-        if parts[0] in (layout.ALIGNMENTS, *layout.CODE_FOLDERS) or layout.is_training_state(parts[0]):
+        taken = (layout.ALIGNMENTS, layout.CHAT_TEMPLATES, *layout.CODE_FOLDERS)
+        if parts[0] in taken or layout.is_training_state(parts[0]):
             raise ConfigError(f"'path' may not lie in '{parts[0]}', whose files are not verified; got {path!r}")
+        if any(layout.is_hidden(part) for part in parts):
+            raise ConfigError(f"'path' may not be hidden, because what is hidden is not published; got {path!r}")
         if self.revision is not None:
             raise ConfigError(f"network '{path}' lies in the artifact; remove its 'revision' ({self.revision!r})")
         for name, digest in self.sha256.items():

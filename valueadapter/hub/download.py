@@ -189,14 +189,9 @@ def _first_look(asked: Asked, subfolder: str) -> tuple[str, ValueAdapterConfig]:
 
 def _files_of(config: ValueAdapterConfig, subfolder: str) -> list[str]:
     """Patterns of the files that make up an adapter. In these a star also matches what lies deeper."""
-    inside = _inside(subfolder)
-    exact = [layout.CONFIG, layout.CARD, *layout.TOKENIZER_FILES]
     folders = [network.path for network in config.networks if network.path is not None]
-    return [
-        *(glob.escape(inside + name) for name in exact),
-        *(f"{glob.escape(inside + folder)}/*{end}" for folder in folders for end in (".json", layout.SAFETENSORS)),
-        f"{glob.escape(inside)}{layout.ALIGNMENTS}/*{layout.SAFETENSORS}",
-    ]
+    inside = glob.escape(_inside(subfolder))
+    return [inside + pattern for pattern in (layout.CARD, *layout.patterns(folders))]
 
 
 def _inside(subfolder: str) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _AGAIN = "Nothing was left half done: run again"
+# how Rust prints an error of the system
+_SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,7 +71,7 @@ def _clearer(error: Exception, asked: Asked) -> Exception:
     import httpx2
     from huggingface_hub import errors
 
-    # how the client wraps what breaks an upload of weights
+    # how the client wraps what breaks an upload of weights by LFS
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
         return _clearer(error.__cause__, asked)
     # one class for one outcome, whichever step of a download found that the cache has nothing
@@ -82,7 +86,24 @@ def _clearer(error: Exception, asked: Asked) -> Exception:
         _reword(error, f"the connection to the Hub at {asked.api.endpoint} broke ({broken}). {_AGAIN}")
     elif isinstance(error, OSError) and error.errno in _FULL:
         error.strerror = f"{error.strerror} in the cache '{asked.cache}'. Make room there or pass cache_dir="
+    elif isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None):
+        return _of_xet(error, asked)
     return error
+
+
+def _of_xet(error: Exception, asked: Asked) -> Exception:
+    """hf_xet, which moves large files, is no Python: of its errors only the text says what happened."""
+    from huggingface_hub import constants
+
+    said = str(error).strip()
+    code = next((int(digits) for digits in _SYSTEM_ERROR.findall(said) if int(digits) in _FULL), None)
+    if code is None:
+        _reword(error, f"the transfer of large files with the Hub at {asked.api.endpoint} broke ({said}). {_AGAIN}")
+        return error
+    place = f"the cache '{asked.cache}' or in Xet's own, '{constants.HF_XET_CACHE}'"
+    full = OSError(code, f"{os.strerror(code)} in {place}. Make room there or pass cache_dir=")
+    full.add_note(f"The Hub client said: {said}")
+    return full
 
 
 def _reword(error: Exception, message: str | None) -> None:

@@ -182,17 +182,22 @@ def _read(api: HfApi, head: ModelInfo, name: str) -> str:
 
 def _files(directory: Path, config: ValueAdapterConfig) -> dict[str, Path]:
     """Path on the Hub -> local path of everything that travels, except the model card."""
-    known = {layout.CONFIG, *layout.TOKENIZER_FILES}
-    found = [path for path in directory.iterdir() if path.name in known or path.suffix in _DOCUMENTS]
-    for folder in _folders(config):
+    networks = _networks(config)
+    found = list(directory.iterdir())
+    for folder in (*networks, layout.ALIGNMENTS, layout.CHAT_TEMPLATES):
         found += (directory / folder).rglob("*")
     named = {path.relative_to(directory).as_posix(): path for path in found if path.is_file()}
     named.pop(layout.CARD, None)
-    return {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in name.split("/"))}
+    return {name: named[name] for name in sorted(named) if layout.is_part(name, networks) or _is_document(name)}
 
 
-def _folders(config: ValueAdapterConfig) -> list[str]:
-    return [network.path for network in config.networks if network.path is not None] + [layout.ALIGNMENTS]
+def _is_document(name: str) -> bool:
+    is_left = layout.is_hidden(name) or layout.is_training_state(name)
+    return "/" not in name and not is_left and Path(name).suffix in _DOCUMENTS
+
+
+def _networks(config: ValueAdapterConfig) -> list[str]:
+    return [network.path for network in config.networks if network.path is not None]
 
 
 def _check_ignored(api: HfApi, head: ModelInfo, names: list[str]) -> None:
@@ -211,21 +216,20 @@ def _check_ignored(api: HfApi, head: ModelInfo, names: list[str]) -> None:
 
 
 def _stale(api: HfApi, head: ModelInfo, config: ValueAdapterConfig, files: set[str]) -> list[str]:
-    """The files on the Hub that belong to the earlier adapter, or lie in a folder of this one, and are not in it."""
+    """The files on the Hub that make up the earlier adapter and not this one."""
     there = _names(head)
-    folders = {*_folders(config), *_folders_of_earlier(api, head)}
-    ours = {name for name in there if any(name.startswith(f"{folder}/") for folder in folders)}
-    return sorted((ours | (there & set(layout.TOKENIZER_FILES))) - files)
+    networks = {*_networks(config), *_networks_of_earlier(api, head)}
+    return sorted({name for name in there if layout.is_part(name, networks)} - files)
 
 
-def _folders_of_earlier(api: HfApi, head: ModelInfo) -> list[str]:
+def _networks_of_earlier(api: HfApi, head: ModelInfo) -> list[str]:
     there = _names(head)
     if layout.PEFT_CONFIG in there:
         raise _occupied(head)
     if layout.CONFIG not in there:
         return []
     try:
-        return _folders(ValueAdapterConfig.from_json(_read(api, head, layout.CONFIG)))
+        return _networks(ValueAdapterConfig.from_json(_read(api, head, layout.CONFIG)))
     except NotAValueAdapterError:
         raise _occupied(head) from None
     except (ArtifactError, ConfigError):  # of another version or damaged: go by the usual names

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     for stop in (signal.SIGINT, signal.SIGTERM):  # a shell's `&` has SIGINT ignored unless it is asked for
         signal.signal(stop, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), LocalHub(options.root, port=options.port, xet=options.xet) as hub:
+    with contextlib.suppress(KeyboardInterrupt), LocalHub(options.root, port=options.port, xet=not options.no_xet) as hub:
         sys.stdout.write(_greeting(hub))
         sys.stdout.flush()
         threading.Event().wait()
@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--root", type=Path, required=True, help="directory in which everything is kept")
     parser.add_argument("--port", type=int, default=0, help="port of the API (default: any that is free)")
-    parser.add_argument("--xet", action="store_true", help="large files go through Xet (default: LFS)")
+    parser.add_argument("--no-xet", action="store_true", help="large files go through LFS only (default: Xet, too)")
     return parser
 
 

@@ -32,7 +32,8 @@ class LocalHub:
     Args:
         root: the directory in which everything is kept; made if missing.
         users: by token; alice (of acme), bob, and a token of alice's that can only read, if None.
-        xet: large files go through Xet, as on the Hub; False: through LFS, for clients with `HF_HUB_DISABLE_XET=1`.
+        xet: large files may go through Xet, as on the Hub; False: only through LFS, for clients without Xet
+            (`HF_HUB_DISABLE_XET=1`), to which a Hub with Xet gives everything, too.
         port: where the API listens; 0 for any free port.
         page_size: most entries of a listing in one answer.
         lfs_part_size: bytes above which LFS uploads come in parts; None for never.
@@ -43,7 +44,7 @@ class LocalHub:
         root: Path,
         *,
         users: Mapping[str, User] | None = None,
-        xet: bool = False,
+        xet: bool = True,
         port: int = 0,
         page_size: int = 1000,
         lfs_part_size: int | None = None,
@@ -100,8 +101,7 @@ class LocalHub:
             token: whose token the process has; None for nobody's.
             home: the process's cache directory; by default one inside `root`.
         """
-        # uncompressed, because the hub reads what clients upload through Xet without Xet's own code
-        xet = {"HF_XET_XORB_COMPRESSION_POLICY": "none"} if self._xet else {"HF_HUB_DISABLE_XET": "1"}
+        xet = {} if self._xet else {"HF_HUB_DISABLE_XET": "1"}
         place = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home or self.root / "home")}
         return {**place, "HF_TOKEN": token or "", **xet}
 

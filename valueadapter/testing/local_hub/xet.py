@@ -1,7 +1,7 @@
 """Reads the directory into which the `hf_xet` client writes for a `local://` address; writes nothing itself.
 
 Such a directory holds *shards* (which files exist, and of which pieces of which xorbs they consist) and *xorbs* (the
-pieces). Only uncompressed xorbs are read: clients run with `HF_XET_XORB_COMPRESSION_POLICY=none`.
+pieces, each compressed or not, as the client found better).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from valueadapter.testing.local_hub.messages import HubError
 
 _RECORD = 48
@@ -19,6 +21,8 @@ _END = b"\xff" * 32
 """Where a file's hash would stand after the last file."""
 _HAS_VERIFICATION, _HAS_METADATA = 1 << 31, 1 << 30
 _CHUNK_HEADER = 8
+_PLAIN, _LZ4, _GROUPED_LZ4 = 0, 1, 2
+"""How a chunk is stored: as it is, as an LZ4 frame, or so after all first bytes of four, then all second ones, …"""
 
 
 class Segment(NamedTuple):
@@ -55,7 +59,7 @@ class XetStorage:
         """The content of a file.
 
         Raises:
-            HubError: a client compressed it (500).
+            HubError: it is stored in a way that is not known here (500).
         """
         pieces: list[bytes] = []
         for segment in file.segments:
@@ -89,12 +93,31 @@ def _hash(data: bytes, offset: int) -> str:
 
 
 def _chunks(xorb: bytes, count: int) -> Iterator[bytes]:
-    """The first `count` chunks of a xorb; each is a header (version, length, scheme, length) and data."""
+    """The first `count` chunks of a xorb; each is a header (version, stored length, scheme, length) and data."""
     offset = 0
     for _ in range(count):
-        length, scheme = int.from_bytes(xorb[offset + 1 : offset + 4], "little"), xorb[offset + 4]
-        if scheme:
-            raise HubError(500, "a xorb is compressed; run the client with HF_XET_XORB_COMPRESSION_POLICY=none")
+        stored, scheme = int.from_bytes(xorb[offset + 1 : offset + 4], "little"), xorb[offset + 4]
+        length = int.from_bytes(xorb[offset + 5 : offset + 8], "little")
         offset += _CHUNK_HEADER
-        yield xorb[offset : offset + length]
-        offset += length
+        yield _unpacked(xorb[offset : offset + stored], scheme, length)
+        offset += stored
+
+
+def _unpacked(data: bytes, scheme: int, length: int) -> bytes:
+    """A chunk as it was before it was stored, `length` bytes."""
+    if scheme == _PLAIN:
+        return data
+    if scheme not in (_LZ4, _GROUPED_LZ4):
+        raise HubError(500, f"a client stored a chunk by scheme {scheme}; this hub knows 0 to 2")
+    import pyarrow  # comes with datasets
+
+    plain = pyarrow.Codec("lz4").decompress(data, length, asbytes=True)
+    if scheme == _LZ4:
+        return bytes(plain)
+    grouped, ungrouped = np.frombuffer(plain, np.uint8), np.empty(length, np.uint8)
+    begin = 0
+    for first in range(4):
+        part = ungrouped[first::4]
+        part[:] = grouped[begin : begin + len(part)]
+        begin += len(part)
+    return ungrouped.tobytes()

@@ -122,6 +122,20 @@ def test_all_forms_are_tokenized_alike(form: str) -> None:
     assert tokenize(rows, byte_tokenizer()) is rows
 
 
+def test_a_stream_is_tokenized_as_the_records_are() -> None:
+    """Each record is checked when it is read, and calls are not merged there either."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['content'] }}", "{{ m['tool_calls'] or m.content }}"
+    )
+    for records in (CALLS, PAIRS):
+        stream = tokenize(Dataset.from_list(records).to_iterable_dataset(), tokenizer)
+        assert list(stream) == list(tokenize(records, tokenizer))
+    stream = tokenize(Dataset.from_list([PAIRS[0], {**PAIRS[0], "prompt": None}]).to_iterable_dataset(), tokenizer)
+    with pytest.raises(ConfigError, match=r"^record 1 .*: 'prompt' must be text; got null"):
+        list(stream)
+
+
 def learned(record: Record) -> str:
     """What of a record carries loss, as text."""
     row = tokenize([record], byte_tokenizer())[0]

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from valueadapter.demonstrations import Demonstrations, Source
+from valueadapter.demonstrations import Demonstrations, Source, as_record
 from valueadapter.demonstrations import load_demonstrations as load_demonstrations
 from valueadapter.errors import ConfigError
 from valueadapter.record_checks import carries_loss, shape_of
@@ -156,7 +156,8 @@ def _tokenized_stream(
         return data
 
     def read(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        return _encoded(Demonstrations([row], numbers=[index]), 0, tokenizer, max_length)
+        record = as_record(row, data.features)
+        return _encoded(Demonstrations([record], numbers=[index]), 0, tokenizer, max_length)
 
     return data.map(read, with_indices=True, remove_columns=columns)
 

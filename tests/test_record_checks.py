@@ -256,6 +256,24 @@ def test_unknown_shapes_say_what_to_rename(record: Record, message: str) -> None
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        {"\x1b[31mprompt": "p"},
+        {**PAIR, "completion": ["\x1b]0;\x07"]},
+        {"messages": [{"role": "\x9b1m", "content": "c"}]},
+        {**CHAT, "tools": [{"\x1b[1m": DAY}]},
+        {"messages": [{**SAID, "\u202e": DAY}]},
+        {**PAIR, "choices": ["\x1b"], "answer": "\ud83d"},
+    ],
+)
+def test_messages_steer_no_terminal(record: Record) -> None:
+    """Texts and keys of a record are shown, and none of their control characters."""
+    with pytest.raises(ConfigError, match="record 0") as caught:
+        load_demonstrations([record])
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
     ("records", "text"),
     [
         ([{"prompt": "", "completion": "c"}], "c\n\n"),

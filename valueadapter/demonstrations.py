@@ -54,17 +54,15 @@ class Demonstrations(Sequence[dict[str, Any]]):
         self._numbers = range(len(rows)) if numbers is None else numbers
         if not len(rows):
             raise ConfigError(f"{name + ': ' if name else ''}there are no demonstrations; expected at least one record")
-        wrong = dict(broken or {})
+        first, wrong = "", 0
         for index, row in enumerate(rows):
-            if index not in wrong:
-                try:
-                    checked(row)
-                except ConfigError as error:
-                    wrong[index] = str(error)
+            problem = _problem(row) if broken is None or index not in broken else broken[index]
+            if problem and not wrong:
+                first = f"{self.place(index)}: {problem}"
+            wrong += bool(problem)
         if wrong:
-            first = min(wrong)
-            more = f" ({len(wrong)} of {len(rows)} records are wrong; this is the first)" if len(wrong) > 1 else ""
-            raise ConfigError(f"{self.place(first)}: {wrong[first]}{more}")
+            more = f" ({wrong:,} of {len(rows):,} records are wrong; this is the first)" if wrong > 1 else ""
+            raise ConfigError(first + more)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -98,6 +96,15 @@ class Demonstrations(Sequence[dict[str, Any]]):
         rows = _Chosen(self._rows, chosen)
         numbers = [self._numbers[index] for index in chosen]
         return Demonstrations(rows, numbers=numbers, form=self._form, name=self._name)
+
+
+def _problem(row: Any) -> str:
+    """What is wrong with what may be a record; empty where nothing is."""
+    try:
+        checked(row)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 class _Chosen(Sequence[Any]):
@@ -191,8 +198,8 @@ def _parquet(path: str, data: bytes) -> _Table:
 
     try:
         return _Table(Dataset(parquet.read_table(pyarrow.BufferReader(data))))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: no whole Parquet file ({error}); get it anew") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from error
 
 
 def _of_hub(name: str, split: str) -> Demonstrations:

@@ -43,8 +43,13 @@ def shape_of(record: Mapping[str, Any]) -> str:
     advice = remedy(record)
     raise ConfigError(
         "records must have 'prompt' and 'completion', or 'messages', or 'text'; got the columns "
-        f"{', '.join(map(str, record)) or '(none)'}{f'. Remedy: {advice}' if advice else ''}"
+        f"{_columns(record)}{f'. Remedy: {advice}' if advice else ''}"
     )
+
+
+def _columns(record: Mapping[str, Any]) -> str:
+    names = [printable(str(key)) for key in record]
+    return (", ".join(names[:12]) + (" …" if len(names) > 12 else "")) or "(none)"
 
 
 def carries_loss(message: Mapping[str, Any]) -> bool:
@@ -92,10 +97,15 @@ def shown(value: Any) -> str:
     kinds |= {(list, tuple): "a list"}
     kind = next((name for cls, name in kinds.items() if isinstance(value, cls)), type(value).__name__)
     try:
-        written = json.dumps(value, ensure_ascii=True)
+        written = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         written = str(type(value).__name__) if isinstance(value, (Mapping, list, tuple)) else str(value)
-    return f"{written if len(written) <= 60 else written[:60] + ' …'} ({kind})"
+    return f"{printable(written if len(written) <= 60 else written[:60] + ' …')} ({kind})"
+
+
+def printable(text: str) -> str:
+    """Text from outside for a message: what would steer a terminal, or is no character, is written out."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 # -- texts ------------------------------------------------------------------------------------------------------------
@@ -199,7 +209,7 @@ def _check_turns(messages: Any, key: str) -> None:
             raise ConfigError(f"'{place}.weight' must be 0 (not learned) or 1; got {shown(message['weight'])}")
         for name, value in message.items():
             if name != "content":
-                _check_json(value, f"{place}.{name}")
+                _check_json(value, f"{place}.{printable(str(name))}")
         if message.get("tool_calls") is not None:
             _check_calls(message["tool_calls"], f"{place}.tool_calls")
 
@@ -257,7 +267,7 @@ def _check_json(value: Any, place: str) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             _check_text(key, f"{place}, a key")
-            _check_json(item, f"{place}.{key}")
+            _check_json(item, f"{place}.{printable(key)}")
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             _check_json(item, f"{place}[{index}]")

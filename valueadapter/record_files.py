@@ -38,7 +38,7 @@ _NO_TEXT = {
     b"\xff\xfe": "is UTF-16; save it as UTF-8",
     b"\xfe\xff": "is UTF-16; save it as UTF-8",
 }
-_NO_PACK = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
+_NO_PACK = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)  # a password
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -76,6 +76,8 @@ def unpacked(path: str) -> tuple[str, bytes]:
         ConfigError: nothing that is read has such an ending, or the packing is damaged.
     """
     ending, packed = ending_of(path)
+    if not is_readable(path):
+        raise ConfigError(_unread(path, ending))
     with open(path, "rb") as file:
         data = file.read()
     if data.startswith(b"version https://git-lfs"):
@@ -88,10 +90,16 @@ def unpacked(path: str) -> tuple[str, bytes]:
     except ConfigError:
         raise
     except _NO_PACK as error:
-        raise ConfigError(f"{path}: cannot be unpacked, it is damaged or cut off ({error}); get it anew") from error
+        raise ConfigError(
+            f"{path}: cannot be unpacked, it is damaged, cut off or locked ({error}); get it anew"
+        ) from error
     if ending not in FORMATS and ending != PARQUET:
-        raise ConfigError(f"{path}: files ending in '{ending}' are not read; expected {READABLE}")
+        raise ConfigError(_unread(path, ending))
     return ending, data
+
+
+def _unread(path: str, ending: str) -> str:
+    return f"{path}: files ending in '{ending}' are not read; expected {READABLE}"
 
 
 def _unpack(data: bytes, packed: str) -> bytes:

@@ -13,8 +13,9 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["extras", "records", "contents"],
-    ["config"],
+    ["extras", "records", "contents", "foreign_records", "record_files"],
+    ["config", "record_checks"],
+    ["demonstrations"],
     ["vocabulary"],
     ["text_encoder"],
     ["alignment"],
@@ -48,7 +49,7 @@ FLOORS = [
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
 LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
-LIGHT += ["extras"]
+LIGHT += ["extras", "foreign_records", "record_checks", "record_files"]
 
 
 def imports(path: Path) -> set[str]:

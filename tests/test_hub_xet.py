@@ -18,7 +18,9 @@ from valueadapter.errors import MissingFileError
 from valueadapter.testing.local_hub import LocalHub
 
 __all__ = ["server"]
-PUSH = "import sys; from pathlib import Path; from valueadapter import hub; hub.push(Path(sys.argv[1]), 'alice/adapter')"
+PUSH = (
+    "import sys; from pathlib import Path; from valueadapter import hub; hub.push(Path(sys.argv[1]), 'alice/adapter')"
+)
 LOAD = (
     "from valueadapter import ValueAdapter; "
     "print(ValueAdapter.from_pretrained('alice/adapter').networks[0].lm_head.weight.double().sum().item())"

@@ -6,61 +6,21 @@ Three shapes of record: `prompt` and `completion`; `messages` (chat, loss on ass
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from valueadapter.demonstrations import Demonstrations, Source, as_record
+from valueadapter.demonstrations import load_demonstrations as load_demonstrations
 from valueadapter.errors import ConfigError
+from valueadapter.record_checks import carries_loss, shape_of
 
 IGNORED = -100
 """The label of a position without loss, as everywhere in transformers."""
-
-
-def load_demonstrations(source: str | Path | Dataset | Sequence[Mapping[str, Any]], *, split: str = "train") -> Dataset:
-    """Demonstrations from a JSONL file, a Hub dataset or objects at hand.
-
-    Args:
-        source: path that ends in .jsonl or .json, Hub ID, `datasets.Dataset`, or a list of records.
-        split: which split of a Hub dataset.
-
-    Raises:
-        ConfigError: no record, or records of no known shape.
-        FileNotFoundError: there is no such file.
-    """
-    if isinstance(source, Dataset):
-        data = source
-    elif isinstance(source, (str, Path)):
-        if str(source).endswith((".jsonl", ".json")):
-            if not Path(source).is_file():
-                raise FileNotFoundError(f"there is no file '{source}'; expected demonstrations as JSON lines")
-            data = load_dataset("json", data_files=str(source), split="train")
-        else:
-            data = load_dataset(str(source), split=split)
-    else:
-        data = Dataset.from_list([dict(record) for record in source])
-    if not len(data):
-        raise ConfigError("there are no demonstrations; expected at least one record")
-    record_shape(data.column_names)
-    return data
-
-
-def record_shape(columns: Sequence[str]) -> str:
-    """`prompt`, `messages` or `text`: which shape records with these columns have.
-
-    Raises:
-        ConfigError: none of them.
-    """
-    if {"prompt", "completion"} <= set(columns):
-        return "prompt"
-    for shape in ("messages", "text"):
-        if shape in columns:
-            return shape
-    raise ConfigError(
-        f"records must have 'prompt' and 'completion', or 'messages', or 'text'; got the columns {', '.join(columns)}"
-    )
+_CHUNK = 1000
+_TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
 def encode(
@@ -74,7 +34,7 @@ def encode(
     Raises:
         ConfigError: nothing of the response is left to learn from.
     """
-    shape = record_shape([key for key, value in record.items() if value is not None])
+    shape = shape_of(record)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             "the tokenizer has no end-of-sequence token, so a network cannot learn to stop; set eos_token"
@@ -109,7 +69,7 @@ def _encode_messages(
     labels: list[int] = []
     for index, message in enumerate(messages):
         whole = _render(messages[: index + 1], tokenizer, generation=False)
-        if message["role"] == "assistant":
+        if carries_loss(message):
             # the header that generation would start after is the prompt's, not the response's
             header = _render(messages[:index], tokenizer, generation=True)
             if whole[: len(header)] != header:
@@ -132,7 +92,8 @@ def _encode_messages(
 def _render(
     messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, generation: bool
 ) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
+    turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]  # the trainer's alone
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -143,22 +104,62 @@ def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, 
     Raises:
         ConfigError: no records, or chats among others.
     """
-    shapes = {record_shape([key for key, value in record.items() if value is not None]) for record in records}
+    shapes = {shape_of(record) for record in records}
     if shapes == {"messages"}:
         return [{"role": t["role"], "content": t["content"]} for record in records for t in record["messages"]]
     if not shapes or "messages" in shapes:
         raise ConfigError(
-            f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}"
+            f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}. Train "
+            "without a prefix of examples (base_prefix_examples=0)"
         )
-    return "".join(f"{r['prompt'] + r['completion'] if r.get('prompt') else r['text']}\n\n" for r in records)
+    texts = (r["prompt"] + r["completion"] if shape_of(r) == "prompt" else r["text"] for r in records)
+    return "".join(f"{text}\n\n" for text in texts)
 
 
-def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Dataset:
-    """All demonstrations as token ids; data that has `input_ids` already is returned as it is."""
+def tokenize(
+    data: Source | IterableDataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+) -> Any:
+    """All demonstrations as token ids, checked before; data that has `input_ids` already is returned as it is.
+
+    Returns:
+        A `datasets.Dataset` with `input_ids` and `labels`; of a stream, a stream.
+
+    Raises:
+        ConfigError: a record that cannot be learned, with its place.
+    """
+    if isinstance(data, IterableDataset):
+        return _tokenized_stream(data, tokenizer, max_length)
+    first = data[0] if isinstance(data, (Dataset, list, tuple)) and len(data) else None
+    if isinstance(first, Mapping) and "input_ids" in first:
+        return data
+    records = load_demonstrations(data)
+    chunks = [range(begin, min(begin + _CHUNK, len(records))) for begin in range(0, len(records), _CHUNK)]
+    rows = ([_encoded(records, index, tokenizer, max_length) for index in chunk] for chunk in chunks)
+    return concatenate_datasets([Dataset.from_list(chunk, features=_TOKENS) for chunk in rows])
+
+
+def _encoded(
+    records: Demonstrations, index: int, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> dict[str, list[int]]:
+    try:
+        return encode(records[index], tokenizer, max_length=max_length)
+    except ConfigError as error:
+        raise ConfigError(f"{records.place(index)}: {error}") from error
+
+
+def _tokenized_stream(
+    data: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> IterableDataset:
+    """Each record is checked when it is read."""
     columns = data.column_names or list(next(iter(data), {}))  # a stream may know its columns only when it is read
     if "input_ids" in columns:
         return data
-    return data.map(lambda record: encode(record, tokenizer, max_length=max_length), remove_columns=columns)
+
+    def read(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        record = as_record(row, data.features)
+        return _encoded(Demonstrations([record], numbers=[index]), 0, tokenizer, max_length)
+
+    return data.map(read, with_indices=True, remove_columns=columns)
 
 
 class Collator:

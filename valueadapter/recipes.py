@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +30,7 @@ from valueadapter import card, hub
 from valueadapter.adapter import ValueAdapter
 from valueadapter.config import Prefix, ValueAdapterConfig
 from valueadapter.data import as_context, encode, load_demonstrations, tokenize
+from valueadapter.demonstrations import Demonstrations
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation import draw, evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
@@ -44,6 +45,7 @@ from valueadapter.recipe_settings import (
     check_settings,
     run_settings,
 )
+from valueadapter.record_checks import shape_of
 from valueadapter.run_callbacks import Progress, StopWhenAsked, TrainingStopped
 from valueadapter.run_directory import RunDirectory, base_identity
 from valueadapter.training import ValueTrainer, ValueTrainingArguments
@@ -126,7 +128,7 @@ def _silent(line: str) -> None:
 class _Plan:
     """What is known before the base is loaded."""
 
-    data: Dataset
+    data: Any  # a datasets.Dataset
     """Tokenized demonstrations."""
     prefixes: list[Prefix]
     """What the base may read before each, the one to record first."""
@@ -247,12 +249,13 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
-def _data_and_prefixes(recipe: Recipe) -> tuple[Dataset, list[Prefix]]:
+def _data_and_prefixes(recipe: Recipe) -> tuple[Demonstrations, list[Prefix]]:
     """The demonstrations to train on, and what the base may read before each, the one to record first."""
     data, given = load_demonstrations(recipe.data), recipe.base_prefix
     count = recipe.base_prefix_examples
     if count is None:
-        count = 0 if given is not None or "text" in data.column_names else PREFIX_EXAMPLES
+        shapes = {shape_of(record) for record in data}  # plain text shows nothing, and a context is of one shape
+        count = 0 if given is not None or "text" in shapes or len(shapes) > 1 else PREFIX_EXAMPLES
     if not count:
         prefix = None if isinstance(given, Recorded) else as_prefix(given)
         return data, [] if prefix is None else [prefix]

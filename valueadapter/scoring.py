@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from valueadapter.data import IGNORED, Collator, encode, record_shape
+from valueadapter.data import IGNORED, Collator, encode
+from valueadapter.record_checks import carries_loss
+from valueadapter.record_checks import shape_of as shape_of
 
 Record = Mapping[str, Any]
 """A demonstration: `prompt` and `completion`, `messages`, or `text`; perhaps `choices` and `answer`."""
@@ -84,17 +86,8 @@ def response_texts(record: Record) -> list[str]:
     """The completion, the assistant's turns, or the text."""
     shape = shape_of(record)
     if shape == "messages":
-        return [message["content"] for message in record["messages"] if message["role"] == "assistant"]
+        return [message["content"] for message in record["messages"] if carries_loss(message)]
     return [record["completion" if shape == "prompt" else "text"]]
-
-
-def shape_of(record: Record) -> str:
-    """`prompt`, `messages` or `text`.
-
-    Raises:
-        ConfigError: none of them.
-    """
-    return record_shape([key for key, value in record.items() if value is not None])
 
 
 def same_demonstration(record: Record) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def evaluate(
     adapter: Source,
     base: Annotated[list[str], typer.Option(help="Hub ID or directory of a base model; may be given again.")],
-    data: Annotated[str, typer.Option(help="Held-out examples: JSON lines or a Hub dataset.")],
+    data: Annotated[str, typer.Option(help="Held-out examples: a file (JSON Lines, CSV …) or a Hub dataset.")],
     split: Annotated[str, typer.Option(help="Split of --data, if it is a Hub dataset.")] = "test",
     data_name: Annotated[str | None, typer.Option(help="What to call --data in the record.")] = None,
     limit: Annotated[int | None, typer.Option(help="Score this many examples at most.", min=1)] = None,
@@ -87,10 +87,11 @@ def evaluate(
     records = split_records(
         list(load_demonstrations(data, split=split)), limit=limit, calibrate=calibrate, others=others
     )
+    demonstrations = list(load_demonstrations(train_data)) if train_data else ()
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     with _progress() as on_progress:
         options = Options(
-            demonstrations=list(load_demonstrations(train_data)) if train_data else (),
+            demonstrations=demonstrations,
             shots=shots,
             calibration=records.calibration,
             finetuning=_finetuning(loaded, finetune_epochs, seed) if finetune_reference else None,

@@ -130,7 +130,7 @@ def check_push(repo_id: str, *, token: str | bool | None = None) -> None:
                     f"'{repo_id}' does not exist, and this token creates repositories for {', '.join(accounts)} only"
                 ) from None
         else:
-            _folders_of_earlier(api, api.model_info(whole, token=token))
+            _networks_of_earlier(api, api.model_info(whole, token=token))
 
 
 def _check_base(base: str) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["records"],
+    ["records", "messages"],
     ["config"],
     ["vocabulary"],
     ["text_encoder"],
@@ -43,7 +43,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["messages", "artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 
 def imports(path: Path) -> set[str]:

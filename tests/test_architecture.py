@@ -13,8 +13,9 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["records", "messages"],
-    ["config"],
+    ["records", "messages", "foreign_records", "record_files"],
+    ["config", "record_checks"],
+    ["demonstrations"],
     ["vocabulary"],
     ["text_encoder"],
     ["alignment"],
@@ -22,7 +23,7 @@ FLOORS = [
     ["artifact", "staging", "card", "link"],
     ["compatibility", "export"],
     ["hub"],
-    ["devices"],
+    ["devices", "encoding"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],
@@ -43,7 +44,8 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["messages", "artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["messages", "foreign_records", "record_checks", "record_files"]
 
 
 def imports(path: Path) -> set[str]:

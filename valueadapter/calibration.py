@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from valueadapter.config import RecommendedScale
 from valueadapter.data import IGNORED
+from valueadapter.demonstrations import all_checked
 from valueadapter.errors import ConfigError
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.scoring import Record, batches, response_bytes, scored
@@ -83,7 +84,7 @@ def calibrate_scale(
         on_progress: called with the number of examples done since the last call.
 
     Raises:
-        ConfigError: no examples, a scale that is no finite number, or no tokenizer.
+        ConfigError: no examples, one that cannot be scored, a scale that is no finite number, or no tokenizer.
         AdapterNameError: no such adapter, or several to choose from.
     """
     tokenizer = tokenizer or model.base_tokenizer
@@ -91,6 +92,7 @@ def calibrate_scale(
         raise ConfigError("the base's tokenizer is not known; pass tokenizer=AutoTokenizer.from_pretrained(...)")
     if not examples:
         raise ConfigError("there are no examples to calibrate on; expected some with prompt and completion")
+    examples = all_checked(examples)
     tried = sorted({0.0, *(float(scale) for scale in scales)})
     if not all(math.isfinite(scale) for scale in tried):
         raise ConfigError(f"scales must be finite numbers; got {list(scales)}")

@@ -6,61 +6,23 @@ Three shapes of record: `prompt` and `completion`; `messages` (chat, loss on ass
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from valueadapter.demonstrations import Demonstrations, Source
+from valueadapter.demonstrations import load_demonstrations as load_demonstrations
+from valueadapter.encoding import chat_row, ended, prompt_ids, response_ids, text_ids
 from valueadapter.errors import ConfigError
+from valueadapter.messages import template_arguments, text_of
+from valueadapter.record_checks import carries_loss, checked, shape_of
 
 IGNORED = -100
 """The label of a position without loss, as everywhere in transformers."""
-
-
-def load_demonstrations(source: str | Path | Dataset | Sequence[Mapping[str, Any]], *, split: str = "train") -> Dataset:
-    """Demonstrations from a JSONL file, a Hub dataset or objects at hand.
-
-    Args:
-        source: path that ends in .jsonl or .json, Hub ID, `datasets.Dataset`, or a list of records.
-        split: which split of a Hub dataset.
-
-    Raises:
-        ConfigError: no record, or records of no known shape.
-        FileNotFoundError: there is no such file.
-    """
-    if isinstance(source, Dataset):
-        data = source
-    elif isinstance(source, (str, Path)):
-        if str(source).endswith((".jsonl", ".json")):
-            if not Path(source).is_file():
-                raise FileNotFoundError(f"there is no file '{source}'; expected demonstrations as JSON lines")
-            data = load_dataset("json", data_files=str(source), split="train")
-        else:
-            data = load_dataset(str(source), split=split)
-    else:
-        data = Dataset.from_list([dict(record) for record in source])
-    if not len(data):
-        raise ConfigError("there are no demonstrations; expected at least one record")
-    record_shape(data.column_names)
-    return data
-
-
-def record_shape(columns: Sequence[str]) -> str:
-    """`prompt`, `messages` or `text`: which shape records with these columns have.
-
-    Raises:
-        ConfigError: none of them.
-    """
-    if {"prompt", "completion"} <= set(columns):
-        return "prompt"
-    for shape in ("messages", "text"):
-        if shape in columns:
-            return shape
-    raise ConfigError(
-        f"records must have 'prompt' and 'completion', or 'messages', or 'text'; got the columns {', '.join(columns)}"
-    )
+_CHUNK = 1000
+_TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
 def encode(
@@ -69,26 +31,28 @@ def encode(
     """One demonstration as `input_ids` and `labels` (-100 where there is no loss).
 
     A completion is followed by the tokenizer's end-of-sequence token, so that the network learns to stop. Text beyond
-    `max_length` tokens is cut off at its end.
+    `max_length` tokens is cut off at its end. What the ids are is `valueadapter.encoding`'s.
 
     Raises:
-        ConfigError: nothing of the response is left to learn from.
+        ConfigError: it is no record, the tokenizer cannot render it, or nothing of the response is left to learn from.
     """
-    shape = record_shape([key for key, value in record.items() if value is not None])
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "the tokenizer has no end-of-sequence token, so a network cannot learn to stop; set eos_token"
-        )
+    record = checked(record)
+    shape = shape_of(record)
     if shape == "messages":
-        ids, labels = _encode_messages(record["messages"], tokenizer)
+        messages = record["messages"]
+        ids, learned = chat_row(
+            messages, tokenizer, learned=[carries_loss(m) for m in messages], arguments=template_arguments(record)
+        )
+        labels = [token if counts else IGNORED for token, counts in zip(ids, learned, strict=True)]
+    elif shape == "prompt":
+        prompt = prompt_ids(record["prompt"], tokenizer)
+        response = ended(response_ids(record["completion"], tokenizer, prompt=record["prompt"]), tokenizer)
+        ids, labels = prompt + response, [IGNORED] * len(prompt) + response
     else:
-        prompt = tokenizer(record["prompt"])["input_ids"] if shape == "prompt" else []
-        text = record["completion"] if shape == "prompt" else record["text"]
-        response = tokenizer(text, add_special_tokens=shape == "text")["input_ids"] + [tokenizer.eos_token_id]
-        ids = prompt + response
-        labels = [IGNORED] * len(prompt) + response
+        ids, opening = text_ids(record["text"], tokenizer)
+        labels = [IGNORED] * opening + ids[opening:]
     ids, labels = ids[:max_length], labels[:max_length]
-    labels[0] = IGNORED  # nothing comes before it, and in a padded batch a padding position would
+    labels[:1] = [IGNORED]  # nothing comes before it, and in a padded batch a padding position would
     if all(label == IGNORED for label in labels):
         shown = str(record.get("prompt") or record.get("text") or record.get("messages"))[:80]
         raise ConfigError(
@@ -97,68 +61,87 @@ def encode(
     return {"input_ids": ids, "labels": labels}
 
 
-def _encode_messages(
-    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
-    """Renders turn by turn: what an assistant turn adds to the text before it carries the loss."""
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "records have 'messages', but the tokenizer has no chat template; use 'prompt' and 'completion'"
-        )
-    ids: list[int] = []
-    labels: list[int] = []
-    for index, message in enumerate(messages):
-        whole = _render(messages[: index + 1], tokenizer, generation=False)
-        if message["role"] == "assistant":
-            # the header that generation would start after is the prompt's, not the response's
-            header = _render(messages[:index], tokenizer, generation=True)
-            if whole[: len(header)] != header:
-                raise ConfigError(
-                    "the chat template opens an answer with something else than it renders for a finished one (as "
-                    "templates of reasoning models do), so where the response begins is not known; use 'prompt' and "
-                    "'completion'"
-                )
-            labels += [IGNORED] * (len(header) - len(labels)) + whole[len(header) :]
-        else:
-            labels += [IGNORED] * (len(whole) - len(labels))
-        if whole[: len(ids)] != ids:
-            raise ConfigError(
-                "the chat template renders earlier turns anew with each later one; use 'prompt'/'completion'"
-            )
-        ids = whole
-    return ids, labels
-
-
-def _render(
-    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, generation: bool
-) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, str]]:
     """Demonstrations as what stands before a prompt: their text, a blank line after each, or the turns of their chats.
 
+    Of chats, a system message that all of them begin with comes first, once; others are left out, since templates have
+    no place for one in the midst.
+
     Raises:
-        ConfigError: no records, or chats among others.
+        ConfigError: no records, chats among others, or chats with tools in use.
     """
-    shapes = {record_shape([key for key, value in record.items() if value is not None]) for record in records}
+    records = [checked(record) for record in records]
+    shapes = {shape_of(record) for record in records}
     if shapes == {"messages"}:
-        return [{"role": t["role"], "content": t["content"]} for record in records for t in record["messages"]]
+        return _turns_before(records)
     if not shapes or "messages" in shapes:
         raise ConfigError(
-            f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}"
+            f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}. Train "
+            "without a prefix of examples (base_prefix_examples=0)"
         )
-    return "".join(f"{r['prompt'] + r['completion'] if r.get('prompt') else r['text']}\n\n" for r in records)
+    texts = (r["prompt"] + r["completion"] if shape_of(r) == "prompt" else r["text"] for r in records)
+    return "".join(f"{text}\n\n" for text in texts)
 
 
-def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Dataset:
-    """All demonstrations as token ids; data that has `input_ids` already is returned as it is."""
-    if "input_ids" in data.column_names:
+def _turns_before(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:
+    chats = [[_plain_turn(turn) for turn in record["messages"]] for record in records]
+    first = chats[0][0]
+    shared = [first] if first["role"] == "system" and all(chat[0] == first for chat in chats) else []
+    return [*shared, *(turn for chat in chats for turn in chat if turn["role"] != "system")]
+
+
+def _plain_turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    if turn.get("tool_calls") or turn["role"] == "tool":
+        raise ConfigError(
+            "a context of chats holds texts alone, and one of these demonstrations calls tools; train without a prefix "
+            "of examples (base_prefix_examples=0), or give one of your own (base_prefix)"
+        )
+    return {"role": turn["role"], "content": text_of(turn.get("content"))}
+
+
+def tokenize(
+    data: Source | IterableDataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+) -> Any:
+    """All demonstrations as token ids, checked before; data that has `input_ids` already is returned as it is.
+
+    Returns:
+        A `datasets.Dataset` with `input_ids` and `labels`; of a stream, a stream.
+
+    Raises:
+        ConfigError: a record that cannot be learned, with its place.
+    """
+    if isinstance(data, IterableDataset):
+        return _tokenized_stream(data, tokenizer, max_length)
+    first = data[0] if isinstance(data, (Dataset, list, tuple)) and len(data) else None
+    if isinstance(first, Mapping) and "input_ids" in first:
         return data
-    columns = data.column_names
-    return data.map(lambda record: encode(record, tokenizer, max_length=max_length), remove_columns=columns)
+    records = load_demonstrations(data)
+    chunks = [range(begin, min(begin + _CHUNK, len(records))) for begin in range(0, len(records), _CHUNK)]
+    rows = ([_encoded(records, index, tokenizer, max_length) for index in chunk] for chunk in chunks)
+    return concatenate_datasets([Dataset.from_list(chunk, features=_TOKENS) for chunk in rows])
+
+
+def _encoded(
+    records: Demonstrations, index: int, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> dict[str, list[int]]:
+    try:
+        return encode(records[index], tokenizer, max_length=max_length)
+    except ConfigError as error:
+        raise ConfigError(f"{records.place(index)}: {error}") from error
+
+
+def _tokenized_stream(
+    data: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> IterableDataset:
+    """Each record is checked when it is read."""
+    columns = data.column_names or list(next(iter(data), {}))  # a stream may know its columns only when it is read
+    if "input_ids" in columns:
+        return data
+
+    def read(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        return _encoded(Demonstrations([row], numbers=[index]), 0, tokenizer, max_length)
+
+    return data.map(read, with_indices=True, remove_columns=columns)
 
 
 class Collator:

@@ -213,7 +213,7 @@ def _span_of_greeting(
     if not whole.startswith(zero[:begin]) or not whole.endswith(behind) or len(zero) != begin + 1 + len(behind):
         raise ConfigError(
             f"what the assistant says in turn {index}, before any question, cannot be found in what the chat template "
-            "renders; leave it out, or give it \"weight\": 0"
+            'renders; leave it out, or give it "weight": 0'
         )
     space = len(behind) - len(behind.lstrip())
     names = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,11 +30,13 @@ from valueadapter import hub, layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.config import Connection, Initialisation, Prefix
 from valueadapter.data import as_context, load_demonstrations
+from valueadapter.demonstrations import Demonstrations
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation import draw, evaluate
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.network import build_lora_network, build_network, merged, set_trainable
 from valueadapter.prefix import GivenPrefix, Recorded, as_prefix, prefix_ids
+from valueadapter.record_checks import shape_of
 from valueadapter.training import ValueTrainer, ValueTrainingArguments
 
 Say = Callable[[str], object]
@@ -180,12 +182,13 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
-def _data_and_prefixes(recipe: Recipe) -> tuple[Dataset, list[Prefix]]:
+def _data_and_prefixes(recipe: Recipe) -> tuple[Demonstrations, list[Prefix]]:
     """The demonstrations to train on, and what the base may read before each, the one to record first."""
     data, given = load_demonstrations(recipe.data), recipe.base_prefix
     count = recipe.base_prefix_examples
     if count is None:
-        count = 0 if given is not None or "text" in data.column_names else PREFIX_EXAMPLES
+        shapes = {shape_of(record) for record in data}  # plain text shows nothing, and a context is of one shape
+        count = 0 if given is not None or "text" in shapes or len(shapes) > 1 else PREFIX_EXAMPLES
     if not count:
         prefix = None if isinstance(given, Recorded) else as_prefix(given)
         return data, [] if prefix is None else [prefix]

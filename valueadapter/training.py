@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -25,6 +25,7 @@ from valueadapter.adapter import ValueAdapter
 from valueadapter.base_states import Say
 from valueadapter.config import Initialisation, Message, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
+from valueadapter.demonstrations import Demonstrations
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
 from valueadapter.losses import norm_penalty
@@ -84,8 +85,8 @@ class ValueTrainer(HiddenStateLoss, Trainer):
     Args:
         model: the wrapper; its one adapter must be attached with `is_trainable=True`.
         args: the arguments.
-        train_dataset: demonstrations (see `valueadapter.data`) or tokenized records.
-        eval_dataset: held-out ones.
+        train_dataset: demonstrations (as `load_demonstrations` takes or gives them) or tokenized records.
+        eval_dataset: held-out ones, or several sets of them by name.
         processing_class: the tokenizer; the adapter's by default.
         other_bases: bases of the same vocabulary that take part: each demonstration of each epoch is read by one that
             is drawn at random. Models, or wrappers `ValueAdapterForCausalLM(model, tokenizer=…)` where a model's name
@@ -107,8 +108,8 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         model: ValueAdapterForCausalLM,
         args: ValueTrainingArguments,
         *,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         other_bases: Sequence[PreTrainedModel] = (),
         more_prefixes: Sequence[str | Sequence[Mapping[str, str]] | Sequence[Message]] = (),
@@ -332,7 +333,7 @@ class _Prepare:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, data: Any) -> Any:
-        if isinstance(data, Dataset):
+        if isinstance(data, (Dataset, IterableDataset, Demonstrations, list, tuple)):
             return tokenize(data, self.tokenizer, max_length=self.max_length)
         if isinstance(data, Mapping):
             return {name: self(part) for name, part in data.items()}

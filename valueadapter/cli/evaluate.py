@@ -84,10 +84,11 @@ def evaluate(
     records = split_records(
         list(load_demonstrations(data, split=split)), limit=limit, calibrate=calibrate, others=others
     )
+    demonstrations = list(load_demonstrations(train_data)) if train_data else ()
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     with _progress() as on_progress:
         options = Options(
-            demonstrations=list(load_demonstrations(train_data)) if train_data else (),
+            demonstrations=demonstrations,
             shots=shots,
             calibration=records.calibration,
             finetuning=_finetuning(loaded, finetune_epochs, seed) if finetune_reference else None,

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from valueadapter.adapter import ValueAdapter
 from valueadapter.calibration import calibrate_scale
 from valueadapter.data import as_context
+from valueadapter.demonstrations import all_checked
 from valueadapter.errors import ConfigError, ValueAdapterError
 from valueadapter.evaluation.fewshot import draw, tokens_too_many, without
 from valueadapter.evaluation.metrics import evaluate
@@ -82,12 +83,19 @@ def evaluate_adapter(
         options: what else to measure.
 
     Raises:
-        ConfigError: no base or no example; or an example to calibrate on that is also scored.
+        ConfigError: no base or no example; a record that cannot be scored; an example to calibrate on that is also
+            scored.
         IncompatibleBaseError: a base that the adapter does not go with.
     """
     options = options or Options()
     if not bases or not held_out:
         raise ConfigError(f"expected at least one base and one held-out record; got {len(bases)} and {len(held_out)}")
+    held_out = all_checked(held_out, name="held-out")
+    options = dataclasses.replace(
+        options,
+        demonstrations=all_checked(options.demonstrations, name="demonstrations"),
+        calibration=all_checked(options.calibration, name="calibration"),
+    )
     if len(without(options.calibration, held_out)) < len(options.calibration):
         raise ConfigError("examples to calibrate on are among those that are scored; choose others")
     loaded = adapter if isinstance(adapter, ValueAdapter) else ValueAdapter.from_pretrained(adapter)

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.data import IGNORED, Collator
+from valueadapter.demonstrations import all_checked
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation.score import Example, Score
 from valueadapter.scoring import Record, batches, question, response_bytes, response_texts, responses, shape_of
@@ -46,6 +47,7 @@ def evaluate(
         value_norms: also measure how large the value logits of a `ValueAdapterForCausalLM` are, before its scale.
         on_progress: called with the number of records done since the last call.
     """
+    records, context = all_checked(records), all_checked(context, name="context")
     examples: list[Example] = []
     for batch in batches(records, batch_size):
         rows = _likelihoods(model, tokenizer, batch, context=context, value_norms=value_norms)

@@ -8,7 +8,6 @@ so that a model answers exactly the ids that it was trained and scored behind.
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -199,26 +198,23 @@ def _span_of_greeting(
 ) -> tuple[int, int]:
     """As `_span`, of what an assistant says before any question: many templates render no such beginning alone.
 
-    Found by what changes in the text with its content; the control token right behind is its end.
+    Found by a mark in its place; the control token right behind is its end.
     """
-
-    def saying(text: str) -> str:
-        content: Any = text if isinstance(chat[index]["content"], str) else [{"type": "text", "text": text}]
-        other = [*chat[:index], {**chat[index], "content": content}, *chat[index + 1 :]]
-        return render(other, tokenizer, generation=False, arguments=arguments)
-
-    zero, one = saying("0"), saying("1")
-    begin = len(os.path.commonprefix([zero, one]))
-    behind = os.path.commonprefix([zero[:begin:-1], one[:begin:-1]])[::-1]
-    if not whole.startswith(zero[:begin]) or not whole.endswith(behind) or len(zero) != begin + 1 + len(behind):
+    mark = "mark"
+    while mark in whole:
+        mark += "s"
+    content: Any = mark if isinstance(chat[index]["content"], str) else [{"type": "text", "text": mark}]
+    marked = [*chat[:index], {**chat[index], "content": content}, *chat[index + 1 :]]
+    before, *behind = render(marked, tokenizer, generation=False, arguments=arguments).split(mark)
+    if len(behind) != 1 or not whole.startswith(before) or not whole.endswith(behind[0]):
         raise ConfigError(
             f"what the assistant says in turn {index}, before any question, cannot be found in what the chat template "
             'renders; leave it out, or give it "weight": 0'
         )
-    space = len(behind) - len(behind.lstrip())
+    rest = behind[0].lstrip()
     names = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    closing = max((len(name) + space for name in names if behind[space:].startswith(name)), default=0)
-    return begin, len(whole) - len(behind) + closing
+    closing = max((len(name) for name in names if rest.startswith(name)), default=0)
+    return len(before), len(whole) - len(rest) + closing
 
 
 def _following(text: str, tokenizer: PreTrainedTokenizerBase, before: str) -> _Tokens:

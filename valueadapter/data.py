@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from valueadapter.demonstrations import Demonstrations, Source
+from valueadapter.demonstrations import Demonstrations, Source, as_record
 from valueadapter.demonstrations import load_demonstrations as load_demonstrations
 from valueadapter.encoding import chat_row, ended, prompt_ids, response_ids, text_ids
 from valueadapter.errors import ConfigError
@@ -139,7 +139,8 @@ def _tokenized_stream(
         return data
 
     def read(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        return _encoded(Demonstrations([row], numbers=[index]), 0, tokenizer, max_length)
+        record = as_record(row, data.features)
+        return _encoded(Demonstrations([record], numbers=[index]), 0, tokenizer, max_length)
 
     return data.map(read, with_indices=True, remove_columns=columns)
 

@@ -80,6 +80,9 @@ class Demonstrations(Sequence[dict[str, Any]]):
             return [checked(self._rows[each]) for each in range(*index.indices(len(self)))]
         return checked(self._rows[index])
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(checked, self._rows)
+
     def place(self, index: int) -> str:
         """Where a record stands, for a message: `data.jsonl, line 7`."""
         where = self._form.format(self._numbers[index])
@@ -225,14 +228,20 @@ class _Table(Sequence[Any]):
         return len(self.data)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._record(self.data[index])
+        return as_record(self.data[index], self.features)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self._record(row) for row in self.data)  # in batches, which is faster than row by row
+        return (as_record(row, self.features) for row in self.data)  # in batches, which is faster than row by row
 
-    def _record(self, row: dict[str, Any]) -> dict[str, Any]:
-        features = self.features
-        return {key: _present(value, features[key]) if key in features else value for key, value in row.items()}
+
+def as_record(row: Mapping[str, Any], features: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A row of a table of Arrow's without the keys that are null for want of a value.
+
+    Args:
+        row: column -> value.
+        features: column -> its type in `datasets`, where it is known.
+    """
+    return {key: _present(value, (features or {}).get(key)) for key, value in row.items()}
 
 
 def _inner(feature: Any) -> Any:

@@ -17,8 +17,14 @@ from valueadapter.foreign_records import remedy
 
 SHAPES = (("prompt", "completion"), ("messages",), ("text",))
 """The keys of each shape; the first that a record has is its shape, by whose first key it is called."""
-_UNSEEN = ("chat_template_kwargs", "images", "image", "videos", "audios")
-"""Keys beside a chat that other trainers hand to the template or the model, and this library to neither."""
+_TEMPLATE = {
+    "tools": "a list of objects (JSON schemas, as transformers.utils.get_json_schema makes them of a function)",
+    "documents": "a list of objects",
+    "chat_template_kwargs": "an object",
+}
+"""Keys beside a chat that its template gets -> what they must be."""
+_UNSEEN = ("images", "image", "videos", "audios")
+"""Keys beside a chat that other trainers hand to the model, and this library does not."""
 
 
 def shape_of(record: Mapping[str, Any]) -> str:
@@ -49,8 +55,9 @@ def carries_loss(message: Mapping[str, Any]) -> bool:
 def checked(record: Any) -> dict[str, Any]:
     """A record that can be trained on and scored, as given.
 
-    TRL's conversational prompt and completion become one chat in which the prompt's answers have weight 0, and `tools`
-    written as JSON are parsed, or left out where they are null.
+    TRL's conversational prompt and completion become one chat in which the prompt's answers have weight 0. What a
+    chat's template gets besides (`tools`, `documents`, `chat_template_kwargs`) is parsed where it is JSON, and left out
+    where it is null.
 
     Args:
         record: anything.
@@ -161,7 +168,7 @@ def _as_chat(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_chat(record: dict[str, Any]) -> None:
-    """Checks a chat, and parses its `tools` where they are JSON."""
+    """Checks a chat, and parses what its template gets besides where that is JSON."""
     messages = record["messages"]
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ConfigError(f"'messages' must be a list of turns, at least one; got {shown(messages)}{_hint(messages)}")
@@ -173,11 +180,12 @@ def _check_chat(record: dict[str, Any]) -> None:
         raise ConfigError(f"'messages' have no turn of the role 'assistant' to learn (roles: {roles})")
     for key in _UNSEEN:
         if record.get(key):
-            raise ConfigError(f"'{key}' would reach neither chat template nor model; got {shown(record[key])}")
-    if record.get("tools") is not None:
-        record["tools"] = _tools(record["tools"])
-    else:
-        record.pop("tools", None)
+            raise ConfigError(f"'{key}' would not reach the model, which reads texts; got {shown(record[key])}")
+    for key in _TEMPLATE:
+        if record.get(key) is not None:
+            record[key] = _template_data(record[key], key)
+        else:
+            record.pop(key, None)
 
 
 def _check_turns(messages: Any, key: str) -> None:
@@ -224,20 +232,22 @@ def _check_calls(calls: Any, place: str) -> None:
             )
 
 
-def _tools(tools: Any) -> list[Any]:
-    """The tools of a chat, as a list of objects."""
-    if isinstance(tools, str):  # as TRL takes them, since a table of Arrow's merges objects
+def _template_data(given: Any, key: str) -> Any:
+    """What a chat's template gets besides the messages, not as JSON any more: objects in a list, or an object."""
+    if isinstance(given, str):  # as TRL takes tools, since a table of Arrow's merges objects
         try:
-            tools = json.loads(tools)
+            given = json.loads(given)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"'tools' must be a list of objects, or that as JSON; got {shown(tools)}") from error
-    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ConfigError(
-            f"'tools' must be a list of objects (JSON schemas, as transformers.utils.get_json_schema makes them of a "
-            f"function); got {shown(tools)}"
-        )
-    _check_json(tools, "tools")
-    return list(tools)
+            raise ConfigError(f"'{key}' must be {_TEMPLATE[key]}, or that as JSON; got {shown(given)}") from error
+    if isinstance(given, (list, tuple)) and key != "chat_template_kwargs":
+        fits = all(isinstance(entry, Mapping) for entry in given)
+        given = list(given)
+    else:
+        fits = isinstance(given, Mapping) and key == "chat_template_kwargs"
+    if not fits:
+        raise ConfigError(f"'{key}' must be {_TEMPLATE[key]}; got {shown(given)}")
+    _check_json(given, key)
+    return given
 
 
 def _check_json(value: Any, place: str) -> None:

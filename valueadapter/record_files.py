@@ -37,7 +37,6 @@ _NO_TEXT = {
     b"PAR1": "is Parquet; give it the ending .parquet",
     b"\xff\xfe": "is UTF-16; save it as UTF-8",
     b"\xfe\xff": "is UTF-16; save it as UTF-8",
-    b"version https://git-lfs": "is a pointer of Git LFS and not the data; run `git lfs pull` where it comes from",
 }
 _NO_PACK = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -79,6 +78,8 @@ def unpacked(path: str) -> tuple[str, bytes]:
     ending, packed = ending_of(path)
     with open(path, "rb") as file:
         data = file.read()
+    if data.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"{path}: is a pointer of Git LFS and not the data; run `git lfs pull` where it comes from")
     try:
         if packed == ".zip":
             ending, data = _only_member(path, data)

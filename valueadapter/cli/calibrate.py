@@ -17,9 +17,7 @@ from valueadapter.errors import ConfigError
 def calibrate(
     adapter: Source,
     base: Annotated[str, typer.Option(help="Hub ID or directory of the base model.")],
-    data: Annotated[
-        str, typer.Option(help="Labelled examples: JSON lines or a Hub dataset; not those you evaluate on.")
-    ],
+    data: Annotated[str, typer.Option(help="Labelled examples: a file or a Hub dataset; not those you evaluate on.")],
     data_name: Annotated[str | None, typer.Option(help="What to call them in the record.")] = None,
     limit: Annotated[int, typer.Option(help="Use this many examples at most.", min=1)] = 100,
     save_to: Annotated[Path | None, typer.Option("--output", help="Write the adapter with the scale here.")] = None,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def evaluate(
     adapter: Source,
     base: Annotated[list[str], typer.Option(help="Hub ID or directory of a base model; may be given again.")],
-    data: Annotated[str, typer.Option(help="Held-out examples: JSON lines or a Hub dataset.")],
+    data: Annotated[str, typer.Option(help="Held-out examples: a file (JSON Lines, CSV …) or a Hub dataset.")],
     split: Annotated[str, typer.Option(help="Split of --data, if it is a Hub dataset.")] = "test",
     data_name: Annotated[str | None, typer.Option(help="What to call --data in the record.")] = None,
     limit: Annotated[int | None, typer.Option(help="Score this many examples at most.", min=1)] = None,

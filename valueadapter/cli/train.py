@@ -13,7 +13,7 @@ from valueadapter.errors import ConfigError
 
 def train(
     base: Annotated[str, typer.Option(help="Hub ID or directory of the base model; it stays frozen.")],
-    data: Annotated[str, typer.Option(help="Demonstrations: JSONL file or Hub dataset.")],
+    data: Annotated[str, typer.Option(help="Demonstrations: a file (JSON Lines, CSV …) or a Hub dataset.")],
     output_dir: Annotated[Path, typer.Option("--output", help="Where checkpoints and the adapter go.")],
     eval_data: Annotated[str | None, typer.Option(help="Held-out demonstrations, for the summary.")] = None,
     base_name: Annotated[str | None, typer.Option(help="The base's Hub ID to record, if --base is a path.")] = None,

@@ -13,7 +13,7 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["extras", "records", "contents", "foreign_records", "record_files"],
+    ["extras", "records", "messages", "contents", "foreign_records", "record_files"],
     ["config", "record_checks"],
     ["demonstrations"],
     ["vocabulary"],
@@ -25,7 +25,7 @@ FLOORS = [
     ["staging"],
     ["compatibility", "export"],
     ["hub"],
-    ["devices"],
+    ["devices", "encoding"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],
@@ -49,7 +49,7 @@ FLOORS = [
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
 LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
-LIGHT += ["extras", "foreign_records", "record_checks", "record_files"]
+LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files"]
 
 
 def imports(path: Path) -> set[str]:

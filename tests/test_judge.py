@@ -176,11 +176,11 @@ def test_what_is_scored_is_what_was_sampled(wrapped: Wrapped) -> None:
 
 @pytest.mark.parametrize(
     ("ids", "kept"),
-    [([5, 2, 0, 0], 2), ([5, 9, 9, 9], 2), ([9, 9, 9], 1), ([5, 6, 7], 3), ([5, 0, 6, 0, 0], 3), ([0, 0], 1)],
+    [([5, 2, 0, 0], 2), ([5, 9, 9, 9], 2), ([9, 9, 9], 1), ([5, 6, 7], 3), ([5, 0, 6, 0, 0], 5), ([0, 0], 2)],
 )
 def test_an_answer_goes_to_its_end(ids: list[int], kept: int) -> None:
-    """Also where rows are padded with a token that ends them; where something else ended a row, to its padding."""
-    assert until_end(ids, {2, 9}, 0) == ids[:kept]
+    """Also where rows are padded with a token that ends them; a token that no answer ends with is the answer's own."""
+    assert until_end(ids, {2, 9}) == ids[:kept]
 
 
 def test_answers_can_come_from_the_base_alone(wrapped: Wrapped) -> None:

@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from valueadapter.demonstrations import Demonstrations, Source, as_record
 from valueadapter.demonstrations import load_demonstrations as load_demonstrations
+from valueadapter.encoding import chat_row, ended, prompt_ids, response_ids, text_ids
 from valueadapter.errors import ConfigError
-from valueadapter.record_checks import carries_loss, shape_of
+from valueadapter.messages import template_arguments, text_of
+from valueadapter.record_checks import carries_loss, checked, shape_of
 
 IGNORED = -100
 """The label of a position without loss, as everywhere in transformers."""
@@ -29,26 +31,28 @@ def encode(
     """One demonstration as `input_ids` and `labels` (-100 where there is no loss).
 
     A completion is followed by the tokenizer's end-of-sequence token, so that the network learns to stop. Text beyond
-    `max_length` tokens is cut off at its end.
+    `max_length` tokens is cut off at its end. What the ids are is `valueadapter.encoding`'s.
 
     Raises:
-        ConfigError: nothing of the response is left to learn from.
+        ConfigError: it is no record, the tokenizer cannot render it, or nothing of the response is left to learn from.
     """
+    record = checked(record)
     shape = shape_of(record)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "the tokenizer has no end-of-sequence token, so a network cannot learn to stop; set eos_token"
-        )
     if shape == "messages":
-        ids, labels = _encode_messages(record["messages"], tokenizer)
+        messages = record["messages"]
+        ids, learned = chat_row(
+            messages, tokenizer, learned=[carries_loss(m) for m in messages], arguments=template_arguments(record)
+        )
+        labels = [token if counts else IGNORED for token, counts in zip(ids, learned, strict=True)]
+    elif shape == "prompt":
+        prompt = prompt_ids(record["prompt"], tokenizer)
+        response = ended(response_ids(record["completion"], tokenizer, prompt=record["prompt"]), tokenizer)
+        ids, labels = prompt + response, [IGNORED] * len(prompt) + response
     else:
-        prompt = tokenizer(record["prompt"])["input_ids"] if shape == "prompt" else []
-        text = record["completion"] if shape == "prompt" else record["text"]
-        response = tokenizer(text, add_special_tokens=shape == "text")["input_ids"] + [tokenizer.eos_token_id]
-        ids = prompt + response
-        labels = [IGNORED] * len(prompt) + response
+        ids, opening = text_ids(record["text"], tokenizer)
+        labels = [IGNORED] * opening + ids[opening:]
     ids, labels = ids[:max_length], labels[:max_length]
-    labels[0] = IGNORED  # nothing comes before it, and in a padded batch a padding position would
+    labels[:1] = [IGNORED]  # nothing comes before it, and in a padded batch a padding position would
     if all(label == IGNORED for label in labels):
         shown = str(record.get("prompt") or record.get("text") or record.get("messages"))[:80]
         raise ConfigError(
@@ -57,56 +61,19 @@ def encode(
     return {"input_ids": ids, "labels": labels}
 
 
-def _encode_messages(
-    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
-    """Renders turn by turn: what an assistant turn adds to the text before it carries the loss."""
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "records have 'messages', but the tokenizer has no chat template; use 'prompt' and 'completion'"
-        )
-    ids: list[int] = []
-    labels: list[int] = []
-    for index, message in enumerate(messages):
-        whole = _render(messages[: index + 1], tokenizer, generation=False)
-        if carries_loss(message):
-            # the header that generation would start after is the prompt's, not the response's
-            header = _render(messages[:index], tokenizer, generation=True)
-            if whole[: len(header)] != header:
-                raise ConfigError(
-                    "the chat template opens an answer with something else than it renders for a finished one (as "
-                    "templates of reasoning models do), so where the response begins is not known; use 'prompt' and "
-                    "'completion'"
-                )
-            labels += [IGNORED] * (len(header) - len(labels)) + whole[len(header) :]
-        else:
-            labels += [IGNORED] * (len(whole) - len(labels))
-        if whole[: len(ids)] != ids:
-            raise ConfigError(
-                "the chat template renders earlier turns anew with each later one; use 'prompt'/'completion'"
-            )
-        ids = whole
-    return ids, labels
-
-
-def _render(
-    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, generation: bool
-) -> list[int]:
-    turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]  # the trainer's alone
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, str]]:
     """Demonstrations as what stands before a prompt: their text, a blank line after each, or the turns of their chats.
 
+    Of chats, a system message that all of them begin with comes first, once; others are left out, since templates have
+    no place for one in the midst.
+
     Raises:
-        ConfigError: no records, or chats among others.
+        ConfigError: no records, chats among others, or chats with tools in use.
     """
+    records = [checked(record) for record in records]
     shapes = {shape_of(record) for record in records}
     if shapes == {"messages"}:
-        return [{"role": t["role"], "content": t["content"]} for record in records for t in record["messages"]]
+        return _turns_before(records)
     if not shapes or "messages" in shapes:
         raise ConfigError(
             f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}. Train "
@@ -114,6 +81,22 @@ def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, 
         )
     texts = (r["prompt"] + r["completion"] if shape_of(r) == "prompt" else r["text"] for r in records)
     return "".join(f"{text}\n\n" for text in texts)
+
+
+def _turns_before(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:
+    chats = [[_plain_turn(turn) for turn in record["messages"]] for record in records]
+    first = chats[0][0]
+    shared = [first] if first["role"] == "system" and all(chat[0] == first for chat in chats) else []
+    return [*shared, *(turn for chat in chats for turn in chat if turn["role"] != "system")]
+
+
+def _plain_turn(turn: Mapping[str, Any]) -> dict[str, str]:
+    if turn.get("tool_calls") or turn["role"] == "tool":
+        raise ConfigError(
+            "a context of chats holds texts alone, and one of these demonstrations calls tools; train without a prefix "
+            "of examples (base_prefix_examples=0), or give one of your own (base_prefix)"
+        )
+    return {"role": turn["role"], "content": text_of(turn.get("content"))}
 
 
 def tokenize(

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import StopStringCriteria
 
 from valueadapter.attachment import AdapterMethods
 from valueadapter.chat import ChatMethods
+from valueadapter.encoding import prompt_ids, response_ids
 from valueadapter.errors import AdapterNameError, ConfigError
+from valueadapter.messages import render
 
 Prompt = str | Sequence[Mapping[str, str]]
 """Text, or one conversation of `{"role": …, "content": …}` that the response answers."""
@@ -39,6 +42,7 @@ class BestOf:
 class _Question(NamedTuple):
     """A prompt as the base reads it, and the chat that it was, if it was one."""
 
+    text: str
     ids: list[int]
     messages: Sequence[Mapping[str, str]] | None
 
@@ -73,7 +77,8 @@ class JudgeMethods(AdapterMethods, ChatMethods):
 
         Args:
             prompt: text, or one conversation.
-            responses: continuations of the prompt, tokenised apart from it, as demonstrations are for training.
+            responses: continuations of the prompt, tokenised as demonstrations are for training: behind the prompt's
+                own tokens, and as the text goes on.
             adapter_name: this adapter alone, at its scale; by default the active ones as they stand.
             per_token: divide by the number of tokens. The sum favours long responses where the adapter likes most
                 tokens, and short ones where it likes few.
@@ -93,10 +98,10 @@ class JudgeMethods(AdapterMethods, ChatMethods):
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
         question = _question(self, prompt, tokenizer)
-        answers = _encoded(responses, tokenizer)
+        answers = _encoded(responses, question, tokenizer)
         if end_of_sequence:
             end = _end_of_answer(self, question, tokenizer)
-            answers = [[*ids, end] for ids in answers]
+            answers = [ids if ids[-1] == end else [*ids, end] for ids in answers]
         with _judged_by(self, adapter_name):
             return _score(self, question, answers, per_token=per_token, batch_size=batch_size)
 
@@ -168,13 +173,14 @@ def _judged_by(model: JudgeMethods, adapter_name: str | None) -> Iterator[None]:
 
 def _question(model: JudgeMethods, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> _Question:
     if isinstance(prompt, str):
-        question = _Question(list(tokenizer(prompt)["input_ids"]), None)
+        question = _Question(prompt, prompt_ids(prompt, tokenizer), None)
     elif not prompt or not isinstance(prompt[0], Mapping):
         raise ConfigError(
             f"prompt must be text, or one conversation of {{'role': …, 'content': …}}; got {str(prompt)[:80]}"
         )
     else:
-        question = _Question(model.chat_inputs(prompt)["input_ids"][0].tolist(), prompt)
+        text = render(prompt, tokenizer, generation=True)
+        question = _Question(text, model.chat_inputs(prompt)["input_ids"][0].tolist(), prompt)
     if not question.ids:
         raise ConfigError(
             "the prompt is empty, and the base's tokenizer puts no token at the beginning, so that the first "
@@ -187,7 +193,7 @@ def _end_of_answer(model: JudgeMethods, question: _Question, tokenizer: PreTrain
     """The token that ends an answer; in a chat the one after it in the template at which `generate` stops."""
     if question.messages is not None:
         answered = [*question.messages, {"role": "assistant", "content": "."}]
-        text = tokenizer.apply_chat_template(answered, tokenize=False)
+        text = render(answered, tokenizer, generation=False)
         after = tokenizer(text, add_special_tokens=False)["input_ids"][len(question.ids) :]
         stops = _stops(model) | {tokenizer.eos_token_id}
         for token in after:
@@ -247,24 +253,48 @@ def _sample(
     """The ids of n answers, each up to and with the token that ends it."""
     given = generation.pop("generation_config", None) or model.generation_config
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     rest = config.update(
         **{**generation, "do_sample": True, "num_return_sequences": n, "return_dict_in_generate": False}
     )
+    stops = _stops(model, config.eos_token_id)
+    if config.pad_token_id is None:  # what stands behind an answer is cut off by its length, whatever it is
+        config.pad_token_id = min(stops, default=0)
+    criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
+    if config.stop_strings is not None:
+        criteria.append(StopStringCriteria(rest.pop("tokenizer", None) or tokenizer, config.stop_strings))
+        config.stop_strings = None
+    lengths = _Lengths(criteria, n)
     ids = torch.tensor([question.ids], device=model.device)
     if question.messages is not None:
         rest["messages"] = question.messages
     mask = torch.ones_like(ids)
+    rest["stopping_criteria"] = StoppingCriteriaList([lengths])
     out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, **rest, generation_config=config)
-    stops = _stops(model, config.eos_token_id)
-    return [until_end(row, stops, config.pad_token_id) for row in out[:, len(question.ids) :].tolist()]
+    rows = [row[: length or None] for row, length in zip(out.tolist(), lengths.found, strict=True)]
+    return [until_end(row[len(question.ids) :], stops) for row in rows]
 
 
-def _encoded(responses: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+class _Lengths(StoppingCriteria):
+    """Asks other criteria, and keeps at what length each row was stopped by them; 0 where it was not."""
+
+    def __init__(self, criteria: StoppingCriteriaList, rows: int) -> None:
+        self.criteria, self.found = criteria, [0] * rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.criteria:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        done = self.criteria(cast(Any, input_ids), scores, **kwargs)
+        self.found = [
+            found or (input_ids.shape[1] if stopped else 0)
+            for found, stopped in zip(self.found, done.tolist(), strict=True)
+        ]
+        return cast(torch.Tensor, done)
+
+
+def _encoded(responses: Sequence[str], question: _Question, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     if isinstance(responses, str) or not responses:
         raise ConfigError(f"responses must be a list of at least one text; got {responses!r}")
-    encoded: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in responses]
+    encoded = [response_ids(text, tokenizer, prompt=question.text) for text in responses]
     if [] in encoded:
         raise ConfigError(
             f"response {encoded.index([])} is empty, so that there is nothing to score; expected text. Leave it out"
@@ -278,14 +308,9 @@ def _padded(rows: Sequence[list[int]]) -> torch.Tensor:
     return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
-def until_end(ids: list[int], stops: set[int], pad: int) -> list[int]:
-    """The answer with the token that ended it, without the padding that makes rows of a batch equally long."""
-    for index, token in enumerate(ids):
-        if token in stops:
-            return ids[: index + 1]
-    while len(ids) > 1 and ids[-1] == pad:
-        ids = ids[:-1]
-    return ids
+def until_end(ids: list[int], stops: set[int]) -> list[int]:
+    """The answer with the token that ended it, without what makes rows of a batch equally long."""
+    return next((ids[: index + 1] for index, token in enumerate(ids) if token in stops), ids)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from valueadapter.config import Message, Prefix
 from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import last_hidden_state
+from valueadapter.messages import render, text_of
 
 ROWS_MASK = "__rows__"
 """Marks, among masks that are prepared for each model, the (batch, past + seq) mask they were made from."""
@@ -55,7 +56,7 @@ def as_prefix(given: str | Sequence[Mapping[str, str]] | Sequence[Message] | Non
     messages = []
     for turn in given:
         if isinstance(turn, Mapping) and set(turn) == {"role", "content"}:
-            turn = Message(str(turn["role"]), str(turn["content"]))
+            turn = Message(str(turn["role"]), text_of(turn["content"]))
         if not isinstance(turn, Message):
             raise ConfigError(f"a base prefix is text or messages with 'role' and 'content'; got {turn!r}")
         messages.append(turn)
@@ -77,7 +78,7 @@ def prefix_ids(prefix: Prefix, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
             "base_prefix='…', or None for no prefix"
         )
     turns = [{"role": turn.role, "content": turn.content} for turn in prefix]
-    text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
+    text = render(turns, tokenizer, generation=False)
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -5,6 +5,7 @@ Knows nothing of models: what is done with the logits is the caller's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.data import IGNORED, Collator, encode
-from valueadapter.record_checks import carries_loss
+from valueadapter.encoding import asks, chat_prompt, opening_ids, prompt_ids
+from valueadapter.messages import template_arguments, text_of
+from valueadapter.record_checks import carries_loss, checked
 from valueadapter.record_checks import shape_of as shape_of
 
 Record = Mapping[str, Any]
@@ -78,44 +81,54 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def response_bytes(records: Sequence[Record]) -> int:
-    """UTF-8 bytes of all responses."""
-    return sum(len(text.encode()) for record in records for text in response_texts(record))
+    """UTF-8 bytes of all responses; calls of tools count as the JSON that they are."""
+    return sum(len(text.encode()) for record in records for text in (*response_texts(record), *_calls(record)))
 
 
 def response_texts(record: Record) -> list[str]:
     """The completion, the assistant's turns, or the text."""
+    record = checked(record)
     shape = shape_of(record)
     if shape == "messages":
-        return [message["content"] for message in record["messages"] if carries_loss(message)]
+        return [text_of(message.get("content")) for message in record["messages"] if carries_loss(message)]
     return [record["completion" if shape == "prompt" else "text"]]
+
+
+def _calls(record: Record) -> list[str]:
+    messages = checked(record).get("messages") or ()
+    calls = [message["tool_calls"] for message in messages if carries_loss(message) and message.get("tool_calls")]
+    return [json.dumps(each, ensure_ascii=False) for each in calls]
 
 
 def same_demonstration(record: Record) -> str:
     """A key that two records share if they are one demonstration, whatever else they carry."""
+    record = checked(record)
     shape = shape_of(record)
-    parts = (record["prompt"], record["completion"]) if shape == "prompt" else record[shape]
-    return repr([(m["role"], m["content"]) for m in parts] if shape == "messages" else parts)
+    if shape != "messages":
+        return repr((record["prompt"], record["completion"]) if shape == "prompt" else record[shape])
+    turns = [(m["role"], text_of(m.get("content")), *filter(None, [m.get("tool_calls")])) for m in record[shape]]
+    return repr(turns)
 
 
 def question(record: Record, tokenizer: PreTrainedTokenizerBase, *, context: Sequence[Record] = ()) -> list[int] | None:
-    """Token ids up to where the (last) response begins; None for plain text, which asks nothing.
+    """Token ids up to where the (last) response begins; None for what asks nothing, as plain text.
 
     Args:
         record: a demonstration.
         tokenizer: the model's.
         context: as in `responses`.
     """
+    record = checked(record)
     shape = shape_of(record)
     if shape == "text":
         return None
     if shape == "prompt":
-        asked: list[int] = tokenizer(_written_out(context) + record["prompt"])["input_ids"]
-        return asked
-    messages, _ = _chat(record, context)
-    last = max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=len(messages))
-    text: Any = tokenizer.apply_chat_template(messages[:last], tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+        return prompt_ids(_written_out(context) + record["prompt"], tokenizer)
+    messages = _chat(record, context)
+    last = max(index for index, turn in enumerate(messages) if carries_loss(turn))
+    if not asks(messages[:last]):
+        return None
+    return chat_prompt(messages[:last], tokenizer, arguments=template_arguments(record))
 
 
 def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
@@ -125,22 +138,19 @@ def batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
 
 def _encode(record: Record, tokenizer: PreTrainedTokenizerBase, context: Sequence[Record]) -> dict[str, list[int]]:
     """`data.encode` with a context that carries no label."""
-    alone = encode(record, tokenizer)
     if not context:
-        return alone
+        return encode(record, tokenizer)
+    record = checked(record)
     shape = shape_of(record)
     if shape == "messages":
-        messages, before = _chat(record, context)
-        row = encode({"messages": messages}, tokenizer)
-        text: Any = tokenizer.apply_chat_template(messages[:before], tokenize=False)
-        skipped = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    elif shape == "prompt":
+        return encode({**record, "messages": _chat(record, context)}, tokenizer)
+    if shape == "prompt":
         return encode({**record, "prompt": _written_out(context) + record["prompt"]}, tokenizer)
-    else:
-        row = encode({"prompt": _written_out(context), "completion": record["text"]}, tokenizer)
-        # the same tokens are scored as without the context, where nothing may come before the first
-        skipped = len(row["labels"]) - sum(label != IGNORED for label in alone["labels"])
-    return {**row, "labels": [IGNORED] * skipped + row["labels"][skipped:]}
+    row = encode({"prompt": _written_out(context), "completion": record["text"]}, tokenizer)
+    if not opening_ids(tokenizer):  # the same tokens are scored as without the context, where nothing opens the text
+        first = next(index for index, label in enumerate(row["labels"]) if label != IGNORED)
+        row["labels"][first] = IGNORED
+    return row
 
 
 def _written_out(context: Sequence[Record]) -> str:
@@ -149,13 +159,10 @@ def _written_out(context: Sequence[Record]) -> str:
     return "".join(f"{piece}\n\n" for piece in pieces)
 
 
-def _chat(record: Record, context: Sequence[Record]) -> tuple[list[Mapping[str, str]], int]:
-    """The turns of a context and then a record's own, under its system message; how many of them come before its own.
-
-    Returns:
-        The messages; how many of them lead up to the record's own first turn.
-    """
+def _chat(record: Record, context: Sequence[Record]) -> list[Mapping[str, Any]]:
+    """The turns of a context, whose answers do not count, and then a record's own, under its own system message."""
     own = list(record["messages"])
     system = own[:1] if context and own[0]["role"] == "system" else []
-    earlier = [turn for one in context for turn in one["messages"] if turn["role"] != "system"]
-    return [*system, *earlier, *own[len(system) :]], len(system) + len(earlier)
+    turns = [turn for one in context for turn in checked(one)["messages"] if turn["role"] != "system"]
+    earlier = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in turns]
+    return [*system, *earlier, *own[len(system) :]]

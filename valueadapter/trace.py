@@ -20,6 +20,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.card import templates
+from valueadapter.encoding import prompt_ids
 from valueadapter.errors import UnsupportedModeError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class TraceMethods:
                 "no adapter acts here, so there is nothing to trace; set_adapter([…]) activates some"
             )
         tokenizer = self._base_tokenizer()
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
+        ids = torch.tensor([prompt_ids(prompt, tokenizer)], dtype=torch.long, device=self.device)
         begin = ids.shape[1] if max_new_tokens else 1
         if max_new_tokens:
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

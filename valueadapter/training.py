@@ -35,7 +35,7 @@ from valueadapter.network import has_injected_layers, load_network
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.prefix import as_prefix
 from valueadapter.staging import check_target
-from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
+from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary, tokenizer_of_base
 from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         train_dataset: demonstrations (as `load_demonstrations` takes or gives them) or tokenized records; a
             `datasets.IterableDataset` of either too, with `max_steps`, whose record counts what was read of it.
         eval_dataset: held-out ones, or several sets of them by name.
-        processing_class: the tokenizer; the adapter's by default.
+        processing_class: the base's tokenizer, which is taken by default.
         other_bases: bases of the same vocabulary that take part: each demonstration of each epoch is read by one that
             is drawn at random. Models, or wrappers `ValueAdapterForCausalLM(model, tokenizer=…)` where a model's name
             does not lead to its tokenizer. Evaluation is on the training base.
@@ -104,7 +104,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         ConfigError: nothing is trainable, the base is not frozen, or several bases, prefixes or `cache_base` where the
             loss cannot be computed from hidden states.
         ArtifactError: the adapter could not be saved in `<output_dir>/adapter` at the end.
-        IncompatibleBaseError: another base has another vocabulary.
+        IncompatibleBaseError: another base, or the tokenizer given, has another vocabulary than the training base.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
                 "TRL and save it with model.save_pretrained; or take the recipe of `valueadapter train --network lora`"
             )
         check_target(Path(args.output_dir) / layout.CHECKPOINT_ADAPTER)
-        tokenizer = processing_class or model.adapters[model.only_adapter()].tokenizer
+        tokenizer = tokenizer_of_base(model, processing_class)
         collator = kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id or 0)
         others = [same_vocabulary(model, other) for other in other_bases]
         prefixes = [prefix for given in more_prefixes if (prefix := as_prefix(given)) is not None]

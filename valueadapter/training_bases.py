@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from valueadapter.adapter import side_of
 from valueadapter.base_states import BaseStates, Record, Say, sample_key
 from valueadapter.config import VocabularySpec
 from valueadapter.errors import ConfigError, IncompatibleBaseError
@@ -144,6 +145,24 @@ def same_vocabulary(model: ValueAdapterForCausalLM, other: PreTrainedModel) -> P
             "in one run must have the same. Train on one of them; the adapter works on the other all the same"
         )
     return wrapper.base
+
+
+def tokenizer_of_base(model: ValueAdapterForCausalLM, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of what the training base reads: the base's own, or one of its vocabulary that is given.
+
+    Raises:
+        IncompatibleBaseError: the one given has another vocabulary.
+    """
+    own = model._base_tokenizer()
+    if given is None or given is own:
+        return own
+    side = model._base_side()
+    if wrong := side.vocabulary.differences(side.width, side_of(given, side.width).vocabulary, side.width):
+        raise IncompatibleBaseError(
+            f"processing_class is not the tokenizer of base model '{model.base.name_or_path}', which would read other "
+            f"text than the demonstrations': {'; '.join(wrong)}. Leave it out, or give the base's"
+        )
+    return given
 
 
 def public_name(model: PreTrainedModel) -> str:

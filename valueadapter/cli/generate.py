@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,8 @@ def generate(
     import torch
     from transformers import TextStreamer
 
+    from valueadapter.encoding import prompt_ids
+
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
@@ -46,12 +48,14 @@ def generate(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
+    inputs: dict[str, Any]
     if chat:
         if not tokenizer.chat_template:
             raise ConfigError(f"base model '{base}' has no chat template; leave --chat out")
-        message = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not chat).to(model.device)
+        inputs = {**model.chat_inputs([{"role": "user", "content": text}])}
+    else:
+        ids = torch.tensor([prompt_ids(text, tokenizer)], dtype=torch.long, device=model.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     model.generate(

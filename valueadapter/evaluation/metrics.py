@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.data import IGNORED, Collator
 from valueadapter.demonstrations import all_checked
+from valueadapter.encoding import prompt_ids
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation.score import Example, Score
 from valueadapter.scoring import Record, batches, question, response_bytes, response_texts, responses, shape_of
@@ -168,7 +169,7 @@ def _choice_is_right(
 def _with_response(record: Record, text: str) -> dict[str, Any]:
     """A record with another response."""
     if shape_of(record) == "messages":
-        return {"messages": [*record["messages"][:-1], {**record["messages"][-1], "content": text}]}
+        return {**record, "messages": [*record["messages"][:-1], {**record["messages"][-1], "content": text}]}
     return {"prompt": record.get("prompt", ""), "completion": text}
 
 
@@ -193,7 +194,7 @@ def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int = 16
 ) -> list[str]:
     """The first line of what the model says to each prompt, greedily."""
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     return [first_line(text) for text in _generate(model, tokenizer, rows, max_new_tokens)]
 
 

@@ -25,7 +25,7 @@ FLOORS = [
     ["staging"],
     ["compatibility", "export"],
     ["hub"],
-    ["devices", "encoding"],
+    ["devices", "encoding", "steps"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.acting import acting, here
+from valueadapter.acting import Block, acting, here
 from valueadapter.adapter import ValueAdapter
 from valueadapter.cache import BASE, ValueAdapterCache
 from valueadapter.config import Prefix
@@ -88,8 +87,7 @@ class PrefixMethods:
             )
         return next(iter(different), None)
 
-    @contextlib.contextmanager
-    def prefixed_base(self, prefix: Prefix | Sequence[Mapping[str, str]]) -> Iterator[None]:
+    def prefixed_base(self, prefix: Prefix | Sequence[Mapping[str, str]]) -> Block:
         """Within the block the model is the base after a prefix, without any adapter.
 
         This is what a few examples in the prompt give without us, at the cost of reading them once.
@@ -101,8 +99,7 @@ class PrefixMethods:
             ConfigError: as `set_base_prefix`.
         """
         given = as_prefix(prefix)
-        with acting(self, (), None if given is None else self._prefix_for_base(given)):
-            yield
+        return acting(self, (), None if given is None else self._prefix_for_base(given))
 
     def _acting_prefix(self) -> BasePrefix | None:
         if (block := here(self)) is not None and block.prefix is not None:

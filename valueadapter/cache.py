@@ -11,16 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticCache
 
 from valueadapter.errors import UnsupportedModeError
+from valueadapter.steps import has_read
 
 BASE = "base"
 """The part that belongs to the base model; it comes first, so that lengths are the base's."""
-
-
-BASE_MASK = "__base__"
-"""Marks a dict of one mask per model; the models' own dicts of masks are keyed by attention type."""
 
 
 class PrefixState(NamedTuple):
@@ -67,12 +64,12 @@ class ValueAdapterCache(Cache):
             networks: part name -> configuration of the network, or the reader that serves as its cache.
 
         Raises:
-            UnsupportedModeError: the cache has content, which the networks have not read.
+            UnsupportedModeError: the cache has content, which the networks, if there are any, have not read.
         """
-        if (length := cache.get_seq_length()) > 0:
+        if networks and has_read(cache):
             raise UnsupportedModeError(
-                f"this {type(cache).__name__} holds {length} tokens of the base model alone, which the value networks "
-                "have not read. Pass the `cache` that an earlier call of this model returned, or an empty one"
+                f"this {type(cache).__name__} holds text of the base model alone, which the value networks have not "
+                "read. Pass the `cache` that an earlier call of this model returned, or an empty one"
             )
         static = isinstance(cache, StaticCache)
         if static and all(cache.is_sliding):
@@ -103,14 +100,20 @@ class ValueAdapterCache(Cache):
             )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the caller's that a layer has seen; the prefix does not count."""
+        """Tokens of the caller's that have been seen, by the first model that counts them; without the prefix."""
+        counting = [part for part, cache in self.parts.items() if _counts(cache)]
+        if layer_idx == 0 and counting:
+            return self.read_by(counting[0])
         length: int = super().get_seq_length(layer_idx)
         lead = self.prefixes[BASE].lead if BASE in self.prefixes else 0
         return length - lead if lead and length > 0 and layer_idx < len(self.parts[BASE].layers) else length
 
     def read_by(self, part: str) -> int:
-        """Tokens of the caller's that one of the models has seen."""
-        length = int(self.parts[part].get_seq_length())
+        """Tokens of the caller's that one of the models has seen; of one that counts none (Mamba), 1 for any."""
+        cache = self.parts[part]
+        if not _counts(cache):
+            return int(has_read(cache))
+        length = int(cache.get_seq_length())
         return length - self.prefixes[part].lead if part in self.prefixes and length > 0 else length
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -123,3 +126,8 @@ class ValueAdapterCache(Cache):
         """Empties all parts."""
         super().reset()
         self.prefixes.clear()
+
+
+def _counts(cache: Any) -> bool:
+    """Whether a part knows how many tokens it has seen; a purely recurrent one does not."""
+    return isinstance(cache, CacheLayerMixin) or not cache.layers or not all(cache.is_linear)

@@ -5,16 +5,15 @@ Speaks PEFT's vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from valueadapter.acting import acting, here
+from valueadapter.acting import Block, acting, here
 from valueadapter.adapter import ValueAdapter
 from valueadapter.base_prefix import PrefixMethods, network_prefixes
 from valueadapter.config import Prefix
@@ -83,7 +82,7 @@ class ChoosingMethods(PrefixMethods):
         """Sets how strongly an adapter acts: logits = base logits + scale · value logits. 0 switches it off.
 
         A negative scale is allowed with a warning: moved away from a safety-tuned adapter, a base may lose what it was
-        taught to refuse.
+        taught to refuse. Within `only(adapter_name, …)` the scale is the block's, and goes with it.
 
         Raises:
             AdapterNameError: no such adapter.
@@ -91,6 +90,11 @@ class ChoosingMethods(PrefixMethods):
         """
         attached = self._get(adapter_name)
         self._check_scale(adapter_name, scale)
+        block = here(self)
+        for scales in block.scales.maps if block is not None else []:
+            if adapter_name in scales:
+                scales[adapter_name] = float(scale)
+                return
         attached.scale = float(scale)
 
     def _check_scale(self, adapter_name: str, scale: float) -> None:
@@ -138,31 +142,31 @@ class ChoosingMethods(PrefixMethods):
             )
         attached.refinement = (mode, ByteEvents(reading.value, reading.width))
 
-    @contextlib.contextmanager
-    def only(self, adapter_name: str, *, scale: float) -> Iterator[None]:
-        """Within the block just this adapter acts, at this scale; afterwards all is as before.
+    def only(self, adapter_name: str, *, scale: float) -> Block:
+        """Within the block, and in its thread only, just this adapter acts, at this scale; afterwards all is as before.
+
+        In a generator the block holds while the generator runs, and not for the code that reads its values.
 
         Raises:
             AdapterNameError: no such adapter.
             ConfigError: the scale is no finite number.
+            UnsupportedModeError: entered in an asynchronous generator.
         """
-        before = self._get(adapter_name).scale
-        self.set_scale(adapter_name, scale)
-        try:
-            with acting(self, (adapter_name,)):
-                yield
-        finally:
-            self._attached[adapter_name].scale = before
+        self._get(adapter_name)
+        self._check_scale(adapter_name, scale)
+        return acting(self, (adapter_name,), scales={adapter_name: float(scale)})
 
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> Block:
         """Within the block, and in its thread only, the model is the base, bit for bit, and no network runs.
 
         Blocks may be nested. A thread that is started from within does not inherit the block: enter it there, or pass
-        `adapter_names=[None]` to `generate`.
+        `adapter_names=[None]` to `generate`. In a generator the block holds while the generator runs, and not for the
+        code that reads its values.
+
+        Raises:
+            UnsupportedModeError: entered in an asynchronous generator.
         """
-        with acting(self, ()):
-            yield
+        return acting(self, ())
 
     def disable_adapters(self) -> None:
         """Switches all adapters off, for all threads, until `enable_adapters`."""
@@ -187,8 +191,11 @@ class ChoosingMethods(PrefixMethods):
 
     @property
     def scales(self) -> dict[str, float]:
-        """Name -> scale of every attached adapter."""
-        return {name: attached.scale for name, attached in self._attached.items()}
+        """Name -> scale of every attached adapter, as it acts here."""
+        own = {name: attached.scale for name, attached in self._attached.items()}
+        if (block := here(self)) is not None:
+            own |= {name: scale for name, scale in block.scales.items() if name in own}
+        return own
 
     def only_adapter(self, adapter_name: str | None = None) -> str:
         """The named adapter, or the one that is meant when there is just one.
@@ -209,11 +216,12 @@ class ChoosingMethods(PrefixMethods):
 
         A network that several of them have, and read alike, bears one name in all, under which it runs once.
         """
-        acting = [(name, self._attached[name]) for name in self.active_adapters]
+        scales = self.scales
+        acting = [(name, self._attached[name], scales[name]) for name in self.active_adapters]
         known: dict[tuple[Any, ...], tuple[str, BasePrefix | None]] = {}
         found = []
-        for name, attached in acting:
-            if attached.scale == 0:
+        for name, attached, scale in acting:
+            if scale == 0:
                 continue
             own = attached.adapter
             read = self._read_by_networks(name, attached)
@@ -228,7 +236,7 @@ class ChoosingMethods(PrefixMethods):
                     tuple(part for part, _ in parts),
                     own.networks,
                     tuple(spec.coefficient for spec in own.config.networks),
-                    attached.scale,
+                    scale,
                     attached.link,
                     attached.refinement,
                     own.config.connection,

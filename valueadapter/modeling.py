@@ -22,11 +22,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
+from transformers.utils.generic import can_return_tuple
 
+from valueadapter.acting import here
 from valueadapter.adapter import ValueAdapter, side_of
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods
-from valueadapter.cache import BASE, BASE_MASK
+from valueadapter.cache import BASE
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
 from valueadapter.config import MODEL_TYPE, Prefix
@@ -35,7 +37,7 @@ from valueadapter.devices import execution_device
 from valueadapter.distillation import DistillMethods
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.fused_head import HeadMethods, OutputHead
-from valueadapter.generation import GenerationMethods
+from valueadapter.generation import NO_IDS, GenerationMethods
 from valueadapter.injected import check_no_lora_on_lora
 from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
@@ -44,9 +46,10 @@ from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
+from valueadapter.steps import STEPS, logits_of
 from valueadapter.trace import TraceMethods
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
-from valueadapter.value_logits import Inputs, fit_width, of_part, shared_parts, value_logits
+from valueadapter.value_logits import Inputs, Term, fit_width, of_part, shared_parts, value_logits
 
 
 def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -107,13 +110,13 @@ class ValueAdapterForCausalLM(
     def __init__(
         self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, strict: bool = False
     ) -> None:
-        super().__init__(ValueAdapterModelConfig(text_config=base.config, name_or_path=base.config.name_or_path))
+        own = {"name_or_path": base.config.name_or_path, "return_dict": base.config.return_dict}
+        super().__init__(ValueAdapterModelConfig(text_config=base.config, **own))
         self.base = base.requires_grad_(False).eval()
         self.base_tokenizer = tokenizer
         self.strict = strict
         self.value_networks = nn.ModuleDict()
         self.output_head = OutputHead()
-        self.generation_config = base.generation_config
         self._attached: dict[str, Attached] = {}
         self._chats = {}
         self._active: tuple[str, ...] = ()
@@ -172,6 +175,7 @@ class ValueAdapterForCausalLM(
         return model
 
     # -- the sum -----------------------------------------------------------------------------------------------------
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own is untyped
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -206,66 +210,46 @@ class ValueAdapterForCausalLM(
                 alone, whatever is active otherwise; a network runs for the rows that need it. As in PEFT, and in
                 `generate` too.
             value_loss: the trainer's: compute nothing but the loss, and that from hidden states.
-            kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`).
+            kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`); `return_dict=False`
+                for a tuple of what there is: loss, logits, cache, …
 
         Raises:
+            AdapterNameError: unknown names in `adapter_names`, or not one entry for each row.
             UnsupportedModeError: `inputs_embeds` without ids while an adapter is active, or a cache of other models.
         """
         if "past_key_values" in kwargs:
             raise TypeError("`past_key_values` is called `cache` in transformers 5.24 and here; pass it by that name")
-        if adapter_names is not None:
+        block = here(self)
+        rows = block.rows if adapter_names is None and block is not None else adapter_names
+        if rows is not None:
             asked = {"cache": cache, "use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
             asked |= {"messages": messages, "labels": labels, "output_value_logits": output_value_logits}
-            return self._forward_rows(adapter_names, input_ids, attention_mask, position_ids, **asked)
+            asked["repeated"] = adapter_names is None
+            return self._forward_rows(rows, input_ids, attention_mask, position_ids, **asked)
         terms = self.terms()
         if terms and input_ids is None:
-            raise UnsupportedModeError(
-                "value networks read token ids, and only `inputs_embeds` came, which are the base's own. "
-                "Pass `input_ids`, or use the base alone with disable_adapter()"
-            )
+            raise UnsupportedModeError(NO_IDS)
         if value_loss is not None:
             batch = TextInputs(cast(torch.Tensor, input_ids), cast(torch.Tensor, attention_mask), position_ids)
             return ValueAdapterOutput(mean_loss(terms[0], batch, value_loss))
         self._check_base()
-        if use_cache is None:
-            use_cache = bool(getattr(self.base.config.get_text_config(), "use_cache", True)) and not self.training
-        parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None
+        use_cache, parts = self._cache_of_call(use_cache, cache, terms)
         loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-        kwargs["return_dict"] = True
+        inputs = Inputs(
+            input_ids=cast(torch.Tensor, input_ids),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=logits_to_keep,
+            use_cache=use_cache,
+            cache=parts,
+            shared=shared_parts(terms),
+            steps=self._steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
+        )
         everywhere = any(term.reads_prediction for term in terms)
-        common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": 0 if everywhere else logits_to_keep}
-        if position_ids is not None:
-            common["position_ids"] = position_ids
-        call = BaseCall({"inputs_embeds": inputs_embeds})
-        if input_ids is not None:
-            call = self._base_call(input_ids, attention_mask, position_ids, parts, common["logits_to_keep"])
-        with torch.no_grad():
-            out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})
-        whole = call.cut(out.logits)
-        logits = kept_positions(whole, logits_to_keep) if everywhere else whole
-        added: dict[str, torch.Tensor] = {}
-        apart = len(terms) > 1 and any(term.refinement for term in terms)  # the sum is written over the base's logits
-        base_logits = logits.clone() if apart else logits
-        shared, said = shared_parts(terms), dict[str, torch.Tensor]()
-        for term in terms:
-            inputs = Inputs(
-                input_ids=cast(torch.Tensor, input_ids),
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=logits_to_keep,
-                use_cache=use_cache,
-                cache=parts,
-                base_logits=base_logits,
-                prompts=self._prompts(messages, term, len(logits)),
-                prediction=whole if everywhere else None,
-                said=said,
-                shared=shared,
-            )
-            for value, weight in value_logits(term, inputs):
-                logits = add_value_logits(logits, value, weight)
-                if output_value_logits:
-                    weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
-                    added[term.name] = added[term.name] + weighted if term.name in added else weighted
+        out, whole = self._base_output(inputs, inputs_embeds, 0 if everywhere else logits_to_keep, kwargs)
+        inputs.base_logits = kept_positions(whole, logits_to_keep) if everywhere else whole
+        inputs.prediction = whole if everywhere else None
+        logits, added = self._sum(terms, inputs, messages, apart=bool(output_value_logits))
         together = sum(added.values(), torch.zeros_like(logits)) if output_value_logits else None
         loss = None
         if labels is not None:
@@ -274,6 +258,38 @@ class ValueAdapterForCausalLM(
         return ValueAdapterOutput(
             loss, logits, parts, *shown, together, added if output_value_logits == "each" else None
         )
+
+    def _base_output(
+        self, inputs: Inputs, inputs_embeds: torch.Tensor | None, keep: int | torch.Tensor, more: dict[str, Any]
+    ) -> tuple[Any, torch.Tensor]:
+        """What the base gives, and its logits of the positions to keep, (batch, kept, base_vocab)."""
+        call = BaseCall({"inputs_embeds": inputs_embeds})
+        if inputs.input_ids is not None:
+            call = self._base_call(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.cache, keep)
+        arguments: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": keep}
+        if inputs.position_ids is not None:
+            arguments["position_ids"] = inputs.position_ids
+        arguments |= of_part(BASE, inputs.attention_mask, inputs.cache)
+        with torch.no_grad():
+            out = logits_of(self.base, {**arguments, **call.arguments, **inputs.steps.get(BASE, {}), **more})
+        return out, call.cut(out.logits)
+
+    def _sum(
+        self, terms: list[Term], inputs: Inputs, messages: Messages | None, *, apart: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The base's logits with everything added; and where it is asked for, what each adapter added, by name."""
+        logits = inputs.base_logits
+        if len(terms) > 1 and any(term.refinement for term in terms):  # the sum is written over the base's logits
+            inputs.base_logits = logits.clone()
+        added: dict[str, torch.Tensor] = {}
+        for term in terms:
+            inputs.prompts = self._prompts(messages, term, len(logits))
+            for value, weight in value_logits(term, inputs):
+                logits = add_value_logits(logits, value, weight)
+                if apart:
+                    weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
+                    added[term.name] = added[term.name] + weighted if term.name in added else weighted
+        return logits, added
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:

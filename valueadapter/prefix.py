@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from valueadapter.cache import BASE, BASE_MASK, PrefixState, ValueAdapterCache
+from valueadapter.cache import BASE, PrefixState, ValueAdapterCache
 from valueadapter.config import Message, Prefix
 from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import last_hidden_state
 from valueadapter.messages import render, text_of
-
-ROWS_MASK = "__rows__"
-"""Marks, among masks that are prepared for each model, the (batch, past + seq) mask they were made from."""
+from valueadapter.steps import has_read
 
 
 class Recorded:
@@ -202,9 +200,9 @@ class BasePrefix:
         Raises:
             UnsupportedModeError: a mask that does not say which tokens are padding, or too long a text.
         """
-        mask, prepared = _masks(attention_mask, BASE_MASK if self.part == BASE else self.part)
+        mask = _checked(attention_mask)
         ids, state = self.begin(input_ids, mask, cache)
-        if state.after_padding and (cache is None or int(cache.parts[self.part].get_seq_length()) == 0):
+        if state.after_padding and (cache is None or not has_read(cache.parts[self.part])):
             return self._read_all(ids, mask, position_ids, cache, logits_to_keep, state.lead)
         if cache is not None:
             own = cache.parts[self.part]
@@ -213,7 +211,7 @@ class BasePrefix:
             self._fill(own, len(ids), state.lead, ids.shape[1])
         arguments: dict[str, Any] = {
             "input_ids": ids,
-            "attention_mask": self.mask(mask, state) if prepared is None else prepared,
+            "attention_mask": self.mask(mask, state),
             "cache": own,
             "use_cache": True,
             "logits_to_keep": logits_to_keep,
@@ -239,13 +237,36 @@ class BasePrefix:
         arguments = {key: value for key, value in call.arguments.items() if key != "logits_to_keep"}
         return call.cut(last_hidden_state(self.base, **arguments, **more))
 
-    def mask_arguments(
-        self, mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: ValueAdapterCache
-    ) -> dict[str, Any]:
-        """What the base's masks are made from, for a cache that has begun."""
-        state = cache.prefixes[self.part]
-        positions = None if position_ids is None else position_ids + state.lead
-        return {"attention_mask": self.mask(mask, state), "position_ids": positions}
+    def as_read(
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: ValueAdapterCache,
+        count: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
+        """The whole text with the prefix, for the model's own preparation of a step; the cache begins with the prefix.
+
+        Args:
+            input_ids: (batch, seq) the whole text, or where `count` is None what is read next.
+            mask: (batch, past + seq), or None.
+            position_ids: (batch, seq), or None.
+            cache: the cache.
+            count: how many of the tokens are read next.
+
+        Returns:
+            Ids, mask and positions; None where the model is about to read the prefix itself (see `call`).
+        """
+        new = input_ids if count is None else input_ids[:, -count:]
+        begun, state = self.begin(new, mask, cache, reads_now=False)
+        if state.after_padding and not has_read(cache.parts[self.part]):
+            return None
+        if count is None:
+            ids = begun
+        else:
+            before = [input_ids.new_tensor(self.ids[: state.lead]).expand(len(new), -1), input_ids[:, :-count]]
+            ids = torch.cat([*before, begun], dim=1)
+        return ids, self.mask(mask, state), None if position_ids is None else position_ids + state.lead
 
     def mask(self, mask: torch.Tensor | None, state: PrefixState) -> torch.Tensor | None:
         """The mask of the base's positions, (batch, lead + past + seq), from that of the caller's."""
@@ -347,18 +368,13 @@ _MIXED = (
 )
 
 
-def _masks(given: torch.Tensor | Mapping[str, Any] | None, key: str) -> tuple[torch.Tensor | None, Any]:
-    """The mask that says which tokens are padding, and the model's own where `generate` has prepared one."""
-    mask, prepared = (given[ROWS_MASK], given[key]) if _has_rows(given) else (given, None)
+def _checked(mask: torch.Tensor | Mapping[str, Any] | None) -> torch.Tensor | None:
+    """The mask that says which tokens are padding."""
     if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
         raise UnsupportedModeError(
             "a base prefix needs to know which tokens are padding; pass the attention_mask of (batch, past + seq)"
         )
-    return mask, prepared
-
-
-def _has_rows(given: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(given, Mapping) and ROWS_MASK in given
+    return mask
 
 
 def _padding(mask: torch.Tensor) -> torch.Tensor:

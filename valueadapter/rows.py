@@ -6,21 +6,21 @@ gets when it runs alone: its adapters, the prefix that they bring, and nothing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
-from valueadapter.acting import acting
+from valueadapter.acting import Names, acting
 from valueadapter.cache import ValueAdapterCache
 from valueadapter.chat import conversations
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.outputs import ValueAdapterOutput
+from valueadapter.steps import STEPS
 
-AdapterNames = Sequence[str | Sequence[str] | None]
-"""For each row the adapter that acts, several, or None (or PEFT's "__base__") for the base alone."""
+AdapterNames = Names
 BASE_ALONE = "__base__"
 LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
 
@@ -104,47 +104,25 @@ class RowMethods:
     def _get(self, name: str) -> Any:  # documented where it is defined
         raise NotImplementedError
 
-    def generate(
-        self, inputs: torch.Tensor | None = None, *args: Any, adapter_names: AdapterNames | None = None, **kwargs: Any
-    ) -> Any:
-        """As `transformers.GenerationMixin.generate`.
-
-        Args:
-            inputs: (batch, seq) token ids.
-            args: as there.
-            adapter_names: for each prompt the adapters that act on it: a name, several, or None (or "__base__") for the
-                base alone. What is active otherwise does not matter then.
-            kwargs: as there.
-
-        Raises:
-            AdapterNameError: unknown names, or not one entry for each prompt.
-        """
-        ids = kwargs.get("input_ids") if inputs is None else inputs
-        if adapter_names is None or ids is None:
-            given = {} if adapter_names is None else {"adapter_names": adapter_names}
-            return super().generate(inputs, *args, **given, **kwargs)  # type: ignore[misc]  # GenerationMixin's
-        groups = self._groups(adapter_names, len(ids))
-        if len(groups) > 1:
-            return super().generate(inputs, *args, adapter_names=adapter_names, **kwargs)  # type: ignore[misc]
-        with acting(self, groups[0].names):  # nothing is mixed, so that assistants need not know
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-
-    def _groups(self, adapter_names: AdapterNames, batch: int) -> list[Group]:
+    def _groups(self, adapter_names: AdapterNames, batch: int, *, repeated: bool = False) -> list[Group]:
         """The rows of a batch by the adapters that act on them, each name checked.
 
         Args:
             adapter_names: one entry for each prompt.
-            batch: rows; several for each prompt where it has beams or several answers.
+            batch: rows.
+            repeated: whether a prompt may have several rows, one after the other: within `generate`, which has counted
+                the prompts, it has one for each beam or answer.
 
         Raises:
             AdapterNameError: unknown names, or not one entry for each prompt.
         """
-        if isinstance(adapter_names, str) or not len(adapter_names) or batch % len(adapter_names):
+        count = 0 if isinstance(adapter_names, str) else len(adapter_names)
+        if not count or (batch % count if repeated else batch != count):
             raise AdapterNameError(
                 f"adapter_names must have one entry for each of the {batch} rows, a name, a list of names, or None for "
                 f"the base alone; got {adapter_names!r}"
             )
-        repeats = batch // len(adapter_names)
+        repeats = batch // count
         found: dict[tuple[str, ...], list[int]] = {}
         for index, entry in enumerate(adapter_names):
             names = (entry,) if isinstance(entry, str) else tuple(entry or ())
@@ -179,6 +157,7 @@ class RowMethods:
         attention_mask: Any,
         position_ids: torch.Tensor | None,
         *,
+        repeated: bool,
         cache: Any,
         messages: Any,
         labels: torch.Tensor | None,
@@ -187,7 +166,8 @@ class RowMethods:
         """One call for each group, and the rows in their order again; arguments as `forward`."""
         if input_ids is None:
             raise UnsupportedModeError("adapter_names choose among networks, which read token ids; pass input_ids")
-        groups = self._groups(adapter_names, len(input_ids))
+        groups = self._groups(adapter_names, len(input_ids), repeated=repeated)
+        kwargs["return_dict"] = True
         if len(groups) == 1:
             with acting(self, groups[0].names):
                 return self(  # type: ignore[operator,no-any-return]  # the model
@@ -198,20 +178,16 @@ class RowMethods:
         if cache is not None:
             _check_cache(cache, groups)
         for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+        steps = kwargs.pop(STEPS, {})
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
         outputs: list[ValueAdapterOutput] = []
         for group in groups:
-            rows = torch.tensor(group.rows, device=input_ids.device)
-            each = position_ids is not None and len(position_ids) > 1
+            own = {**_of_rows(given, group, len(input_ids)), **steps.get(group.names, {})}
+            own["logits_to_keep"] = kwargs["logits_to_keep"]
+            own["messages"] = self._chats_of(messages, group, len(input_ids))
+            own["cache"] = None if cache is None else cache.groups[group.names]
             with acting(self, group.names):
-                out = self(  # type: ignore[operator]  # the model
-                    input_ids=input_ids[rows],
-                    attention_mask=None if attention_mask is None else attention_mask[rows],
-                    position_ids=cast(torch.Tensor, position_ids)[rows] if each else position_ids,
-                    cache=None if cache is None else cache.groups[group.names],
-                    messages=self._chats_of(messages, group, len(input_ids)),
-                    **kwargs,
-                )
-            outputs.append(out)
+                outputs.append(self(**own))  # type: ignore[operator]  # the model
         if cache is None and outputs[0].cache is not None:
             made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
             cache = RowsCache(made, {group.names: group.rows for group in groups})
@@ -237,6 +213,21 @@ class RowMethods:
             adapters,
         )
 
+    def _prepared_rows(self, groups: list[Group], input_ids: torch.Tensor, **given: Any) -> dict[str, Any]:
+        """What each group's own preparation makes of a step; arguments as `prepare_inputs_for_generation`."""
+        cache, count = given.pop("cache", None), given.pop("next_sequence_length", None)
+        made = {}
+        for group in groups:
+            own = _of_rows({**given, "input_ids": input_ids}, group, len(input_ids))
+            own["cache"] = None if cache is None else cache.groups[group.names]
+            with acting(self, group.names):
+                made[group.names] = self.prepare_inputs_for_generation(  # type: ignore[attr-defined]
+                    own.pop("input_ids"), next_sequence_length=count, **own
+                )
+        new = input_ids if count is None else input_ids[:, -count:]
+        given = {key: value for key, value in given.items() if key not in ("position_ids", "is_first_iteration")}
+        return {**given, "input_ids": new, "cache": cache, STEPS: made}
+
     def _chats_of(self, messages: Any, group: Group, batch: int) -> Any:
         """The conversations of a group's rows, of which each may have several; the same list at every step."""
         if messages is None:
@@ -251,6 +242,16 @@ class RowMethods:
                 raise ConfigError(f"got {len(chats)} conversations in `messages` for {batch} rows of input_ids")
             known[group.names] = [chats[row // repeats] for row in group.rows]
         return known[group.names]
+
+
+def _of_rows(given: Mapping[str, Any], group: Group, batch: int) -> dict[str, Any]:
+    """A group's rows of whatever has a row for each of the batch."""
+    return {
+        key: value[torch.tensor(group.rows, device=value.device)]
+        if isinstance(value, torch.Tensor) and key != "logits_to_keep" and value.dim() > 1 and len(value) == batch
+        else value
+        for key, value in given.items()
+    }
 
 
 def _check_cache(cache: Any, groups: list[Group]) -> None:

@@ -63,7 +63,7 @@ class StatusMethods(ChoosingMethods):
         return AdapterStatus(
             name,
             name in self.active_adapters,
-            attached.scale,
+            self.scales[name],
             "same" if link is None else "permuted" if link.reading is None else "another",
             "same" if link is None else "static" if attached.refinement is None else attached.refinement[0],
             adapter.config.connection,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from valueadapter.cache import BASE_MASK, ValueAdapterCache
+from valueadapter.cache import ValueAdapterCache
 from valueadapter.config import Connection
 from valueadapter.connection import read_embeddings
 from valueadapter.context import Reading
@@ -27,6 +27,7 @@ from valueadapter.plan import Prompt
 from valueadapter.prefix import BasePrefix
 from valueadapter.reader import TextReader
 from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
+from valueadapter.steps import Steps, logits_of
 
 
 class Term(NamedTuple):
@@ -86,14 +87,18 @@ class Inputs:
     logits_to_keep: int | torch.Tensor
     use_cache: bool
     cache: ValueAdapterCache | None
-    base_logits: torch.Tensor
+    base_logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """(batch, kept, base_vocab): what the base says, once it has."""
     prompts: Sequence[Prompt] | None = None
+    """Each row's prompt in both forms, where the term reads it so."""
     said: dict[str, torch.Tensor] = field(default_factory=dict)
     """What networks of several terms have said in this call, by name."""
     shared: frozenset[str] = frozenset()
     """Names of these networks."""
     prediction: torch.Tensor | None = None
     """(batch, seq, base_vocab): the base's own logits at every position, where a term reads them."""
+    steps: Steps = field(default_factory=dict)
+    """What the own preparation of each network that reads in step with the base made of this call."""
 
     def keep(self, part: str, logits: torch.Tensor) -> torch.Tensor:
         """The logits; remembered where another term has the same network."""
@@ -146,18 +151,20 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
         if (prefix := term.prefix_of(part)) is not None:
             yield inputs.keep(part, _after_prefix(network, prefix, read["input_ids"], inputs))
             continue
+        arguments = moved({**of_part(part, inputs.attention_mask, inputs.cache), **common}, device)
+        arguments |= {**read, **inputs.steps.get(part, {})}
         if term.reads_prediction:
             alignment = term.link.alignment if term.link is not None else None
             prediction = cast(torch.Tensor, inputs.prediction)
-            read = {
-                "inputs_embeds": read_embeddings(term.connection, network, read["input_ids"], prediction, alignment)
-            }
-        out = network(
-            **read,
-            return_dict=True,
-            **moved({**of_part(part, part, inputs.attention_mask, inputs.cache), **common}, device),
-        )
-        yield inputs.keep(part, out.logits)
+            text = arguments.pop("input_ids")
+            if text.shape[1] != prediction.shape[1]:
+                raise UnsupportedModeError(
+                    f"a {type(network).__name__} reads {text.shape[1]} tokens where the base reads "
+                    f"{prediction.shape[1]}, so that it cannot read the base's prediction of each (connection "
+                    f"'{term.connection}')"
+                )
+            arguments["inputs_embeds"] = read_embeddings(term.connection, network, text, prediction, alignment)
+        yield inputs.keep(part, logits_of(network, arguments).logits)
 
 
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -167,7 +174,8 @@ def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tenso
         {0: inputs.attention_mask, 1: inputs.position_ids, 2: inputs.logits_to_keep}, ids.device
     ).values()
     call = prefix.call(ids, mask, positions, inputs.cache, keep)
-    return call.cut(network(**call.arguments, return_dict=True).logits)
+    arguments = {**call.arguments, **inputs.steps.get(prefix.part, {})}
+    return call.cut(logits_of(network, arguments).logits)
 
 
 def _check_frozen(network: PreTrainedModel) -> None:
@@ -234,14 +242,10 @@ def readable(ids: torch.Tensor, network: PreTrainedModel, base_width: int) -> to
 
 
 def of_part(
-    part: str, mask: str, attention_mask: torch.Tensor | Mapping[str, Any] | None, cache: ValueAdapterCache | None
+    part: str, attention_mask: torch.Tensor | Mapping[str, Any] | None, cache: ValueAdapterCache | None
 ) -> dict[str, Any]:
-    """The mask and the cache of one of the models: its own where there is one for each, else the common one."""
-    one_for_each = isinstance(attention_mask, Mapping) and BASE_MASK in attention_mask
-    return {
-        "attention_mask": attention_mask[mask] if one_for_each else attention_mask,  # type: ignore[index]
-        "cache": cache.parts[part] if cache is not None else None,
-    }
+    """The mask, which is common, and the cache of one of the models."""
+    return {"attention_mask": attention_mask, "cache": cache.parts[part] if cache is not None else None}
 
 
 def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:

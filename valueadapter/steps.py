@@ -1,0 +1,106 @@
+"""One model's own part in a step of generation: what it is given, and what it says; knows no other model.
+
+Many classes prepare each step in a way of their own: Mamba takes a mask with the prompt only, Phi-3 reads everything anew
+where its positions change, CPM-Ant wants all ids each time, XLNet adds a token. So each model's own
+`prepare_inputs_for_generation` makes that model's inputs, and nothing here stands in for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+
+Steps = Mapping[Any, Mapping[str, Any]]
+"""Part -> what that model's own preparation made of a step."""
+STEPS = "value_adapter_steps"
+"""The argument of `forward` under which `generate` hands them on."""
+_SAID_ELSEWHERE = ("cache", "use_cache", "logits_to_keep")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's own is untyped
+def takes(model: Any, argument: str) -> bool:
+    """Whether a model's `forward` names an argument; many swallow what they do not know."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return argument in _arguments(type(inner))
+
+
+@functools.cache
+def _arguments(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]  # a module's class
+
+
+def keeps_cache(model: Any) -> bool:
+    """Whether a model can go on from a transformers `Cache`; RWKV, XLNet and others keep a state of another kind."""
+    return bool(takes(model, "cache") and model._supports_default_dynamic_cache())
+
+
+def has_read(cache: Cache) -> bool:
+    """Whether a cache holds anything, of whatever kind its layers are."""
+    for layer in cache.layers:
+        if any(getattr(layer, "has_previous_state", {}).values()):
+            return True
+        if hasattr(layer, "get_seq_length") and int(layer.get_seq_length()) > 0:
+            return True
+    return False
+
+
+def prepares_otherwise(model: Any) -> bool:
+    """Whether a model's class has a preparation of its own."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = getattr(type(inner), "prepare_inputs_for_generation", None)
+    return own is not GenerationMixin.prepare_inputs_for_generation
+
+
+def prepared_by(
+    model: Any,
+    input_ids: torch.Tensor,
+    *,
+    cache: Cache | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    **how: Any,
+) -> tuple[dict[str, Any], bool]:
+    """What a model's own preparation makes of a step.
+
+    Args:
+        model: the model.
+        input_ids: (batch, seq) the whole text in the model's ids, or where `how` does not say how many are new, those.
+        cache: the model's own cache.
+        attention_mask: (batch, past + seq), or None.
+        position_ids: (batch, seq), or None.
+        how: `next_sequence_length`, `is_first_iteration`, `use_cache`, `logits_to_keep`, and what else the model takes.
+
+    Returns:
+        Its inputs, without cache and logits to keep, which the caller knows; and whether it wants to read the whole
+        text anew, without what is cached.
+    """
+    given = {"attention_mask": attention_mask, "cache": cache}
+    if position_ids is not None and takes(model, "position_ids"):
+        given["position_ids"] = position_ids
+    made: dict[str, Any] = model.prepare_inputs_for_generation(input_ids, **given, **how)
+    anew = cache is not None and made.get("cache") is None
+    return {"attention_mask": None} | {key: made[key] for key in made if key not in _SAID_ELSEWHERE}, anew
+
+
+def logits_of(model: Any, arguments: Mapping[str, Any]) -> Any:
+    """A model's output, with logits of the positions to keep, also where it does not know of keeping.
+
+    Args:
+        model: the model.
+        arguments: for its `forward`.
+    """
+    keep = arguments.get("logits_to_keep", 0)
+    given = {key: value for key, value in arguments.items() if key != "position_ids" or takes(model, key)}
+    if takes(model, "logits_to_keep"):
+        return model(**given, return_dict=True)
+    given.pop("logits_to_keep", None)
+    out = model(**given, return_dict=True)
+    chosen = slice(-keep, None) if isinstance(keep, int) else keep
+    out.logits = out.logits[:, chosen]
+    return out

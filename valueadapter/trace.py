@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import jinja2
 import torch
@@ -19,11 +19,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from valueadapter.bounded_logits import pieces
 from valueadapter.card import templates
 from valueadapter.errors import UnsupportedModeError
-
-if TYPE_CHECKING:
-    from valueadapter.outputs import ValueAdapterOutput
+from valueadapter.stops import padding, stop_tokens
 
 TEMPLATE = "trace.html.jinja"
 
@@ -145,24 +144,20 @@ class TraceMethods:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.device)
         begin = ids.shape[1] if max_new_tokens else 1
         if max_new_tokens:
-            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad}
+            how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+            how |= {"pad_token_id": padding(tokenizer), "eos_token_id": sorted(stop_tokens(self, tokenizer)) or None}
             ids = self.generate(ids, attention_mask=torch.ones_like(ids), **how)  # type: ignore[attr-defined]
         count = ids.shape[1] - begin
         if count < 1:
             raise UnsupportedModeError(f"the prompt {prompt!r} has {ids.shape[1]} tokens; tracing it needs 2 or more")
-        out: ValueAdapterOutput = self(  # type: ignore[operator]  # the model
-            ids,
-            attention_mask=torch.ones_like(ids),
-            use_cache=False,
-            logits_to_keep=count + 1,
-            output_value_logits="each",
-        )
-        each = {name: (out.each or {})[name][0, :-1].float() for name in acting}
-        final = out.logits[0, :-1].float()
-        base = final - sum(each.values())
-        steps = _steps(ids[0, begin:].tolist(), base, final, each, tokenizer)
-        return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), steps, acting)
+        labels = ids[:, begin:]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        steps: list[Step] = []
+        for piece in pieces(cast(Any, self), inputs, labels, value_logits="each"):
+            each = {name: piece.each[name] for name in acting}
+            base = piece.logits - sum(each.values())
+            steps += _steps(piece.labels.tolist(), base, piece.logits, each, tokenizer)
+        return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), tuple(steps), acting)
 
 
 def _steps(

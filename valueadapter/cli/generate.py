@@ -34,6 +34,8 @@ def generate(
     import torch
     from transformers import TextStreamer
 
+    from valueadapter.stops import padding, stop_tokens
+
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
@@ -50,6 +52,7 @@ def generate(
         **inputs,
         **sampling,
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad_token_id=padding(tokenizer),
+        eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -65,10 +65,11 @@ class _Reader:
     """(batch, seq - 1): the number of each label."""
     value_logits: bool | Literal["each"]
     budget: int
-    networks: Sequence[PreTrainedModel] = field(default_factory=list)
+    bytes_per_position: int = 1
     everywhere: bool = False
     """Whether the base's logits are computed at every position, because networks read them."""
-    bytes_per_position: int = 1
+    by_length: bool = False
+    """Whether what is said of a position depends on how long the texts are that are read with it."""
 
 
 @torch.no_grad()
@@ -106,16 +107,17 @@ def pieces(
         places,
         value_logits,
         BUDGET if budget is None else budget,
-        networks=[network for term in terms for network in term.networks],
-        everywhere=any(term.reads_prediction for term in terms),
         bytes_per_position=_bytes_per_position(model, terms, value_logits),
+        everywhere=any(term.reads_prediction for term in terms),
+        by_length=any(_turns_with_length(one) for one in _models(model, terms)),
     )
     continues = None
     for rows in _together(reader, _rows(inputs["attention_mask"], here)):
-        if len(rows) > 1 or _size(reader, rows) <= reader.budget:
+        if not reader.by_length and (len(rows) > 1 or _size(reader, rows) <= reader.budget):
             yield from _run(reader, rows)
             continue
-        continues = _continues(reader, terms) if continues is None else continues
+        if continues is None:
+            continues = not reader.by_length and _continues(model, terms)
         yield from _in_steps(reader, rows[0]) if continues else _anew(reader, rows[0])
 
 
@@ -148,7 +150,7 @@ def _together(reader: _Reader, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     """Consecutive rows as far as their logits fit the budget together."""
     group: list[_Row] = []
     for row in rows:
-        if group and _size(reader, [*group, row]) > reader.budget:
+        if group and (reader.by_length or _size(reader, [*group, row]) > reader.budget):
             yield group
             group = []
         group.append(row)
@@ -215,15 +217,14 @@ def _in_steps(reader: _Reader, row: _Row) -> Iterator[Piece]:
 
 
 def _anew(reader: _Reader, row: _Row) -> Iterator[Piece]:
-    """The same without a cache: the text up to each step's end is read for it."""
+    """The same without a cache: the text up to each step's end is read for it, or where its length counts all of it."""
     size = max(1, reader.budget // reader.bytes_per_position)
     numbers = torch.tensor([row.number])
-    by_length = any(_turns_with_length(one.config) for one in _models(reader))
     for start in range(row.first, row.end, size):
         end = min(start + size, row.end)
-        if by_length:  # the whole row, of which some positions are kept
-            kept: int | torch.Tensor = torch.arange(start, end) - row.begin
-            out = _call(reader, numbers, slice(row.begin, row.end), kept, use_cache=False)
+        if reader.by_length:
+            kept = torch.arange(start, end) - row.begin
+            out = _call(reader, numbers, slice(row.begin, None), kept, use_cache=False)
         else:
             out = _call(reader, numbers, slice(row.begin, end), end - start, use_cache=False)
         yield from _blocks(reader, out, numbers, slice(start, end))
@@ -278,28 +279,27 @@ def _blocks(reader: _Reader, out: Any, rows: torch.Tensor, columns: slice) -> It
 
 
 # -- whether a cache can be gone on with ------------------------------------------------------------------------------
-def _models(reader: _Reader) -> list[PreTrainedModel]:
-    return [_base(reader.model), *reader.networks]
+def _models(model: Any, terms: Sequence[Term]) -> list[PreTrainedModel]:
+    return [_base(model), *(network for term in terms for network in term.networks)]
 
 
-def _continues(reader: _Reader, terms: Sequence[Term]) -> bool:
+def _continues(model: Any, terms: Sequence[Term]) -> bool:
     """Whether every model, called with its cache and several tokens, says what it says of the whole text."""
     if any(term.refinement for term in terms):  # which looks at what was said before, beyond what a cache holds
         return False
-    return all(_goes_on(model) for model in _models(reader))
+    return all(_goes_on(one) for one in _models(model, terms))
 
 
 def _goes_on(model: Any) -> bool:
-    """A model whose cache is keys and values alone, and whose positions turn alike however long the text."""
+    """A model whose cache is keys and values alone."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    takes_cache = "cache" in inspect.signature(plain.forward).parameters
-    if not takes_cache or getattr(plain, "_is_stateful", False) or _turns_with_length(plain.config):
+    if "cache" not in inspect.signature(plain.forward).parameters or getattr(plain, "_is_stateful", False):
         return False
     layers = DynamicCache(config=plain.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def _turns_with_length(config: Any) -> bool:
+def _turns_with_length(model: Any) -> bool:
     """Whether rotary embeddings depend on how long the text is (Phi-3's longrope, dynamic NTK)."""
 
     def kinds(value: Any) -> Iterator[object]:
@@ -308,6 +308,6 @@ def _turns_with_length(config: Any) -> bool:
             for inner in value.values():
                 yield from kinds(inner)
 
-    settings = config.get_text_config()
+    settings = model.config.get_text_config()
     found = [getattr(settings, name, None) for name in ("rope_parameters", "rope_scaling")]
     return any(kind in ("longrope", "dynamic") for one in found for kind in kinds(one))

@@ -97,8 +97,8 @@ def _likelihoods(
 
 def _columns(model: PreTrainedModel, batch: Responses, *, value_norms: bool) -> dict[str, torch.Tensor]:
     """Of every labelled position, row by row: bits, the likeliest token, and how large the value logits are."""
-    found: dict[str, list[torch.Tensor]] = {}
-    scale = (_scale(model) or 1.0) if value_norms else 1.0
+    found: dict[str, torch.Tensor] = {}
+    count, scale = int((batch.labels != IGNORED).sum()), (_scale(model) or 1.0) if value_norms else 1.0
     for piece in pieces(model, batch.inputs, batch.labels, value_logits=value_norms):
         nats = torch.nn.functional.cross_entropy(piece.logits, piece.labels, reduction="none")
         measured = {"bits": nats.double() / math.log(2), "predicted": piece.logits.argmax(dim=-1)}
@@ -107,8 +107,9 @@ def _columns(model: PreTrainedModel, batch: Responses, *, value_norms: bool) -> 
             measured["value_norm_raw"] = value.abs().mean(dim=-1)
             measured["value_norm_centred"] = (value - value.mean(dim=-1, keepdim=True)).abs().mean(dim=-1)
         for name, column in measured.items():
-            found.setdefault(name, []).append(column.cpu())
-    return {name: torch.cat(columns) for name, columns in found.items()}
+            # one tensor for all: many small ones that stay keep the allocator from giving large ones back
+            found.setdefault(name, torch.zeros(count, dtype=column.dtype))[piece.places.cpu()] = column.cpu()
+    return found
 
 
 def _example(columns: dict[str, list[Any]], parts: list[str], size: int) -> Example:

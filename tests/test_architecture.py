@@ -28,7 +28,7 @@ FLOORS = [
     ["reader", "connection"],
     ["adapter", "value_logits", "acting"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],
-    ["choosing", "training_loss", "claims"],
+    ["choosing", "training_loss", "token_mean", "claims"],
     ["status", "fused_head", "saving"],
     ["attachment", "base_states", "rows", "loading"],
     ["generation", "bounded_logits"],

@@ -17,9 +17,7 @@ def main() -> None:
     place, batch_size = Path(sys.argv[1]), int(sys.argv[2])
     tokenizer = byte_tokenizer()
     model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer)
-    adapter = ValueAdapter.from_networks(
-        [tiny_model("llama", seed=2)], tokenizer, base_model_name_or_path="alice/base"
-    )
+    adapter = ValueAdapter.from_networks([tiny_model("llama", seed=2)], tokenizer, base_model_name_or_path="alice/base")
     model.add_adapter(adapter, "default", is_trainable=True)
     args = ValueTrainingArguments(
         output_dir=str(place.parent / "out"),

@@ -67,7 +67,7 @@ def main() -> None:
         "trace": lambda: same.trace("DEFG" * 50),
     }
     chosen = sys.argv[1:] or list(steps)
-    print(json.dumps({name: grown(steps[name]) for name in chosen}))
+    sys.stdout.write(json.dumps({name: grown(steps[name]) for name in chosen}) + "\n")
 
 
 if __name__ == "__main__":

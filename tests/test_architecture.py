@@ -12,7 +12,7 @@ import valueadapter
 PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
-    ["version", "errors", "layout"],
+    ["version", "errors", "layout", "visible"],
     ["records"],
     ["config"],
     ["vocabulary"],
@@ -42,7 +42,18 @@ FLOORS = [
     ["recipes"],
     ["cli"],
 ]
-LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT = [
+    "version",
+    "errors",
+    "layout",
+    "visible",
+    "records",
+    "config",
+    "vocabulary",
+    "text_encoder",
+    "alignment",
+    "context",
+]
 LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 

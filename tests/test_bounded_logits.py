@@ -1,4 +1,4 @@
-"""Logits of labelled positions, piece by piece: what one pass over everything gives, in as little memory as is allowed."""
+"""Logits of labelled positions, piece by piece: what one pass over everything gives, in as little memory as allowed."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 SPECIAL: dict[str, Callable[[], PreTrainedModel]] = {
     "mamba": lambda: MambaForCausalLM(MambaConfig(**_SHAPE, state_size=4)),
     "falcon-mamba": lambda: FalconMambaForCausalLM(FalconMambaConfig(**_SHAPE, state_size=4)),
-    "jamba": lambda: JambaForCausalLM(
-        JambaConfig(**_SHAPE, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1)
-    ),
+    "jamba": lambda: JambaForCausalLM(JambaConfig(**_SHAPE, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1)),
     "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**_SHAPE, layer_types=["conv", "full_attention"], block_ff_dim=32)),
     "gemma2": lambda: Gemma2ForCausalLM(
         Gemma2Config(**_SHAPE, head_dim=8, sliding_window=4, final_logit_softcapping=3.0)

@@ -1,4 +1,4 @@
-"""Logits at the labelled positions of texts, piece by piece, so that however wide the vocabulary little is held at once.
+"""Logits at the labelled positions of texts, piece by piece: however wide the vocabulary, little is held at once.
 
 Whoever scores texts goes through these pieces: evaluation, calibration, the judge, the trace, the study. Rows run
 together as far as their logits fit a number of bytes. A row whose logits alone do not fit is read in steps, the later
@@ -263,7 +263,7 @@ def _blocks(reader: _Reader, out: Any, rows: torch.Tensor, columns: slice) -> It
     labels, places = (one[rows.to(one.device)][:, columns] for one in (reader.labels, reader.places))
     wanted = (labels != IGNORED).nonzero()
     size = max(1, reader.budget // _BLOCKS // (4 * out.logits.shape[-1]))
-    for block in wanted.split(size):
+    for block in torch.split(wanted, size):
         at = (block[:, 0], block[:, 1])
 
         def of(logits: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor] = at) -> torch.Tensor:

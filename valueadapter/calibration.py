@@ -127,7 +127,9 @@ def _base_alone(model: ValueAdapterForCausalLM, inputs: dict[str, Any], labels: 
     with model.disable_adapter():
         total = 0.0
         for piece in pieces(model, inputs, labels):
-            total += float(torch.nn.functional.cross_entropy(piece.logits, piece.labels, reduction="none").double().sum())
+            total += float(
+                torch.nn.functional.cross_entropy(piece.logits, piece.labels, reduction="none").double().sum()
+            )
         return total
 
 

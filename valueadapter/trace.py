@@ -23,6 +23,7 @@ from valueadapter.bounded_logits import pieces
 from valueadapter.card import templates
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.stops import padding, stop_tokens
+from valueadapter.visible import visible
 
 TEMPLATE = "trace.html.jinja"
 
@@ -87,9 +88,10 @@ class Trace:
 
     def table(self) -> Table:
         """For a terminal: a row for each token."""
-        table = Table(title=f"{len(self.steps)} tokens after {_shown(self.prompt[-40:])}")
+        table = Table(title=Text(f"{len(self.steps)} tokens after {_shown(self.prompt[-40:])}"))
         for column in ("token", "base says", "", *(f"{n} at {s:g}" for n, s in self.scales.items()), "final", "", "KL"):
-            table.add_column(column, justify="right" if column in ("", "KL") else "left", overflow="fold")
+            justify: Any = "right" if column in ("", "KL") else "left"
+            table.add_column(Text(visible(column)), justify=justify, overflow="fold")
         for step in self.steps:
             style = "bold" if step.changed else ""
             pushes = [f"{step.pushes[n].on_token:+.1f}  ({_shown(step.pushes[n].token)} {step.pushes[n].on_it:+.1f})"
@@ -102,7 +104,7 @@ class Trace:
     def to_html(self) -> str:
         """A page of its own: the text with its tokens shaded by divergence, and the table below it."""
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True)
-        environment.filters["shown"] = _shown
+        environment.filters |= {"shown": _shown, "visible": lambda text: visible(text, keep="\n\t")}
         template = environment.from_string((templates() / TEMPLATE).read_text(encoding="utf-8"))
         return template.render(trace=self, most=max([step.divergence for step in self.steps], default=0.0))
 
@@ -194,5 +196,5 @@ def _steps(
 
 
 def _shown(text: str) -> str:
-    """A token as it can be seen: white space and line ends by their signs."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") or "∅"
+    """A token as it can be seen: white space and line ends by their signs, control characters spelled out."""
+    return visible(text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")) or "∅"

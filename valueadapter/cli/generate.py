@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from valueadapter.cli import output
 from valueadapter.cli.models import load
 from valueadapter.errors import ConfigError
 
@@ -36,6 +37,12 @@ def generate(
 
     from valueadapter.stops import padding, stop_tokens
 
+    class Said(TextStreamer):
+        """Prints what is generated, piece by piece."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            output.said(f"{text}\n" if stream_end else text)
+
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
@@ -54,5 +61,5 @@ def generate(
         max_new_tokens=max_new_tokens,
         pad_token_id=padding(tokenizer),
         eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        streamer=Said(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )

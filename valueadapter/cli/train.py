@@ -91,6 +91,6 @@ def train(
             "seed": seed,
         },
     )
-    summary = run(recipe, resume=resume, push_to=push_to, say=output.err.print)
+    summary = run(recipe, resume=resume, push_to=push_to, say=output.say)
     if summary:  # of several processes, the first has it
         output.facts(summary, as_json=as_json)

@@ -87,7 +87,7 @@ def _likelihoods(
     here = batch.labels != IGNORED
     columns = _columns(model, batch, value_norms=value_norms)
     counts = here.sum(dim=1).tolist()
-    split = {name: [part.tolist() for part in column.split(counts)] for name, column in columns.items()}
+    split = {name: [part.tolist() for part in torch.split(column, counts)] for name, column in columns.items()}
     examples = []
     for row, record in enumerate(records):
         measured = {name: parts[row] for name, parts in split.items()}
@@ -221,7 +221,8 @@ def _generate(
     """What the model says to each prompt, greedily, up to where it or its tokenizer says that an answer ends."""
     stops = sorted(stop_tokens(model, tokenizer))
     texts: list[str] = []
-    for some in batches(rows, rows_at_once(model, max(map(len, rows), default=1))):
+    size = rows_at_once(model, max(map(len, rows), default=1))
+    for some in (rows[start : start + size] for start in range(0, len(rows), size)):
         inputs = Collator(padding(tokenizer))([{"input_ids": row, "labels": row} for row in some])
         out = model.generate(
             input_ids=inputs["input_ids"].to(model.device),

@@ -12,6 +12,7 @@ from studies.store import Result, Store
 from studies.targets import TARGETS, relation
 from valueadapter import ValueAdapterForCausalLM, calibrate_scale
 from valueadapter.recipes import Recipe, run
+from valueadapter.stops import stop_tokens
 from valueadapter.testing.reasoning_tasks import reasoning_task
 from valueadapter.testing.verifiable import compare_best_of
 
@@ -64,7 +65,7 @@ def run_judge(spec: Judge, store: Store, say: Callable[[str], object]) -> Result
         on_progress=on_progress,
         temperature=spec.temperature,
         max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=_ends(target.tokenizer),
+        eos_token_id=_ends(model, target.tokenizer),
     )
     return {
         "relation": relation(spec.donor, spec.target),
@@ -73,7 +74,7 @@ def run_judge(spec: Judge, store: Store, say: Callable[[str], object]) -> Result
     }
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where an answer ends: the end of sequence, or the end of its line, which is where one of a base ends."""
+def _ends(model: ValueAdapterForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where an answer ends: where the model's do, or at the end of its line, which is where one of a base ends."""
     (newline,) = tokenizer.encode("\n", add_special_tokens=False)[-1:]
-    return [int(tokenizer.eos_token_id), newline]
+    return sorted({*stop_tokens(model, tokenizer), newline})

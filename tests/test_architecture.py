@@ -12,7 +12,7 @@ import valueadapter
 PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
-    ["version", "errors", "layout"],
+    ["version", "errors", "layout", "visible"],
     ["extras", "records", "messages", "contents", "foreign_records", "record_files"],
     ["config", "record_checks"],
     ["demonstrations"],
@@ -26,15 +26,15 @@ FLOORS = [
     ["compatibility", "export"],
     ["hub"],
     ["devices", "encoding", "steps"],
-    ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
+    ["network", "outputs", "losses", "heads", "data", "stops", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],
     ["adapter", "value_logits", "acting"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],
-    ["choosing", "training_loss", "claims"],
+    ["choosing", "training_loss", "token_mean", "claims"],
     ["status", "fused_head", "saving"],
     ["attachment", "base_states", "rows", "loading"],
-    ["generation"],
+    ["generation", "bounded_logits"],
     ["judge", "trace", "distillation"],
     ["modeling"],
     ["training_bases"],
@@ -49,7 +49,7 @@ FLOORS = [
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
 LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
-LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files"]
+LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files", "visible"]
 
 
 def imports(path: Path) -> set[str]:

@@ -16,10 +16,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 from transformers.generation import StopStringCriteria
 
 from valueadapter.attachment import AdapterMethods
+from valueadapter.bounded_logits import pieces
 from valueadapter.chat import ChatMethods
+from valueadapter.data import IGNORED
 from valueadapter.encoding import prompt_ids, response_ids
 from valueadapter.errors import AdapterNameError, ConfigError
 from valueadapter.messages import render
+from valueadapter.stops import as_set, stop_tokens
 
 Prompt = str | Sequence[Mapping[str, str]]
 """Text, or one conversation of `{"role": …, "content": …}` that the response answers."""
@@ -195,7 +198,7 @@ def _end_of_answer(model: JudgeMethods, question: _Question, tokenizer: PreTrain
         answered = [*question.messages, {"role": "assistant", "content": "."}]
         text = render(answered, tokenizer, generation=False)
         after = tokenizer(text, add_special_tokens=False)["input_ids"][len(question.ids) :]
-        stops = _stops(model) | {tokenizer.eos_token_id}
+        stops = stop_tokens(model, tokenizer)
         for token in after:
             if token in stops:
                 return int(token)
@@ -204,12 +207,6 @@ def _end_of_answer(model: JudgeMethods, question: _Question, tokenizer: PreTrain
             "the base's tokenizer has no end-of-sequence token; set eos_token, or score with end_of_sequence=False"
         )
     return int(tokenizer.eos_token_id)
-
-
-def _stops(model: JudgeMethods, asked: int | list[int] | None = None) -> set[int]:
-    """The tokens at which `generate` stops: those asked for, else the model's."""
-    known = asked if asked is not None else getattr(model.generation_config, "eos_token_id", None)
-    return {known} if isinstance(known, int) else set(known or ())
 
 
 @torch.no_grad()
@@ -233,30 +230,32 @@ def _log_likelihoods(model: JudgeMethods, question: _Question, answers: Sequence
     mask = _padded([[1] * (len(question.ids) + len(answer)) for answer in answers]).to(model.device)
     own = _padded([[1] * len(answer) for answer in answers]).bool().to(model.device)
     longest = own.shape[1]
-    chat = {} if question.messages is None else {"messages": question.messages}
-    out = cast(Any, model)(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
-        use_cache=False,
-        logits_to_keep=longest + 1,  # what is said before the first token, and after the last
-        **chat,
-    )
-    logits = out.logits[:, :-1].float()
-    chosen = logits.gather(-1, ids[:, -longest:, None]).squeeze(-1)
-    return cast(torch.Tensor, (chosen - logits.logsumexp(dim=-1)).where(own, 0.0))
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0),
+    }
+    if question.messages is not None:
+        inputs["messages"] = question.messages
+    found = torch.zeros(int(own.sum()), device=model.device)
+    for piece in pieces(cast(Any, model), inputs, ids[:, -longest:].masked_fill(~own, IGNORED)):
+        nats = torch.nn.functional.cross_entropy(piece.logits, piece.labels, reduction="none")
+        found[piece.places.to(found.device)] = -nats.to(found)
+    return found.new_zeros(own.shape).masked_scatter(own, found)
 
 
 def _sample(
     model: JudgeMethods, question: _Question, n: int, tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]
 ) -> list[list[int]]:
     """The ids of n answers, each up to and with the token that ends it."""
-    given = generation.pop("generation_config", None) or model.generation_config
-    config = copy.deepcopy(given) if given is not None else GenerationConfig()
+    given = generation.pop("generation_config", None)
+    config = copy.deepcopy(given or model.generation_config) or GenerationConfig()
+    if config.eos_token_id is None or (given is None and "eos_token_id" not in generation):
+        config.eos_token_id = sorted(stop_tokens(model, tokenizer)) or None
     rest = config.update(
         **{**generation, "do_sample": True, "num_return_sequences": n, "return_dict_in_generate": False}
     )
-    stops = _stops(model, config.eos_token_id)
+    stops = as_set(config.eos_token_id)
     if config.pad_token_id is None:  # what stands behind an answer is cut off by its length, whatever it is
         config.pad_token_id = min(stops, default=0)
     criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import jinja2
 import torch
@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from valueadapter.bounded_logits import pieces
 from valueadapter.card import templates
 from valueadapter.encoding import prompt_ids
 from valueadapter.errors import UnsupportedModeError
-
-if TYPE_CHECKING:
-    from valueadapter.outputs import ValueAdapterOutput
+from valueadapter.stops import padding, stop_tokens
+from valueadapter.visible import visible
 
 TEMPLATE = "trace.html.jinja"
 
@@ -89,9 +89,10 @@ class Trace:
 
     def table(self) -> Table:
         """For a terminal: a row for each token."""
-        table = Table(title=f"{len(self.steps)} tokens after {_shown(self.prompt[-40:])}")
+        table = Table(title=Text(f"{len(self.steps)} tokens after {_shown(self.prompt[-40:])}"))
         for column in ("token", "base says", "", *(f"{n} at {s:g}" for n, s in self.scales.items()), "final", "", "KL"):
-            table.add_column(column, justify="right" if column in ("", "KL") else "left", overflow="fold")
+            justify: Any = "right" if column in ("", "KL") else "left"
+            table.add_column(Text(visible(column)), justify=justify, overflow="fold")
         for step in self.steps:
             style = "bold" if step.changed else ""
             pushes = [f"{step.pushes[n].on_token:+.1f}  ({_shown(step.pushes[n].token)} {step.pushes[n].on_it:+.1f})"
@@ -104,7 +105,7 @@ class Trace:
     def to_html(self) -> str:
         """A page of its own: the text with its tokens shaded by divergence, and the table below it."""
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True)
-        environment.filters["shown"] = _shown
+        environment.filters |= {"shown": _shown, "visible": lambda text: visible(text, keep="\n\t")}
         template = environment.from_string((templates() / TEMPLATE).read_text(encoding="utf-8"))
         return template.render(trace=self, most=max([step.divergence for step in self.steps], default=0.0))
 
@@ -146,24 +147,20 @@ class TraceMethods:
         ids = torch.tensor([prompt_ids(prompt, tokenizer)], dtype=torch.long, device=self.device)
         begin = ids.shape[1] if max_new_tokens else 1
         if max_new_tokens:
-            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad}
+            how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+            how |= {"pad_token_id": padding(tokenizer), "eos_token_id": sorted(stop_tokens(self, tokenizer)) or None}
             ids = self.generate(ids, attention_mask=torch.ones_like(ids), **how)  # type: ignore[attr-defined]
         count = ids.shape[1] - begin
         if count < 1:
             raise UnsupportedModeError(f"the prompt {prompt!r} has {ids.shape[1]} tokens; tracing it needs 2 or more")
-        out: ValueAdapterOutput = self(  # type: ignore[operator]  # the model
-            ids,
-            attention_mask=torch.ones_like(ids),
-            use_cache=False,
-            logits_to_keep=count + 1,
-            output_value_logits="each",
-        )
-        each = {name: (out.each or {})[name][0, :-1].float() for name in acting}
-        final = out.logits[0, :-1].float()
-        base = final - sum(each.values())
-        steps = _steps(ids[0, begin:].tolist(), base, final, each, tokenizer)
-        return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), steps, acting)
+        labels = ids[:, begin:]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        steps: list[Step] = []
+        for piece in pieces(cast(Any, self), inputs, labels, value_logits="each"):
+            each = {name: piece.each[name] for name in acting}
+            base = piece.logits - sum(each.values())
+            steps += _steps(piece.labels.tolist(), base, piece.logits, each, tokenizer)
+        return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), tuple(steps), acting)
 
 
 def _steps(
@@ -200,5 +197,5 @@ def _steps(
 
 
 def _shown(text: str) -> str:
-    """A token as it can be seen: white space and line ends by their signs."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") or "∅"
+    """A token as it can be seen: white space and line ends by their signs, control characters spelled out."""
+    return visible(text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")) or "∅"

@@ -35,6 +35,7 @@ from valueadapter.network import has_injected_layers, load_network
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.prefix import as_prefix
 from valueadapter.staging import check_target
+from valueadapter.token_mean import TokenMean
 from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary, tokenizer_of_base
 from valueadapter.version import __version__
 
@@ -149,6 +150,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         self.penalty = args.regularisation()
         self._logits_wanted = False
         self._read = (0, 0)  # demonstrations and response tokens of all steps, where the data has no length
+        self._token_mean = TokenMean(self.accelerator, together=self.args.average_tokens_across_devices)
         self._fused = self._prepare_fused([model.base, *others], prefixes, say)
 
     # -- loss --------------------------------------------------------------------------------------------------------
@@ -208,12 +210,23 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         return batches, count
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
-        """As the Trainer's; takes note of whether logits are wanted."""
+        """As the Trainer's; takes note of whether logits are wanted, and of how many tokens the loss is the mean."""
         self._logits_wanted = not prediction_loss_only
         try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            inputs = self._token_mean.without_repeats(inputs)
+            found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
             self._logits_wanted = False
+        self._token_mean.add(found[0], inputs.get("labels"))
+        return found
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the Trainer's, but the loss is per response token of all the data, not the mean of the batches' means."""
+        self._token_mean = TokenMean(self.accelerator, together=self.args.average_tokens_across_devices)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if (loss := self._token_mean.value()) is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+        return output
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -38,7 +38,7 @@ for command in (
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        output.out.print(__version__, highlight=False)
+        output.out.print(__version__)
         raise typer.Exit
 
 
@@ -65,5 +65,5 @@ def main() -> None:
         known = isinstance(error, (ValueAdapterError, OSError, ValueError))
         output.error(str(error) if known else f"{type(error).__name__}: {error}")
         if not known:
-            output.err.print("run again as `valueadapter --debug …` for the traceback", style="dim")
+            output.note("run again as `valueadapter --debug …` for the traceback")
         sys.exit(1)

@@ -43,8 +43,16 @@ def calibrate(
     examples = list(load_demonstrations(data))[:limit]
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     model = ValueAdapterForCausalLM.from_pretrained(base, loaded, scale=1.0)
-    output.err.print(f"scoring {len(examples)} examples with {base}", style="dim")
-    found = calibrate_scale(model, examples)
+    output.note(f"scoring {len(examples)} examples with {base}")
+    with output.progress() as tell:
+        done = 0
+
+        def on_progress(count: int) -> None:
+            nonlocal done
+            done += count
+            tell("examples", done, len(examples))
+
+        found = calibrate_scale(model, examples, on_progress=on_progress)
     facts: dict[str, object] = {
         "scale": found.scale,
         "base_bits_per_byte": round(found.curve[0.0], 4),

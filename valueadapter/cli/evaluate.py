@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from valueadapter import hub
@@ -89,7 +85,7 @@ def evaluate(
     )
     demonstrations = list(load_demonstrations(train_data)) if train_data else ()
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
-    with _progress() as on_progress:
+    with output.progress() as on_progress:
         options = Options(
             demonstrations=demonstrations,
             shots=shots,
@@ -133,20 +129,6 @@ def _finetuning(adapter: ValueAdapter, epochs: float | None, seed: int) -> FineT
     return FineTuning(epochs=epochs or recorded or 1.0, seed=seed)
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on standard error, one for each thing that is done."""
-    with Progress(console=output.err) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield advance
-
-
 def _show(report: Report) -> None:
     """A table for each base, with every arm, and what the adapter did to it."""
     for arm in report.to_dict()["arms"]:
@@ -163,7 +145,7 @@ def _table(arm: dict[str, Any], report: Report) -> Table:
     from valueadapter.evaluation import ARMS
 
     title = f"{arm['base']} ({arm['relation']}): {report.num_examples} examples of {report.data}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=output.cell(title), title_justify="left")
     choices = any(arm[f"{name}_choice_accuracy"] is not None for name in ARMS)
     table.add_column("model")
     for column in ("scale", "bits/byte (95 %)", "exact", *(["choices"] if choices else []), "first", "middle", "last"):
@@ -173,7 +155,7 @@ def _table(arm: dict[str, Any], report: Report) -> Table:
         shown = f"{title} ({arm['num_fewshot']})" if name == "fewshot" else title
         at = f"{scales[name]:g}" if scales.get(name) is not None else ""
         if name in arm["not_measured"]:
-            table.add_row(shown, at, f"[dim]not measured: {escape(arm['not_measured'][name])}[/]")
+            table.add_row(shown, at, output.cell(f"not measured: {arm['not_measured'][name]}", "dim"))
             continue
         low, high = arm["intervals"][f"{name}_bits_per_byte"]
         table.add_row(

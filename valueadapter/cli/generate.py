@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from valueadapter.cli import output
 from valueadapter.cli.models import TrustRemoteCode, load
 from valueadapter.errors import ConfigError
 
@@ -36,6 +37,13 @@ def generate(
     from transformers import TextStreamer
 
     from valueadapter.encoding import prompt_ids
+    from valueadapter.stops import padding, stop_tokens
+
+    class Said(TextStreamer):
+        """Prints what is generated, piece by piece."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            output.said(f"{text}\n" if stream_end else text)
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
@@ -62,6 +70,7 @@ def generate(
         **inputs,
         **sampling,
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        pad_token_id=padding(tokenizer),
+        eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
+        streamer=Said(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )

@@ -55,7 +55,7 @@ def load(
     for source, scale in map(parse_adapter, adapters):
         names.append(_name(source, names, reserved=dir(nn.ModuleDict)))
         model.load_adapter(source, names[-1], scale=scale)
-        output.err.print(f"{source} at scale {model.scales[names[-1]]:g}", style="dim")
+        output.note(f"{source} at scale {model.scales[names[-1]]:g}")
     model.set_adapter(names)
     return model, tokenizer
 

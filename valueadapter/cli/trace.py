@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,8 +46,8 @@ def trace(
     found = model.trace(text, max_new_tokens=max_new_tokens)
     if html is not None:
         found.save_html(html)
-        output.err.print(f"wrote {html}", style="dim")
+        output.note(f"wrote {html}")
     if as_json:
-        output.out.print_json(json.dumps(found.to_dict(), ensure_ascii=False))
+        output.print_json(found.to_dict())
     else:
         output.out.print(found.table(), soft_wrap=False)

@@ -98,9 +98,9 @@ def train(
         },
     )
     try:
-        summary = run(recipe, resume=resume, overwrite=overwrite, push_to=push_to, say=output.err.print)
+        summary = run(recipe, resume=resume, overwrite=overwrite, push_to=push_to, say=output.say)
     except TrainingStopped as stopped:
-        output.err.print(str(stopped), markup=False)
+        output.say(str(stopped))
         raise typer.Exit(130) from None  # as shells say it of a program that Ctrl-C has ended
     if summary:  # of several processes, the first has it
         output.facts(summary, as_json=as_json)

@@ -14,12 +14,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from valueadapter.bounded_logits import pieces, rows_at_once
 from valueadapter.data import IGNORED, Collator
 from valueadapter.demonstrations import all_checked
 from valueadapter.encoding import prompt_ids
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation.score import Example, Score
-from valueadapter.scoring import Record, batches, question, response_bytes, response_texts, responses, shape_of
+from valueadapter.scoring import (
+    Record,
+    Responses,
+    batches,
+    question,
+    response_bytes,
+    response_texts,
+    responses,
+    shape_of,
+)
+from valueadapter.stops import padding, stop_tokens
 
 
 @torch.no_grad()
@@ -74,25 +85,34 @@ def _likelihoods(
     context: Sequence[Record] = (),
     value_norms: bool = False,
 ) -> list[Example]:
-    """Bits of each response and of its parts, in one forward pass."""
+    """Bits of each response and of its parts."""
     batch = responses(records, tokenizer, model.device, context=context)
     here = batch.labels != IGNORED
-    more = {"output_value_logits": True} if value_norms else {}
-    out = model(**batch.inputs, use_cache=False, **more)
-    logits = out.logits[:, :-1][here].float()
-    nats = torch.nn.functional.cross_entropy(logits, batch.labels[here], reduction="none")
-    columns = {"bits": nats.double() / math.log(2), "predicted": logits.argmax(dim=-1)}
-    if value_norms:
-        value = out.value_logits[:, :-1][here].float() / (_scale(model) or 1.0)
-        columns["value_norm_raw"] = value.abs().mean(dim=-1)
-        columns["value_norm_centred"] = (value - value.mean(dim=-1, keepdim=True)).abs().mean(dim=-1)
+    columns = _columns(model, batch, value_norms=value_norms)
     counts = here.sum(dim=1).tolist()
-    split = {name: [part.tolist() for part in column.cpu().split(counts)] for name, column in columns.items()}
+    split = {name: [part.tolist() for part in torch.split(column, counts)] for name, column in columns.items()}
     examples = []
     for row, record in enumerate(records):
         measured = {name: parts[row] for name, parts in split.items()}
         examples.append(_example(measured, _parts(here[row], batch.content[row]), response_bytes([record])))
     return examples
+
+
+def _columns(model: PreTrainedModel, batch: Responses, *, value_norms: bool) -> dict[str, torch.Tensor]:
+    """Of every labelled position, row by row: bits, the likeliest token, and how large the value logits are."""
+    found: dict[str, torch.Tensor] = {}
+    count, scale = int((batch.labels != IGNORED).sum()), (_scale(model) or 1.0) if value_norms else 1.0
+    for piece in pieces(model, batch.inputs, batch.labels, value_logits=value_norms):
+        nats = torch.nn.functional.cross_entropy(piece.logits, piece.labels, reduction="none")
+        measured = {"bits": nats.double() / math.log(2), "predicted": piece.logits.argmax(dim=-1)}
+        if piece.value_logits is not None:
+            value = piece.value_logits / scale
+            measured["value_norm_raw"] = value.abs().mean(dim=-1)
+            measured["value_norm_centred"] = (value - value.mean(dim=-1, keepdim=True)).abs().mean(dim=-1)
+        for name, column in measured.items():
+            # one tensor for all: many small ones that stay keep the allocator from giving large ones back
+            found.setdefault(name, torch.zeros(count, dtype=column.dtype))[piece.places.cpu()] = column.cpu()
+    return found
 
 
 def _example(columns: dict[str, list[Any]], parts: list[str], size: int) -> Example:
@@ -201,18 +221,28 @@ def answer(
 def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    inputs = Collator(pad)([{"input_ids": row, "labels": row} for row in rows])
-    out = model.generate(
-        input_ids=inputs["input_ids"].to(model.device),
-        attention_mask=inputs["attention_mask"].to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=[tokenizer.eos_token_id],
-    )
-    texts: list[str] = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    """What the model says to each prompt, greedily, up to where it or its tokenizer says that an answer ends."""
+    stops = sorted(stop_tokens(model, tokenizer))
+    texts: list[str] = []
+    size = rows_at_once(model, max(map(len, rows), default=1))
+    for some in (rows[start : start + size] for start in range(0, len(rows), size)):
+        inputs = Collator(padding(tokenizer))([{"input_ids": row, "labels": row} for row in some])
+        out = model.generate(
+            input_ids=inputs["input_ids"].to(model.device),
+            attention_mask=inputs["attention_mask"].to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding(tokenizer),
+            eos_token_id=stops or None,
+        )
+        said = [_until(stops, row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
+        texts += tokenizer.batch_decode(said, skip_special_tokens=True)
     return texts
+
+
+def _until(stops: list[int], ids: list[int]) -> list[int]:
+    """What was said before the first token that ends an answer, which is not always one that decoding leaves out."""
+    return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
 
 
 def first_line(text: str) -> str:

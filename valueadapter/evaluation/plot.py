@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation.report import ARMS, Report
+from valueadapter.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,8 @@ def save_plot(report: Report, path: str | Path) -> Path:
     for axes, arm in zip(panels, arms, strict=True):
         _panel(axes, arm)
     panels[-1].set_xlabel("bits per UTF-8 byte of the response (fewer are better)")
-    figure.suptitle(f"{report.adapter} on {report.num_examples} held-out examples of {report.data}", fontsize=11)
+    title = f"{report.adapter} on {report.num_examples} held-out examples of {report.data}"
+    figure.suptitle(visible(title), fontsize=11, parse_math=False)  # a name with dollar signs is no formula
     target.parent.mkdir(parents=True, exist_ok=True)
     # text stays text in an SVG, and the same report gives the same file
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "valueadapter"}):
@@ -104,7 +106,7 @@ def _panel(axes: Axes, arm: dict[str, Any]) -> None:
         )
     axes.set_yticks(range(len(names)), labels, fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.8)
-    axes.set_title(f"{arm['base']} ({arm['relation']})", fontsize=10, loc="left")
+    axes.set_title(visible(f"{arm['base']} ({arm['relation']})"), fontsize=10, loc="left", parse_math=False)
     axes.grid(axis="x", color="#e4e6ea", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.08)

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from studies.cell import Reference
@@ -51,7 +50,7 @@ def fine_tuned(
             use_cpu=True,
             remove_unused_columns=False,
         )
-        data = tokenize(Dataset.from_list([dict(record) for record in records]), tokenizer, max_length=1024)
+        data = tokenize(list(records), tokenizer, max_length=1024)
         trainer = _ResponsesOnly(model=tuned, args=arguments, train_dataset=data, data_collator=Collator(0))
         trainer.remove_callback(PrinterCallback)
         trainer.train()

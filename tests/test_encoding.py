@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -151,6 +152,9 @@ def test_judge_evaluation_and_training_read_the_same(kind: str) -> None:
         row = encode({"prompt": prompt, "completion": completion}, tokenizer)
         batch = responses([{"prompt": prompt, "completion": completion}], tokenizer)
         assert batch.inputs["input_ids"].tolist() == [row["input_ids"]]
+        if completion == " 42":
+            whole = [*prompt_ids(prompt + completion, tokenizer), tokenizer.eos_token_id]
+            assert row["input_ids"] == whole
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
         learned = (labels != IGNORED).nonzero()[:, 0]
         each = [logits[0, learned - 1].log_softmax(-1) for logits in (model(ids).logits, model.base(ids).logits)]
@@ -194,7 +198,7 @@ def test_a_base_of_another_vocabulary_is_trained_on_in_its_own_tokens(tmp_path: 
     record = {"prompt": "The dog", "completion": " jumps over"}
     own = encode(record, theirs)
     for given_tokenizer in (None, theirs, copy.deepcopy(theirs)):
-        trainer = ValueTrainer(model, args, train_dataset=[record], processing_class=given_tokenizer)
+        trainer = ValueTrainer(model, args, train_dataset=Dataset.from_list([record]), processing_class=given_tokenizer)
         assert trainer.train_dataset[0] == own
     with pytest.raises(IncompatibleBaseError, match="processing_class is not the tokenizer of base model"):
         ValueTrainer(model, args, train_dataset=[record], processing_class=mine)

@@ -236,5 +236,6 @@ def _following(text: str, tokenizer: PreTrainedTokenizerBase, before: str) -> _T
 
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> _Tokens:
-    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    more = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+    found: Any = tokenizer(text, add_special_tokens=False, **more)
     return _Tokens(list(found["input_ids"]), [begin for begin, _ in found.get("offset_mapping", ())])

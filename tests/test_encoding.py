@@ -23,7 +23,7 @@ from valueadapter import (
 )
 from valueadapter.alignment import Side
 from valueadapter.data import IGNORED, encode
-from valueadapter.encoding import chat_prompt, prompt_ids, response_ids
+from valueadapter.encoding import chat_prompt, prompt_ids, response_ids, response_text
 from valueadapter.scoring import question, responses
 
 kinds = pytest.mark.parametrize("kind", ALL)
@@ -108,6 +108,16 @@ def test_a_text_is_opened_and_ended_once(kind: str, text: str) -> None:
         assert row["labels"][1:] == row["input_ids"][1:]
     if begin:
         assert encode({"text": f"<s>{text}the"}, tokenizer)["input_ids"][:2] != [1, 1] or text.startswith("<s>")
+
+
+@pytest.mark.parametrize("kind", FAITHFUL)
+@any_text
+@given(prompt=texts.filter(bool), completion=texts)
+def test_what_a_response_says_is_its_text(kind: str, prompt: str, completion: str) -> None:
+    """The space at its front, which is lost where it is decoded alone, is kept; so it can be scored again."""
+    tokenizer = tokenizer_of_kind(kind)
+    ids = [*response_ids(completion, tokenizer, prompt=prompt), tokenizer.eos_token_id]
+    assert response_text(ids, tokenizer, prompt=prompt_ids(prompt, tokenizer)) == completion
 
 
 @kinds

@@ -64,6 +64,18 @@ def response_ids(response: str, tokenizer: PreTrainedTokenizerBase, *, prompt: s
     return _following(response, tokenizer, prompt).ids
 
 
+def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, prompt: Sequence[int]) -> str:
+    """What a response says behind a prompt, without control tokens: the space that it begins with, too.
+
+    Args:
+        ids: of the response.
+        tokenizer: the model's.
+        prompt: ids of the prompt. Decoded alone, many tokenizers take a space from the front of any text.
+    """
+    head, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in ([*prompt], [*prompt, *ids]))
+    return whole[len(head) :] if whole.startswith(head) else str(tokenizer.decode([*ids], skip_special_tokens=True))
+
+
 def ended(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A response with the token that ends the sequence, once.
 

@@ -17,7 +17,7 @@ from transformers.generation import StopStringCriteria
 
 from valueadapter.attachment import AdapterMethods
 from valueadapter.chat import ChatMethods
-from valueadapter.encoding import prompt_ids, response_ids
+from valueadapter.encoding import prompt_ids, response_ids, response_text
 from valueadapter.errors import AdapterNameError, ConfigError
 from valueadapter.messages import render
 
@@ -142,7 +142,7 @@ class JudgeMethods(AdapterMethods, ChatMethods):
             with self.disable_adapter() if from_base else contextlib.nullcontext(), _seeded(seed, self.device):
                 answers = _sample(self, question, n, tokenizer, generation)
             scores = _score(self, question, answers, per_token=per_token)
-        texts = tuple(tokenizer.decode(answer, skip_special_tokens=True) for answer in answers)
+        texts = tuple(response_text(answer, tokenizer, prompt=question.ids) for answer in answers)
         best = max(range(n), key=scores.__getitem__)
         return BestOf(texts[best], tuple(scores), texts, best)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -22,7 +23,7 @@ from valueadapter import (
 )
 from valueadapter.alignment import Side
 from valueadapter.data import IGNORED, encode
-from valueadapter.encoding import chat_prompt, prompt_ids, response_ids
+from valueadapter.encoding import chat_prompt, prompt_ids, response_ids, response_text
 from valueadapter.scoring import question, responses
 
 kinds = pytest.mark.parametrize("kind", ALL)
@@ -109,6 +110,16 @@ def test_a_text_is_opened_and_ended_once(kind: str, text: str) -> None:
         assert encode({"text": f"<s>{text}the"}, tokenizer)["input_ids"][:2] != [1, 1] or text.startswith("<s>")
 
 
+@pytest.mark.parametrize("kind", FAITHFUL)
+@any_text
+@given(prompt=texts.filter(bool), completion=texts)
+def test_what_a_response_says_is_its_text(kind: str, prompt: str, completion: str) -> None:
+    """The space at its front, which is lost where it is decoded alone, is kept; so it can be scored again."""
+    tokenizer = tokenizer_of_kind(kind)
+    ids = [*response_ids(completion, tokenizer, prompt=prompt), tokenizer.eos_token_id]
+    assert response_text(ids, tokenizer, prompt=prompt_ids(prompt, tokenizer)) == completion
+
+
 @kinds
 @any_text
 @given(prompt=texts, completion=texts)
@@ -151,6 +162,9 @@ def test_judge_evaluation_and_training_read_the_same(kind: str) -> None:
         row = encode({"prompt": prompt, "completion": completion}, tokenizer)
         batch = responses([{"prompt": prompt, "completion": completion}], tokenizer)
         assert batch.inputs["input_ids"].tolist() == [row["input_ids"]]
+        if completion == " 42":
+            whole = [*prompt_ids(prompt + completion, tokenizer), tokenizer.eos_token_id]
+            assert row["input_ids"] == whole
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
         learned = (labels != IGNORED).nonzero()[:, 0]
         each = [logits[0, learned - 1].log_softmax(-1) for logits in (model(ids).logits, model.base(ids).logits)]
@@ -194,7 +208,7 @@ def test_a_base_of_another_vocabulary_is_trained_on_in_its_own_tokens(tmp_path: 
     record = {"prompt": "The dog", "completion": " jumps over"}
     own = encode(record, theirs)
     for given_tokenizer in (None, theirs, copy.deepcopy(theirs)):
-        trainer = ValueTrainer(model, args, train_dataset=[record], processing_class=given_tokenizer)
+        trainer = ValueTrainer(model, args, train_dataset=Dataset.from_list([record]), processing_class=given_tokenizer)
         assert trainer.train_dataset[0] == own
     with pytest.raises(IncompatibleBaseError, match="processing_class is not the tokenizer of base model"):
         ValueTrainer(model, args, train_dataset=[record], processing_class=mine)

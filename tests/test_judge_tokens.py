@@ -93,6 +93,21 @@ def test_an_answer_that_a_string_has_stopped_has_no_end() -> None:
         assert found.scores[index] == pytest.approx(score_of(model, [0] * (len(text) - 1) + [40]), abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama-2", "mistral", "gemma", "roberta"])
+def test_an_answer_keeps_the_space_that_it_begins_with(kind: str) -> None:
+    """So that prompt and answer are the text that was sampled, and the answer can be scored again."""
+    tokenizer = tokenizer_of_kind(kind)
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(tokenizer)), tokenizer=tokenizer)
+    network = tiny_model("gpt2", seed=2, width=len(tokenizer))
+    model.add_adapter(ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/base"), "default")
+    space = prompt_ids("What: the", tokenizer)[len(prompt_ids("What:", tokenizer)) :]
+    only = [token for token in range(len(tokenizer)) if token != space[0]]
+    found = model.eval().best_of("What:", 1, max_new_tokens=1, suppress_tokens=only)
+    assert found.text.startswith(" ")
+    again = model.value_score("What:", found.responses, end_of_sequence=False)
+    assert found.scores == pytest.approx(again, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["llama-2 with end", "roberta", "bert", "llama-3"])
 def test_the_command_line_goes_on_from_the_prompt(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

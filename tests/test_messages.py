@@ -121,6 +121,14 @@ def test_a_context_of_chats_is_read_and_not_scored(template: str) -> None:
     assert asked == whole([SYSTEM, ASKED, SAID, AGAIN], tokenizer, add_generation_prompt=True)
 
 
+def test_a_context_has_the_shape_of_its_record() -> None:
+    """Texts before texts, chats before chats."""
+    chat, text = {"messages": [ASKED, SAID]}, {"prompt": "What is it?", "completion": "the dog"}
+    for record, context in ((chat, text), (text, chat)):
+        with pytest.raises(ConfigError, match=r"the context of a (text|chat) must be (texts|chats).*one shape"):
+            responses([record], speaking(STRICT), context=[context])
+
+
 def test_a_conversational_completion_alone_is_learned() -> None:
     """Answers within the prompt are read."""
     tokenizer = speaking(STRICT)

@@ -64,6 +64,18 @@ def response_ids(response: str, tokenizer: PreTrainedTokenizerBase, *, prompt: s
     return _following(response, tokenizer, prompt).ids
 
 
+def response_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, prompt: Sequence[int]) -> str:
+    """What a response says behind a prompt, without control tokens: the space that it begins with, too.
+
+    Args:
+        ids: of the response.
+        tokenizer: the model's.
+        prompt: ids of the prompt. Decoded alone, many tokenizers take a space from the front of any text.
+    """
+    head, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in ([*prompt], [*prompt, *ids]))
+    return whole[len(head) :] if whole.startswith(head) else str(tokenizer.decode([*ids], skip_special_tokens=True))
+
+
 def ended(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A response with the token that ends the sequence, once.
 
@@ -236,5 +248,6 @@ def _following(text: str, tokenizer: PreTrainedTokenizerBase, before: str) -> _T
 
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> _Tokens:
-    found: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    more = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+    found: Any = tokenizer(text, add_special_tokens=False, **more)
     return _Tokens(list(found["input_ids"]), [begin for begin, _ in found.get("offset_mapping", ())])

@@ -19,7 +19,7 @@ from valueadapter.attachment import AdapterMethods
 from valueadapter.bounded_logits import pieces
 from valueadapter.chat import ChatMethods
 from valueadapter.data import IGNORED
-from valueadapter.encoding import prompt_ids, response_ids
+from valueadapter.encoding import prompt_ids, response_ids, response_text
 from valueadapter.errors import AdapterNameError, ConfigError
 from valueadapter.messages import render
 from valueadapter.stops import as_set, stop_tokens
@@ -145,7 +145,7 @@ class JudgeMethods(AdapterMethods, ChatMethods):
             with self.disable_adapter() if from_base else contextlib.nullcontext(), _seeded(seed, self.device):
                 answers = _sample(self, question, n, tokenizer, generation)
             scores = _score(self, question, answers, per_token=per_token)
-        texts = tuple(tokenizer.decode(answer, skip_special_tokens=True) for answer in answers)
+        texts = tuple(response_text(answer, tokenizer, prompt=question.ids) for answer in answers)
         best = max(range(n), key=scores.__getitem__)
         return BestOf(texts[best], tuple(scores), texts, best)
 

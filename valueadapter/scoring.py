@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from valueadapter.data import IGNORED, Collator, encode
 from valueadapter.encoding import asks, chat_prompt, opening_ids, prompt_ids
+from valueadapter.errors import ConfigError
 from valueadapter.messages import template_arguments, text_of
 from valueadapter.record_checks import carries_loss, checked
 from valueadapter.record_checks import shape_of as shape_of
@@ -155,14 +156,19 @@ def _encode(record: Record, tokenizer: PreTrainedTokenizerBase, context: Sequenc
 
 def _written_out(context: Sequence[Record]) -> str:
     """Demonstrations as one text, an empty line after each."""
+    context = [checked(one) for one in context]
+    if any(shape_of(one) == "messages" for one in context):
+        raise ConfigError("the context of a text must be texts, and it holds a chat; give records of one shape")
     pieces = [("" if shape_of(one) == "text" else one["prompt"]) + response_texts(one)[0] for one in context]
     return "".join(f"{piece}\n\n" for piece in pieces)
 
 
 def _chat(record: Record, context: Sequence[Record]) -> list[Mapping[str, Any]]:
     """The turns of a context, whose answers do not count, and then a record's own, under its own system message."""
-    own = list(record["messages"])
+    own, context = list(record["messages"]), [checked(one) for one in context]
+    if any(shape_of(one) != "messages" for one in context):
+        raise ConfigError("the context of a chat must be chats, and it holds texts; give records of one shape")
     system = own[:1] if context and own[0]["role"] == "system" else []
-    turns = [turn for one in context for turn in checked(one)["messages"] if turn["role"] != "system"]
+    turns = [turn for one in context for turn in one["messages"] if turn["role"] != "system"]
     earlier = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in turns]
     return [*system, *earlier, *own[len(system) :]]

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 import switched_off
 
 # no test reads or fills the user's cache
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="valueadapter-tests-")
-switched_off.apply()
+os.environ.update(switched_off.of_the_run(), HF_HOME=tempfile.mkdtemp(prefix="valueadapter-tests-"))
 
 import pytest
 import torch

@@ -6,8 +6,6 @@ for anything else that is switched off in their files and in `valueadapter/testi
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 VARIABLES = {
@@ -51,17 +49,12 @@ WARNINGS = {
 
 
 def of_the_run() -> dict[str, str]:
-    """The environment variables that every test runs with."""
+    """The environment variables that every test runs with; set before the libraries are imported, which read them."""
     return {name: reason.split(":")[0] for name, reason in VARIABLES.items()}
-
-
-def apply() -> None:
-    """Switches off what is off in the whole run; before the libraries are imported, which read it then."""
-    os.environ.update(of_the_run())
 
 
 def without_xet(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process's Hub client moves large files by LFS, as where hf_xet has no wheel."""
-    from huggingface_hub import constants  # not before `apply`
+    from huggingface_hub import constants  # not before the run has its variables
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -120,7 +120,7 @@ def test_a_link_elsewhere_is_refused(server: LocalHub, tmp_path: Path) -> None:
 
 
 def test_a_copied_snapshot_says_what_is_missing(server: LocalHub, tmp_path: Path) -> None:
-    """Links that were copied out of a cache as links lead to nothing; the message says how to copy what they lead to."""
+    """Links that were copied out of a cache as links lead to nothing; the message says how to copy files."""
     publish(tmp_path / "a")
     directory = hub.fetch(REPO)
     shutil.copytree(directory, tmp_path / "links", symlinks=True)
@@ -136,7 +136,7 @@ def test_a_copied_snapshot_says_what_is_missing(server: LocalHub, tmp_path: Path
 def test_xet_without_its_pieces_is_one_line(server: LocalHub, tmp_path: Path) -> None:
     """What breaks inside hf_xet says that nothing is half done; with the pieces back, running again succeeds."""
     publish(tmp_path / "a")
-    pieces = [path for path in (tmp_path / "server" / "cas").rglob("default.*") if not path.suffix == ".tagset"]
+    pieces = [path for path in (tmp_path / "server" / "cas").rglob("default.*") if path.suffix != ".tagset"]
     for path in pieces:
         path.rename(f"{path}.away")
     with pytest.raises((RuntimeError, OSError), match=r"transfer of large files .* broke \(.*run again") as caught:
@@ -148,7 +148,7 @@ def test_xet_without_its_pieces_is_one_line(server: LocalHub, tmp_path: Path) ->
 
 
 def test_saving_over_a_download_keeps_the_clients_folder(server: LocalHub, tmp_path: Path) -> None:
-    """`hf download --local-dir` leaves `.cache/huggingface` there; an adapter is loaded and saved there all the same."""
+    """`hf download --local-dir` leaves `.cache/huggingface` there; an adapter loads, and is saved there."""
     publish(tmp_path / "a")
     from huggingface_hub import snapshot_download
 

@@ -11,12 +11,11 @@ import switched_off
 ROOT = Path(__file__).parents[1]
 # where things are, and what the run is allowed to take; these switch nothing off
 PLACES = {"HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE", "HF_XET_CACHE", "PIP_FIND_LINKS"}
-VARIABLE = re.compile(
-    r"\b(?:HF|TRANSFORMERS|TOKENIZERS|DATASETS|ACCELERATE|PIP|WANDB|DISABLE|DO_NOT)_[A-Z0-9_]*[A-Z0-9]\b"
-)
+LIBRARIES = "HF|TRANSFORMERS|TOKENIZERS|DATASETS|ACCELERATE|PIP|WANDB|DISABLE|DO_NOT"
+VARIABLE = re.compile(rf"\b(?:{LIBRARIES})_[A-Z0-9_]*[A-Z0-9]\b")
 CALL = re.compile(
-    r"disable_progress_bars?\b|disable_tqdm|report_to|set_verbosity_(?:error|critical)\b|\.(setLevel)\(|time\.sleep(?=\", )"
-    r"|simplefilter|logging\.disable\b|disable_telemetry|abort_xet_session"
+    r"disable_progress_bars?\b|disable_tqdm|report_to|set_verbosity_(?:error|critical)\b|\.(setLevel)\("
+    r"|time\.sleep(?=\", )|simplefilter|logging\.disable\b|disable_telemetry|abort_xet_session"
 )
 WARNING = re.compile(r"filterwarnings\(\s*[rf]?\"(?:ignore:)?([^\"]*)\"|\"ignore:([^\"]*)\"")
 HERE = {"switched_off.py", "test_switched_off.py"}

@@ -13,7 +13,7 @@ _SHARED_BLOBS = ".huggingface-shared-blobs"
 
 
 def files(directory: Path) -> Iterator[Path]:
-    """Every file, and every folder that is a link; without hidden folders and a Trainer's state, which nothing opens."""
+    """Every file, and every folder that is a link, but hidden folders and a Trainer's state, which nothing opens."""
     for root, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if not layout.is_hidden(name)]
         if Path(root) == directory:
@@ -45,8 +45,8 @@ def check_inside(directory: Path, path: Path) -> None:
         ) from None
     if not any(target.is_relative_to(home) for home in (root, *_blobs(root))):
         raise ArtifactError(
-            f"'{path}' is a link that leaves the adapter's directory (to '{target}'); it was not followed. Links may lead "
-            "to files in the directory or, in the Hub client's cache, to that cache's blobs: load a copy of the "
+            f"'{path}' is a link that leaves the adapter's directory (to '{target}'); it was not followed. Links may "
+            "lead to files in the directory or, in the Hub client's cache, to that cache's blobs: load a copy of the "
             "directory that holds the files themselves (cp -RL)"
         )
 

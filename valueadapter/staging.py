@@ -55,8 +55,8 @@ _LOOKS = 10
 def staged(target: Path) -> Iterator[Path]:
     """Yields a new directory, whose adapter takes the place of that in `target` when the block ends without an error.
 
-    What is not an adapter's stays in `target`: a person's own files at the root (a licence, a hand-written card), hidden
-    files and folders, and what a Trainer keeps in its output directory; also what another process writes there
+    What is not an adapter's stays in `target`: a person's own files at the root (a licence, a hand-written card),
+    hidden files and folders, and what a Trainer keeps in its output directory; also what another process writes there
     meanwhile. Of two processes that save an adapter there, the last wins. The yielded directory has a copy of the card.
 
     Raises:
@@ -70,9 +70,10 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         new.mkdir()
         if target.is_dir():
-            shutil.copymode(target, new)
             _copy_others(target, new, only_card=not beside)
         yield new
+        if target.is_dir():
+            shutil.copymode(target, new)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

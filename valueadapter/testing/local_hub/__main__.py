@@ -19,10 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     for stop in (signal.SIGINT, signal.SIGTERM):  # a shell's `&` has SIGINT ignored unless it is asked for
         signal.signal(stop, signal.default_int_handler)
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        LocalHub(options.root, port=options.port, xet=not options.no_xet) as hub,
-    ):
+    served = LocalHub(options.root, port=options.port, xet=not options.no_xet)
+    with contextlib.suppress(KeyboardInterrupt), served as hub:
         sys.stdout.write(_greeting(hub))
         sys.stdout.flush()
         threading.Event().wait()

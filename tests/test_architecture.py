@@ -13,8 +13,8 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["records", "contents"],
-    ["config"],
+    ["records", "contents", "json_file", "weight_file", "network_settings", "tokenizer_settings"],
+    ["config", "network_files"],
     ["vocabulary"],
     ["text_encoder"],
     ["alignment"],
@@ -26,7 +26,7 @@ FLOORS = [
     ["hub"],
     ["devices"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
-    ["refinement", "prefix", "fused_kernels"],
+    ["refinement", "prefix", "fused_kernels", "network_loading", "tokenizer_loading"],
     ["reader", "connection"],
     ["adapter", "value_logits", "acting"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],
@@ -45,6 +45,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT += ["json_file", "weight_file", "network_settings", "tokenizer_settings", "network_files"]
 LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 

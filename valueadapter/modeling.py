@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from valueadapter.adapter import ValueAdapter, side_of
+from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods
 from valueadapter.cache import BASE, BASE_MASK
@@ -44,6 +44,7 @@ from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
+from valueadapter.tokenizer_loading import side_of
 from valueadapter.trace import TraceMethods
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, fit_width, of_part, shared_parts, value_logits

@@ -7,6 +7,7 @@ both per response token. Knows nothing of how the sum is computed or the artifac
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.network import has_injected_layers, load_network
+from valueadapter.network import has_injected_layers
+from valueadapter.network_loading import load_network
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.prefix import as_prefix
 from valueadapter.training_bases import SAMPLES, Keyed, public_name, same_vocabulary
@@ -259,11 +261,16 @@ class ValueTrainer(HiddenStateLoss, Trainer):
 
     def _load_weights(self, place: Path) -> None:
         """Puts a checkpoint's weights into the networks."""
-        own = self.trained_adapter()
-        try:
-            config = artifact.verify(place)
-        except (ArtifactError, ConfigError) as error:
-            raise CheckpointError(f"checkpoint '{place.parent}' cannot be resumed: {error}") from error
+        with contextlib.ExitStack() as held:
+            try:
+                opened = held.enter_context(artifact.open_artifact(place))
+                opened.check_weights()
+            except (ArtifactError, ConfigError) as error:
+                raise CheckpointError(f"checkpoint '{place.parent}' cannot be resumed: {error}") from error
+            self._take_weights(opened, place)
+
+    def _take_weights(self, opened: artifact.OpenedArtifact, place: Path) -> None:
+        own, config = self.trained_adapter(), opened.config
         if [n.path for n in config.networks] != [n.path for n in own.config.networks]:
             raise CheckpointError(f"checkpoint '{place}' holds other networks than the adapter being trained")
         if config.connection != own.config.connection:
@@ -273,8 +280,10 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             )
         if config.vocabulary != own.config.vocabulary:
             raise CheckpointError(f"checkpoint '{place}' speaks another vocabulary than the adapter being trained")
-        for spec, network in zip(config.networks, own.networks, strict=True):
-            saved = load_network(place / str(spec.path), dtype=network.dtype).state_dict()
+        for held, network in zip(opened.networks, own.networks, strict=True):
+            if held is None:
+                continue  # on the Hub, at a commit: nothing of it is trained
+            saved = load_network(held, dtype=network.dtype).state_dict()
             mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
             theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
             if mine != theirs:

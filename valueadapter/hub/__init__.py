@@ -11,6 +11,7 @@ from valueadapter.hub.download import (
     RepositoryFacts,
     fetch,
     fetch_config,
+    open_adapter,
     repository_facts,
     resolve_commit,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "RepositoryFacts",
     "fetch",
     "fetch_config",
+    "open_adapter",
     "push",
     "repository_facts",
     "resolve_commit",

@@ -74,9 +74,7 @@ configs = st.builds(
     base_model_revision=st.none() | commit,
     connection=st.sampled_from(["residual", "cascade", "cascade_with_text"]),
     scale=finite,
-    base_prefix=st.none()
-    | spoken
-    | st.lists(st.builds(Message, spoken, spoken), min_size=1, max_size=2).map(tuple),
+    base_prefix=st.none() | spoken | st.lists(st.builds(Message, spoken, spoken), min_size=1, max_size=2).map(tuple),
     training=st.none() | training,
     evaluation=st.lists(evaluation, max_size=2).map(tuple),
 )

@@ -9,7 +9,8 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-_SPARE_BYTES = 256 << 20
+_SPARE_BYTES = 128 << 20
 """What tables that are computed, not stored (positions, masks), may take beside the weights."""
 
 
@@ -56,16 +57,17 @@ def load_network(
     """
     if network.is_lora:
         return _load_peft(network, dtype=dtype, token=token, **download)
-    shell = _without_memory(network)
-    model, info = type(shell).from_pretrained(
-        None,
-        config=shell.config,
-        state_dict=_tensors(network),
-        dtype=dtype,
-        output_loading_info=True,
-        generation_config=GenerationConfig(),  # a network has none of its own
-        ignore_mismatched_sizes=True,  # reported below with our own words
-    )
+    shell, tensors = _without_memory(network), _tensors(network)
+    with _makes(network, "transformers can make no model"):
+        model, info = type(shell).from_pretrained(
+            None,
+            config=shell.config,
+            state_dict=tensors,
+            dtype=dtype,
+            output_loading_info=True,
+            generation_config=GenerationConfig(),  # a network has none of its own
+            ignore_mismatched_sizes=True,  # reported below with our own words
+        )
     _check_loaded(info, network.directory)
     model.name_or_path = model.config.name_or_path = str(network.directory)
     found: PreTrainedModel = model.eval()
@@ -140,20 +142,27 @@ def _tensors(network: OpenedNetwork) -> dict[str, torch.Tensor]:
     return found
 
 
+@contextmanager
+def _makes(network: OpenedNetwork, failure: str) -> Iterator[None]:
+    """Whatever others make of impossible settings becomes an error that names them; too little memory does not."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, ArtifactError):
+        raise
+    except Exception as error:
+        path = network.directory / (layout.PEFT_CONFIG if network.is_lora else layout.CONFIG)
+        raise ArtifactError(
+            f"{failure} of '{path}' ({type(error).__name__}: {error}). Download or save the adapter again"
+        ) from error
+
+
 def _without_memory(network: OpenedNetwork) -> PreTrainedModel:
     """The model that a network's configuration makes, without weights; raises if the files do not hold them."""
-    path = network.directory / layout.CONFIG
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _makes(network, "transformers can make no causal language model"):
         Path(folder, layout.CONFIG).write_bytes(network.files[layout.CONFIG])
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except Exception as error:  # whatever an architecture makes of impossible numbers
-            raise ArtifactError(
-                f"transformers can make no causal language model of '{path}' ({type(error).__name__}: {error}). "
-                "Download or save the adapter again"
-            ) from error
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     _check_shell(model, network)
     return model
 
@@ -195,15 +204,9 @@ def _load_peft(
             Path(folder, name).write_bytes(data)
         for name, file in network.weights.items():
             file.copy(Path(folder, name), network.checksums[name])
-        try:
-            with quiet_peft():
-                warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
-                model: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
-        except Exception as error:  # whatever PEFT makes of an impossible configuration
-            raise ArtifactError(
-                f"PEFT can make no LoRA of '{directory / layout.PEFT_CONFIG}' ({type(error).__name__}: {error}). "
-                "Download or save the adapter again"
-            ) from error
+        with _makes(network, "PEFT can make no LoRA"), quiet_peft():
+            warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
+            model: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
     expected = {
         name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }

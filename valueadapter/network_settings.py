@@ -45,10 +45,15 @@ _IMPLEMENTATIONS = {
 
 _WIDTHS = ("vocab_size", "hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers")
+_NEEDED = (*_WIDTHS, *_LAYERS, "num_attention_heads", "n_head")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "d_inner", "ffn_hidden_size", "decoder_ffn_dim")
+"""Widths inside a layer; where some layers have experts instead, the configuration names some that no layer has."""
 _LOOPED = ("dory", "hrm_text", "xlstm")
 """Architectures that go through layers more than once, or count them otherwise."""
 _FACTORS = re.compile(r"heads?$|head_?dim$|_rank$|experts$|^(ssm_)?state_size$|conv_kernel$|conv_kernel_dim$")
 _SIZES = re.compile(r"(size|dim|heads?|layers|experts|rank|width|inner|hidden|groups|positions|position_embeddings)$")
+_PARTS = re.compile(r"^num_experts_per_tok(en)?$|^moe_top_?k$|^moe_k$|^n_group$|^topk_group$")
+_SHARES = re.compile(r"(dropout|_pdrop)$")
 _MAY_BE_NONE = re.compile(r"experts$|expert_.*size$|shared_.*|_rank$|sliding|window|nextn|encoder|chunk|^index_")
 _LARGEST = 2**31
 _POSITIONS = re.compile(r"position|window|chunk|length|ngram|max_|_token_|hash|bucket|patch|image|audio")
@@ -182,18 +187,30 @@ class _Tensors:
         self.counts = frozenset(len(numbers) for numbers in numbered.values())
         self.widest = max((*self.sizes, *self.counts), default=0)
 
+    def has_half(self, size: int) -> bool:
+        return self.has_factor(size) or (size % 2 == 0 and self.has_factor(size // 2))
+
     def has_factor(self, size: int) -> bool:
         return size in self.counts or any(other % size == 0 for other in self.sizes)
 
 
 def _check_sizes(node: Mapping[str, Any], tensors: _Tensors, *, place: Path | str, looped: bool) -> None:
+    mixed = any("expert" in key or "auto_adjust" in key for key in node)
     for key, value in node.items():
+        if value in (None, [], {}) and key in _NEEDED:
+            raise _differs(place, key, value, "expected a whole number")
+        if _PARTS.search(key) and value is not None and (type(value) is not int or not 1 <= value <= tensors.widest):
+            raise _differs(place, key, value, f"its tensors allow 1 to {tensors.widest:,}")
+        if _SHARES.search(key) and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise _differs(place, key, value, "expected 0 to 1")
         if not _SIZES.search(key) and key not in (*_WIDTHS, *_LAYERS) and not _FACTORS.search(key):
             continue
         if isinstance(value, list) and key.endswith("layers"):
             continue  # which layers, not how many
         for size in value if isinstance(value, list) else [value]:
             _check_size(key, size, tensors, place=place, looped=looped)
+            if key in _INNER and not mixed and type(size) is int and size > 0 and not tensors.has_half(size):
+                raise _differs(place, key, size, "no tensor's size is a multiple of it")
     layers, types = node.get("num_hidden_layers"), node.get("layer_types")
     if isinstance(layers, int) and isinstance(types, list) and len(types) != layers:
         raise _differs(place, "layer_types", f"a list of {len(types):,}", f"there are {layers:,} layers")

@@ -12,10 +12,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter import side_of
 from valueadapter.alignment import Side
 from valueadapter.testing.packages import sha256_of
 from valueadapter.testing.reference_models import MARKER
+from valueadapter.tokenizer_loading import side_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ PACKAGE = Path(valueadapter.__file__).parent
 FLOORS = [
     ["version", "errors", "layout", "visible"],
     ["extras", "records", "messages", "contents", "foreign_records", "record_files"],
-    ["config", "record_checks"],
+    ["json_file", "weight_file", "network_settings", "tokenizer_settings"],
+    ["config", "record_checks", "network_files"],
     ["demonstrations"],
     ["vocabulary"],
     ["text_encoder"],
@@ -27,7 +28,7 @@ FLOORS = [
     ["hub"],
     ["devices", "encoding", "steps"],
     ["network", "outputs", "losses", "heads", "data", "stops", "cache", "plan", "row_cache"],
-    ["refinement", "prefix", "fused_kernels"],
+    ["refinement", "prefix", "fused_kernels", "network_loading", "tokenizer_loading"],
     ["reader", "connection"],
     ["adapter", "value_logits", "acting"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],
@@ -40,6 +41,7 @@ FLOORS = [
     ["training_bases"],
     ["hidden_state_loss"],
     ["lora_checkpoint"],
+    ["checkpoints"],
     ["training", "scoring"],
     ["calibration"],
     ["evaluation"],
@@ -48,6 +50,7 @@ FLOORS = [
     ["cli"],
 ]
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT += ["json_file", "weight_file", "network_settings", "tokenizer_settings", "network_files"]
 LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files", "visible"]
 

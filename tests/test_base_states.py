@@ -17,11 +17,11 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel
 
 from valueadapter import ConfigError, base_states
-from valueadapter.adapter import vocabulary_of
 from valueadapter.base_states import BaseStates, sample_key, store_key
 from valueadapter.claims import claimed
 from valueadapter.config import VocabularySpec
 from valueadapter.prefix import BasePrefix
+from valueadapter.tokenizer_loading import vocabulary_of
 
 SCRIPT = Path(__file__).with_name("base_states_run.py")
 VOCABULARY = vocabulary_of(byte_tokenizer()).spec(97)

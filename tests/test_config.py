@@ -13,6 +13,8 @@ from valueadapter import ConfigError, IncompatibleVersionError, NotAValueAdapter
 from valueadapter.config import EvaluationRecord, Message, NetworkSpec, Regularisation, TrainingRecord, VocabularySpec
 
 text = st.text(max_size=20)
+spoken = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=9)
+named_so = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=20).filter(str.strip)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 share = st.none() | st.floats(0, 1)
 natural = st.integers(0, 10**12)
@@ -66,15 +68,13 @@ evaluation = st.builds(
 )
 configs = st.builds(
     ValueAdapterConfig,
-    base_model_name_or_path=text,
+    base_model_name_or_path=named_so,
     networks=st.tuples(local) | st.tuples(local, named) | st.tuples(named, named),
     vocabulary=st.builds(VocabularySpec, st.integers(1, 10**6), digest, digest),
     base_model_revision=st.none() | commit,
     connection=st.sampled_from(["residual", "cascade", "cascade_with_text"]),
     scale=finite,
-    base_prefix=st.none()
-    | st.text(min_size=1, max_size=9)
-    | st.lists(st.builds(Message, text, text), min_size=1, max_size=2).map(tuple),
+    base_prefix=st.none() | spoken | st.lists(st.builds(Message, spoken, spoken), min_size=1, max_size=2).map(tuple),
     training=st.none() | training,
     evaluation=st.lists(evaluation, max_size=2).map(tuple),
 )

@@ -29,7 +29,7 @@ from valueadapter import (
 )
 from valueadapter.alignment import VocabularyAlignment
 from valueadapter.artifact import sha256
-from valueadapter.link import alignment_cache, alignment_name
+from valueadapter.link import alignment_name
 from valueadapter.testing.local_hub import LocalHub
 
 IDS = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(0))
@@ -207,8 +207,8 @@ def test_another_vocabulary_is_said_before_loading(tmp_path: Path, caplog: pytes
     assert "has another vocabulary" in caplog.text
 
 
-def test_a_map_that_the_adapter_brings_is_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing comes into the cache of maps, neither for the verdict nor for attaching."""
+def test_a_map_that_the_adapter_brings_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compared with the map of the two tokenizers, and nothing is written beside the Hub's cache."""
     model = other_vocabulary()
     for part in (model.base, model.base_tokenizer):
         part.save_pretrained(tmp_path / "base")
@@ -216,5 +216,6 @@ def test_a_map_that_the_adapter_brings_is_not_built_again(tmp_path: Path, monkey
     adapter.alignments[alignment_name(theirs)] = VocabularyAlignment.build(adapter.side, theirs)
     adapter.save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
-    assert not alignment_cache().exists()
+    loaded = ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
+    assert (loaded.terms()[0].link.alignment.source == model.terms()[0].link.alignment.source).all()
+    assert not (tmp_path / "valueadapter").exists()

@@ -20,43 +20,16 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from valueadapter import artifact, card, hub, layout
 from valueadapter.alignment import Side, VocabularyAlignment
 from valueadapter.config import Connection, Message, NetworkSpec, ValueAdapterConfig
-from valueadapter.errors import AlignmentError, ConfigError, IncompatibleBaseError
+from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, IncompatibleBaseError
 from valueadapter.link import Link, connect, why_unreadable
-from valueadapter.network import load_hub_network, load_network, logits_width, save_network
+from valueadapter.network import logits_width, save_network
+from valueadapter.network_loading import check_savable, load_hub_network, load_network
 from valueadapter.prefix import as_prefix
 from valueadapter.staging import staged
-from valueadapter.vocabulary import Vocabulary
+from valueadapter.tokenizer_loading import LoadedTokenizer, check_tokenizer, load_tokenizer, side_of, vocabulary_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """The byte view of a transformers tokenizer.
-
-    Raises:
-        AlignmentError: a tokenizer without a fast (`tokenizers`) backend.
-    """
-    return Vocabulary.from_tokenizer_json(_text_of(tokenizer))
-
-
-def side_of(tokenizer: PreTrainedTokenizerBase, width: int) -> Side:
-    """A tokenizer as a model with `width` columns of logits uses it.
-
-    Raises:
-        AlignmentError: a tokenizer without a fast (`tokenizers`) backend.
-    """
-    return Side(_text_of(tokenizer), width, tokenizer.eos_token)
-
-
-def _text_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise AlignmentError(
-            f"{type(tokenizer).__name__} has no fast backend, so its vocabulary has no byte view; "
-            "save it with a tokenizer.json and load that"
-        )
-    return str(backend.to_str())
 
 
 class ValueAdapter:
@@ -122,12 +95,14 @@ class ValueAdapter:
             token: Hub token.
 
         Raises:
-            ConfigError: no network, another number of coefficients, or an unknown connection.
+            ConfigError: no network, another number of coefficients, an unknown connection, or a network or tokenizer
+                that would not come back from a directory as it is.
             IncompatibleBaseError: a named network has another vocabulary.
         """
         weights = [1.0] * len(networks) if coefficients is None else [float(c) for c in coefficients]
         if len(weights) != len(networks) or not networks:
             raise ConfigError(f"expected one coefficient per network; got {len(weights)} for {len(networks)} networks")
+        check_tokenizer(tokenizer)
         reads = [False] * len(networks) if reads_prefix is None else list(reads_prefix)
         if len(reads) != len(networks):
             raise ConfigError(
@@ -139,6 +114,7 @@ class ValueAdapter:
                 spec, model = _named_network(network, weight, tokenizer, token)
             else:
                 spec, model = NetworkSpec(weight, path=layout.network_directory(index)), network
+                check_savable(network)
             specs.append(spec)
             models.append(model)
         config = ValueAdapterConfig(
@@ -177,32 +153,48 @@ class ValueAdapter:
             huggingface_hub.errors: the repository or revision is not there, private, gated, …
         """
         download = download or hub.Download(**options)
-        return cls.from_verified(hub.fetch(name_or_path, download), download, dtype=dtype)
+        with hub.open_adapter(name_or_path, download) as opened:
+            return cls.from_verified(opened, download, dtype=dtype)
 
     @classmethod
     def from_verified(
-        cls, directory: Path, download: hub.Download, *, dtype: torch.dtype | str = "auto"
+        cls,
+        opened: artifact.OpenedArtifact,
+        download: hub.Download,
+        *,
+        dtype: torch.dtype | str = "auto",
+        tokenizer: LoadedTokenizer | None = None,
     ) -> ValueAdapter:
-        """Loads an adapter from what `hub.fetch` gave, which need not be verified again.
+        """Loads an adapter from what `hub.open_adapter` gave: all of it from the files that were checked.
 
         Args:
-            directory: what `hub.fetch` gave.
+            opened: what `hub.open_adapter` gave.
             download: how to get networks that the adapter names by Hub ID.
             dtype: dtype of the networks; `auto` as they are stored.
+            tokenizer: what `load_tokenizer` gave, where it was needed before.
 
         Raises:
-            ArtifactError: a tensor does not fit the architecture.
+            ArtifactError: a tensor does not fit the architecture, weights have changed since they were saved, or the
+                tokenizer that transformers makes is not the recorded one.
             huggingface_hub.errors: a named network cannot be had.
         """
-        config = artifact.read_config(directory)
+        config = opened.config
+        own = tokenizer or load_tokenizer(opened)
         places = {"cache_dir": download.cache_dir, "local_files_only": download.local_files_only}
         networks = [
-            load_network(directory / spec.path, dtype=dtype, token=download.token, **places)
-            if spec.path is not None
+            load_network(network, dtype=dtype, token=download.token, **places)
+            if network is not None
             else load_hub_network(str(spec.repo), str(spec.revision), dtype=dtype, token=download.token, **places)
-            for spec in config.networks
+            for spec, network in zip(config.networks, opened.networks, strict=True)
         ]
-        return cls(config, networks, AutoTokenizer.from_pretrained(directory), artifact.read_alignments(directory))
+        if (width := max(logits_width(network) for network in networks)) != config.vocabulary.logits_width:
+            raise ArtifactError(
+                f"'{opened.directory}' says logits of {config.vocabulary.logits_width} columns; its networks have "
+                f"{width}. Download or save the adapter again"
+            )
+        adapter = cls(config, networks, own.tokenizer, opened.alignments)
+        adapter.side = own.side  # so that it is read once
+        return adapter
 
     def save_pretrained(
         self,

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from valueadapter.config import VocabularySpec
 from valueadapter.errors import AlignmentError, ConfigError
+from valueadapter.records import from_json
 from valueadapter.text_encoder import TextEncoder
 from valueadapter.vocabulary import Vocabulary
 
@@ -104,11 +105,16 @@ class VocabularyAlignment:
                 f"expected source int32 and kind uint8 of {rows[0]:,} rows; got {source.dtype} of "
                 f"{source.shape} and {kind.dtype} of {kind.shape}"
             )
-        beyond = [*source[source >= value.logits_width][:1], *(stop for stop in stops if stop >= value.logits_width)]
-        if beyond or (source < -1).any():
+        beyond = [*source[source >= value.logits_width], *source[source < -1]][:1]
+        beyond += [stop for stop in stops if type(stop) is not int or not 0 <= stop < value.logits_width]
+        if beyond:
             raise AlignmentError(
-                f"the map points to value token {beyond[0] if beyond else int(source.min())}; "
-                f"the value logits have {value.logits_width:,} columns"
+                f"the map points to value token {beyond[0]!r:.40}; the value logits have {value.logits_width:,} columns"
+            )
+        if (kind > PADDING).any() or ((kind == STOP).any() and not stops):
+            raise AlignmentError(
+                f"a row of the map is of kind {int(kind.max())} with {len(stops)} tokens that end a text; expected "
+                f"kinds 0 to {PADDING}, and for rows that end a text at least one such token"
             )
         self.source, self.kind, self.value, self.base = source, kind, value, base
         self.relation, self.stops = relation, stops
@@ -143,6 +149,17 @@ class VocabularyAlignment:
         kind[_rows_without_token(base)] = PADDING
         return cls(source, kind, value=value.spec, base=base.spec, relation=relation, stops=stops)
 
+    def copy(self) -> VocabularyAlignment:
+        """An equal map that shares nothing with this one."""
+        return VocabularyAlignment(
+            self.source.copy(),
+            self.kind.copy(),
+            value=self.value,
+            base=self.base,
+            relation=self.relation,
+            stops=self.stops,
+        )
+
     # -- keeping -----------------------------------------------------------------------------------------------------
     def save(self, path: Path) -> None:
         """Writes the map as one safetensors file; equal maps give equal bytes."""
@@ -176,12 +193,12 @@ class VocabularyAlignment:
             return cls(
                 tensors["source"],
                 tensors["kind"],
-                value=VocabularySpec(**about["value"]),
-                base=VocabularySpec(**about["base"]),
+                value=from_json(VocabularySpec, about["value"], "value"),
+                base=from_json(VocabularySpec, about["base"], "base"),
                 relation=_relation(about["relation"]),
                 stops=tuple(about["stops"]),
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, AlignmentError) and not isinstance(error, ConfigError) and str(path) in str(error):
                 raise
             raise AlignmentError(
@@ -202,6 +219,59 @@ class VocabularyAlignment:
                     f"this alignment is for another {name} vocabulary: it expects {shown}. Build one for this pair: "
                     "valueadapter align"
                 )
+
+    def check_value_side(self, value: Side) -> None:
+        """Raises unless the map says of the value vocabulary what any map to another one must say.
+
+        Whether it is the map to its base as well, only the base's tokenizer tells: see `check_built`.
+
+        Args:
+            value: the vocabulary of the value logits.
+
+        Raises:
+            AlignmentError: a row is mapped to a control token, and other impossible things.
+        """
+        held = (self.kind == EXACT) | (self.kind == FIRST)
+        if ((self.source >= 0) != held).any():
+            row = int(np.flatnonzero((self.source >= 0) != held)[0])
+            raise AlignmentError(f"row {row} of kind {self.kind[row]} is mapped to token {self.source[row]}")
+        static = self.relation == "static"
+        if self.stops != (value.stops if static else ()):
+            right = value.stops if static else ()
+            raise AlignmentError(f"its tokens that end a text are {self.stops}; the adapter's tokenizer has {right}")
+        known = value.vocabulary.ordinary(value.width) if static else list(value.vocabulary.below(value.width))
+        if len(other := np.setdiff1d(self.source[held], np.array(known, dtype=np.int32))):
+            raise AlignmentError(f"it maps rows to value token {other[0]}, which stands for no text")
+        if not static and (self.kind == FIRST).any():
+            raise AlignmentError(f"a map of relation {self.relation} splits no token, and this one does")
+        if self.relation == "identity" and (self.source[held] != np.flatnonzero(held)).any():
+            raise AlignmentError("it says that ids are equal (identity) and maps some to others")
+
+    def check_built(self, built: VocabularyAlignment) -> None:
+        """Raises unless this map is the one that is built from the two tokenizers.
+
+        Args:
+            built: what `build` gave for them.
+
+        Raises:
+            AlignmentError: showing where they differ.
+        """
+        self.check(built.value, built.base)
+        for name in ("relation", "stops"):
+            if getattr(self, name) != getattr(built, name):
+                raise AlignmentError(
+                    f"this map is not the one of these two tokenizers: its {name} is {getattr(self, name)}, and "
+                    f"{getattr(built, name)} is right. Build it anew: valueadapter align"
+                )
+        wrong = np.flatnonzero((self.source != built.source) | (self.kind != built.kind))
+        if len(wrong):
+            row = int(wrong[0])
+            raise AlignmentError(
+                f"this map is not the one of these two tokenizers: {len(wrong):,} rows differ, the first is {row} "
+                f"(value token {self.source[row]}, kind {self.kind[row]}); "
+                f" {built.source[row]}, kind {built.kind[row]} is "
+                "right. Build it anew: valueadapter align"
+            )
 
     # -- using -------------------------------------------------------------------------------------------------------
     def project(self, value_logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -248,7 +318,8 @@ class VocabularyAlignment:
         if device not in self._on_device:
             rows = [np.flatnonzero((self.source < 0) & (self.kind != STOP)), np.flatnonzero(self.kind == STOP)]
             arrays = [np.maximum(self.source, 0), *rows, np.array(self.stops, dtype=np.int64)]
-            self._on_device[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            with torch.inference_mode(mode=False):  # they are kept, and what was made within it never takes gradients
+                self._on_device[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)
         return self._on_device[device]
 
     def coverage(self) -> dict[str, int]:

@@ -5,24 +5,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
-import re
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from valueadapter import contents, layout
-from valueadapter.alignment import VocabularyAlignment
-from valueadapter.config import ValueAdapterConfig
+from valueadapter import contents, layout, tokenizer_settings
+from valueadapter.alignment import Side, VocabularyAlignment
+from valueadapter.config import ValueAdapterConfig, VocabularySpec
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
-from valueadapter.vocabulary import Vocabulary
+from valueadapter.json_file import parse_object
+from valueadapter.network_files import OpenedNetwork, open_network
+from valueadapter.weight_file import WeightFile
 
 _DOWNLOAD_AGAIN = "Download or save the adapter again"
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+_ATTEMPTS = 30
 
 
 def read_config(directory: Path) -> ValueAdapterConfig:
@@ -84,7 +85,8 @@ def verify(directory: Path) -> ValueAdapterConfig:
     """Checks everything about an adapter that can be checked without running it.
 
     Every file is where config.json says, inside the directory, of a safe format, complete, and has the recorded
-    checksum; the tokenizer has the recorded fingerprints. No file is changed and no pickle is opened.
+    checksum; networks ask for no code, and for no size that their tensors lack; the tokenizer has the recorded
+    fingerprints, and nothing beside it changes its tokens; maps fit it. No file is changed and no pickle is opened.
 
     Returns:
         The configuration.
@@ -92,30 +94,189 @@ def verify(directory: Path) -> ValueAdapterConfig:
     Raises:
         ArtifactError, ConfigError: the first fault found, naming the file, what was expected and what to do.
     """
+    with open_artifact(directory) as opened:
+        opened.check_weights()
+        return opened.config
+
+
+def open_artifact(directory: Path) -> OpenedArtifact:
+    """Opens an adapter once, for all that is to be read of it, and checks all but the checksums of its weights.
+
+    These need the weights to be read: `check_weights` does, and so does whoever loads them, see `WeightFile.read`.
+    Where another process saves an adapter to the directory meanwhile, what is opened is all of the old or all of the
+    new one: config.json is the last file of an adapter to be put in place and the first to be taken away, so what was
+    opened between two looks at the same config.json belongs to it.
+
+    Raises:
+        ArtifactError, ConfigError: as `verify`.
+    """
+    for attempt in range(_ATTEMPTS):
+        with contextlib.ExitStack() as held:
+            look = _Look(directory, held)
+            try:
+                opened = _open(directory, held)
+                failure = None
+            except (ArtifactError, ConfigError, OSError) as error:
+                failure = error
+            if look.still_there():
+                if failure is not None:
+                    raise failure
+                opened.held = held.pop_all()
+                return opened
+        time.sleep(min(0.001 * 2**attempt, 0.05))
+    raise ArtifactError(
+        f"'{directory}' was replaced each of the {_ATTEMPTS} times that it was read; another process saves there all "
+        "the time. Read it again"
+    ) from failure
+
+
+@dataclass
+class OpenedArtifact:
+    """An adapter that was opened once; `with` closes it.
+
+    Attributes:
+        directory: where it lies, for messages.
+        config: its configuration.
+        networks: one for each of `config.networks`; None for one on the Hub.
+        tokenizer_files: path inside the adapter -> content of what a tokenizer is loaded from.
+        side: its vocabulary, as tokenizer.json has it.
+        alignments: the maps that it brings, by the first 16 hex digits of the base's byte fingerprint.
+        held: what closing closes.
+    """
+
+    directory: Path
+    config: ValueAdapterConfig
+    networks: tuple[OpenedNetwork | None, ...]
+    tokenizer_files: Mapping[str, bytes]
+    side: Side
+    alignments: Mapping[str, VocabularyAlignment]
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> OpenedArtifact:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.close()
+
+    def check_weights(self) -> None:
+        """Compares the checksum of every weight file.
+
+        Raises:
+            ArtifactError: one has changed since it was saved.
+        """
+        for network in self.networks:
+            if network is not None:
+                network.check_weights()
+
+
+class _Look:
+    """Which config.json is in a directory; it is held open, so that no other file gets its number."""
+
+    def __init__(self, directory: Path, held: contextlib.ExitStack) -> None:
+        self._path = directory / layout.CONFIG
+        try:
+            self._seen: os.stat_result | None = os.fstat(held.enter_context(self._path.open("rb")).fileno())
+        except OSError:
+            self._seen = None
+
+    def still_there(self) -> bool:
+        """Whether it is the same file, unchanged; also where there was none and is none."""
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return self._seen is None
+        then = self._seen
+        return (
+            then is not None
+            and os.path.samestat(now, then)
+            and (now.st_mtime_ns, now.st_size)
+            == (
+                then.st_mtime_ns,
+                then.st_size,
+            )
+        )
+
+
+def _open(directory: Path, held: contextlib.ExitStack) -> OpenedArtifact:
     config = read_config(directory)
     for path in contents.files(directory):
         contents.check_inside(directory, path)
         contents.check_kind(directory, path)
-    for network in config.networks:
-        if network.path is not None:
-            _verify_network(directory / network.path, network.sha256)
-    _verify_tokenizer(directory, config)
-    read_alignments(directory)
-    return config
+    networks: list[OpenedNetwork | None] = []
+    for spec in config.networks:
+        network = None
+        if spec.path is not None:
+            network = open_network(directory / spec.path, spec.sha256, width=config.vocabulary.logits_width)
+            held.callback(network.close)
+        networks.append(network)
+    files = _tokenizer_files(directory)
+    side = _side(directory, files, config.vocabulary)
+    alignments = _alignments(directory, side, config.vocabulary)
+    return OpenedArtifact(directory, config, tuple(networks), files, side, alignments)
+
+
+def _tokenizer_files(directory: Path) -> dict[str, bytes]:
+    """Path -> content of config.json and of what a tokenizer's `save_pretrained` writes, as far as it is there."""
+    paths = [directory / name for name in (layout.CONFIG, *layout.TOKENIZER_FILES)]
+    paths += sorted((directory / layout.CHAT_TEMPLATES).glob(f"[!.]*{layout.CHAT_TEMPLATE}"))
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
+def _side(directory: Path, files: Mapping[str, bytes], recorded: VocabularySpec) -> Side:
+    path = directory / layout.TOKENIZER
+    for name in (layout.TOKENIZER, layout.TOKENIZER_CONFIG):
+        if name not in files:
+            raise MissingFileError(f"'{directory / name}' is missing. {_DOWNLOAD_AGAIN}")
+    for name in files:
+        if name.endswith(layout.CHAT_TEMPLATE):
+            _text(files[name], directory / name)
+    settings = {
+        name: parse_object(files[name], directory / name)
+        for name in (layout.TOKENIZER_CONFIG, tokenizer_settings.SPECIAL_TOKENS_MAP, tokenizer_settings.ADDED_TOKENS)
+        if name in files
+    }
+    text = _text(files[layout.TOKENIZER], path)
+    state = parse_object(text, path)
+    side = Side(text, recorded.logits_width, tokenizer_settings.eos_token(settings))
+    try:
+        found = side.spec
+    except (AlignmentError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"'{path}' is no tokenizer: {type(error).__name__}: {error}. {_DOWNLOAD_AGAIN}") from None
+    for name in ("byte_fingerprint", "behaviour_fingerprint"):
+        got, expected = getattr(found, name), getattr(recorded, name)
+        if got != expected:
+            raise ArtifactError(
+                f"'{path}' is another tokenizer than the adapter was saved with: {name} is {got}, "
+                f"config.json says {expected}. {_DOWNLOAD_AGAIN}"
+            )
+    tokenizer_settings.check_settings(state, settings, place=str(directory))
+    return side
+
+
+def _text(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ArtifactError(f"'{path}' is not UTF-8 text. {_DOWNLOAD_AGAIN}") from None
 
 
 def read_alignments(directory: Path) -> dict[str, VocabularyAlignment]:
     """The vocabulary alignments that an adapter brings, by the first 16 hex digits of the base's byte fingerprint.
 
     Raises:
-        ArtifactError: one is damaged, misnamed, or for another value vocabulary than config.json names.
+        ArtifactError: as `open_artifact`; for a map that is damaged, misnamed, or for another value vocabulary.
     """
-    expected = read_config(directory).vocabulary
+    with open_artifact(directory) as opened:
+        return dict(opened.alignments)
+
+
+def _alignments(directory: Path, side: Side, recorded: VocabularySpec) -> dict[str, VocabularyAlignment]:
     found = {}
     for path in sorted((directory / layout.ALIGNMENTS).glob("[!.]*")):
         try:
             alignment = VocabularyAlignment.load(path)
-            alignment.check(expected, alignment.base)
+            alignment.check(recorded, alignment.base)
+            alignment.check_value_side(side)
         except AlignmentError as error:
             raise ArtifactError(f"'{path}': {error}") from error
         name = alignment.base.byte_fingerprint[:16]
@@ -131,13 +292,8 @@ def tensor_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         ArtifactError: truncated or not a safetensors file.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise ArtifactError(f"'{path}' is truncated or corrupt ({size:,} bytes; {error}). {_DOWNLOAD_AGAIN}") from None
+    with WeightFile(path) as file:
+        return file.table
 
 
 def checksums(directory: Path) -> dict[str, str]:
@@ -160,88 +316,4 @@ def load_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingFileError(f"'{path}' is missing. {_DOWNLOAD_AGAIN}")
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ArtifactError(f"'{path}' is not JSON ({error}). {_DOWNLOAD_AGAIN}") from None
-    if not isinstance(data, dict):
-        raise ArtifactError(f"'{path}' must hold a JSON object; got {type(data).__name__}")
-    return data
-
-
-def _verify_network(directory: Path, expected: Mapping[str, str]) -> None:
-    if not directory.is_dir():
-        raise MissingFileError(f"the value network's directory '{directory}' is missing. {_DOWNLOAD_AGAIN}")
-    found = {path.name for path in directory.glob(f"*{layout.SAFETENSORS}")}
-    if missing := sorted(set(expected) - found):
-        raise MissingFileError(f"'{directory / missing[0]}' is missing; config.json lists it. {_DOWNLOAD_AGAIN}")
-    if extra := sorted(found - set(expected)):
-        raise ArtifactError(f"'{directory / extra[0]}' is not listed in config.json; remove it")
-    tables = {name: tensor_table(directory / name) for name in sorted(expected)}
-    _verify_index(directory, tables)
-    _verify_network_config(directory, tables)
-    for name, digest in expected.items():
-        if (got := sha256(directory / name)) != digest:
-            raise ArtifactError(
-                f"'{directory / name}' has changed since it was saved: SHA-256 is {got}, config.json says {digest}. "
-                f"{_DOWNLOAD_AGAIN}"
-            )
-
-
-def _verify_index(directory: Path, tables: Mapping[str, Mapping[str, object]]) -> None:
-    path = directory / layout.WEIGHTS_INDEX
-    if not path.exists():
-        if len(tables) > 1:
-            raise MissingFileError(f"'{path}' is missing; {len(tables)} shards need it. {_DOWNLOAD_AGAIN}")
-        return
-    index = load_json(path).get("weight_map", {})
-    held = {tensor: name for name, table in tables.items() for tensor in table}
-    if index != held:
-        wrong = sorted(t for t in {*index, *held} if index.get(t) != held.get(t))[0]
-        raise ArtifactError(
-            f"tensor '{wrong}' is in {held.get(wrong, 'no shard')}, but '{path}' says {index.get(wrong, 'nothing')}. "
-            f"{_DOWNLOAD_AGAIN}"
-        )
-
-
-def _verify_network_config(directory: Path, tables: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> None:
-    if (directory / layout.PEFT_CONFIG).exists():
-        peft = load_json(directory / layout.PEFT_CONFIG)
-        if not re.fullmatch(r"[0-9a-f]{40}", str(peft.get("revision"))):
-            raise ArtifactError(
-                f"'{directory / layout.PEFT_CONFIG}' names '{peft.get('base_model_name_or_path')}' "
-                "without a commit as 'revision'; set it to a 40-hex commit hash, so that the network cannot "
-                "change under its users"
-            )
-        return
-    config = load_json(directory / layout.CONFIG)
-    if "auto_map" in config:
-        raise ArtifactError(
-            f"'{directory / layout.CONFIG}' asks for custom code ('auto_map'); a value adapter runs none"
-        )
-    expected = _DTYPES.get(str(config.get("dtype")))
-    for name, table in tables.items():
-        for tensor, (dtype, _) in table.items():
-            if dtype != expected:
-                raise ArtifactError(
-                    f"tensor '{tensor}' in '{directory / name}' has dtype {dtype}; "
-                    f"'{directory / layout.CONFIG}' says {config.get('dtype')} ({expected}). {_DOWNLOAD_AGAIN}"
-                )
-
-
-def _verify_tokenizer(directory: Path, config: ValueAdapterConfig) -> None:
-    path = directory / layout.TOKENIZER
-    if not path.is_file():
-        raise MissingFileError(f"'{path}' is missing. {_DOWNLOAD_AGAIN}")
-    if "auto_map" in load_json(directory / layout.TOKENIZER_CONFIG):
-        raise ArtifactError(
-            f"'{directory / layout.TOKENIZER_CONFIG}' asks for custom code ('auto_map'); remove the key"
-        )
-    found = Vocabulary.from_tokenizer_json(path.read_text(encoding="utf-8")).spec(config.vocabulary.logits_width)
-    for name in ("byte_fingerprint", "behaviour_fingerprint"):
-        got, expected = getattr(found, name), getattr(config.vocabulary, name)
-        if got != expected:
-            raise ArtifactError(
-                f"'{path}' is another tokenizer than the adapter was saved with: {name} is {got}, "
-                f"config.json says {expected}. {_DOWNLOAD_AGAIN}"
-            )
+    return parse_object(path.read_bytes(), path)

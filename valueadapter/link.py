@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
+import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-from huggingface_hub import constants
 
 from valueadapter.alignment import Side, VocabularyAlignment
 from valueadapter.config import Connection
 from valueadapter.context import Reading
-from valueadapter.errors import AlignmentError
 
-logger = logging.getLogger(__name__)
+_KEPT = 8
+_BUILT: dict[tuple[str, str], VocabularyAlignment] = {}
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,14 @@ def connect(value: Side, base: Side, prebuilt: Mapping[str, VocabularyAlignment]
         None where both are the same (the logits may be padded to another width).
 
     Raises:
-        AlignmentError: a tokenizer without byte view, or a prebuilt map that does not fit.
+        AlignmentError: a tokenizer without byte view, or a prebuilt map that is not the one of these two tokenizers.
     """
     if value.tokenizer_json == base.tokenizer_json or value.spec == base.spec:
         return None
-    alignment = (prebuilt or {}).get(alignment_name(base))
-    if alignment is None:
-        alignment = _cached(value, base)
-    alignment.check(value.spec, base.spec)
+    alignment = built(value, base)
+    brought = (prebuilt or {}).get(alignment_name(base))
+    if brought is not None:
+        brought.check_built(alignment)
     if alignment.relation == "identity":
         return None
     return Link(alignment, Reading.between(value, base) if alignment.relation == "static" else None)
@@ -73,28 +70,24 @@ def alignment_name(base: Side) -> str:
     return base.spec.byte_fingerprint[:16]
 
 
-def alignment_cache() -> Path:
-    """Where maps that no adapter brought are kept, beside the Hub's cache."""
-    return Path(constants.HF_HUB_CACHE).parent / "valueadapter" / "alignments"
+def built(value: Side, base: Side) -> VocabularyAlignment:
+    """The map for a pair; the last ones are kept for as long as the process runs, by all that they are made of.
+
+    Raises:
+        AlignmentError: see `VocabularyAlignment.build`.
+    """
+    key = (_digest(value), _digest(base))
+    with _LOCK:
+        found = _BUILT.pop(key, None)
+    if found is None:
+        found = VocabularyAlignment.build(value, base)
+    with _LOCK:
+        _BUILT[key] = found
+        while len(_BUILT) > _KEPT:
+            del _BUILT[next(iter(_BUILT))]
+    return found.copy()  # of which nobody changes what is kept
 
 
-def _cached(value: Side, base: Side) -> VocabularyAlignment:
-    """The map for a pair, from the cache or built and put there."""
-    names = [spec.byte_fingerprint[:16] + spec.behaviour_fingerprint[:8] for spec in (value.spec, base.spec)]
-    path = alignment_cache() / f"{'-'.join(names)}.safetensors"
-    if path.exists():
-        try:
-            alignment = VocabularyAlignment.load(path)
-            alignment.check(value.spec, base.spec)
-            return alignment
-        except AlignmentError as error:
-            logger.warning("the cached vocabulary alignment is not usable and is built anew: %s", error)
-    alignment = VocabularyAlignment.build(value, base)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            alignment.save(Path(folder, path.name))
-            os.replace(Path(folder, path.name), path)
-    except OSError as error:
-        logger.warning("the vocabulary alignment could not be cached and will be built again: %s", error)
-    return alignment
+def _digest(side: Side) -> str:
+    text = f"{side.width} {side.eos_token!r}\n{side.tokenizer_json}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

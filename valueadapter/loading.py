@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter import artifact, hub
-from valueadapter.adapter import ValueAdapter, side_of
+from valueadapter import hub
+from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
 from valueadapter.compatibility import say_how_they_meet
 from valueadapter.errors import IncompatibleBaseError
 from valueadapter.network import logits_width
+from valueadapter.tokenizer_loading import load_tokenizer, side_of
 
 
 class Loaded(NamedTuple):
@@ -51,24 +53,26 @@ def load_both(
         adapter = base
         base = ""
     download = hub.Download(revision=revision, **shared, **own)
-    directory = None if isinstance(adapter, ValueAdapter) else hub.fetch(adapter, download)
-    config = artifact.read_config(directory) if directory is not None else cast(ValueAdapter, adapter).config
-    if not base:
-        base = config.base_model_name_or_path
-        base_revision = base_revision or config.base_model_revision
-    if isinstance(base, PreTrainedModel):
-        tokenizer = tokenizer or find_tokenizer(base.name_or_path, **of_base)
-        width = logits_width(base)
-    else:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(base, revision=base_revision, **of_base)
-        width = AutoConfig.from_pretrained(base, revision=base_revision, **of_base).get_text_config().vocab_size
-    theirs = side_of(tokenizer, width)
-    if directory is not None:
-        mine = side_of(AutoTokenizer.from_pretrained(directory), config.vocabulary.logits_width)
-        name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
-        say_how_they_meet(mine, theirs, name, artifact.read_alignments(directory), connection=config.connection)
-        adapter = ValueAdapter.from_verified(directory, download)
-        adapter.side = mine  # so that it is read once
+    with contextlib.ExitStack() as held:
+        opened = None
+        if not isinstance(adapter, ValueAdapter):
+            opened = held.enter_context(hub.open_adapter(adapter, download))
+        config = opened.config if opened is not None else cast(ValueAdapter, adapter).config
+        if not base:
+            base = config.base_model_name_or_path
+            base_revision = base_revision or config.base_model_revision
+        if isinstance(base, PreTrainedModel):
+            tokenizer = tokenizer or find_tokenizer(base.name_or_path, **of_base)
+            width = logits_width(base)
+        else:
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(base, revision=base_revision, **of_base)
+            width = AutoConfig.from_pretrained(base, revision=base_revision, **of_base).get_text_config().vocab_size
+        theirs = side_of(tokenizer, width)
+        if opened is not None:
+            mine = load_tokenizer(opened)
+            name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
+            say_how_they_meet(mine.side, theirs, name, opened.alignments, connection=config.connection)
+            adapter = ValueAdapter.from_verified(opened, download, tokenizer=mine)
     if isinstance(base, (str, Path)):
         base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
     return Loaded(base, tokenizer, theirs, cast(ValueAdapter, adapter))

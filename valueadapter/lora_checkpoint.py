@@ -29,6 +29,11 @@ def is_unpinned_lora(network: PreTrainedModel) -> bool:
     return not all(_COMMIT.fullmatch(str(config.revision)) for config in configs.values())
 
 
+def unpinned_lora(adapter: ValueAdapter) -> PreTrainedModel | None:
+    """The LoRA network whose base has no commit, so that no adapter can name it; None where there is none."""
+    return next((network for network in adapter.networks if is_unpinned_lora(network)), None)
+
+
 def with_lora_merged(adapter: ValueAdapter) -> ValueAdapter:
     """The adapter with each LoRA that has no commit to name its base by in the weights of a copy of that base."""
     if not any(is_unpinned_lora(network) for network in adapter.networks):

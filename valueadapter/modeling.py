@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
 from valueadapter.acting import here
-from valueadapter.adapter import ValueAdapter, side_of
+from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods
 from valueadapter.cache import BASE
@@ -47,6 +47,7 @@ from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Rec
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
 from valueadapter.steps import STEPS, logits_of
+from valueadapter.tokenizer_loading import side_of
 from valueadapter.trace import TraceMethods
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
 from valueadapter.value_logits import Inputs, Term, fit_width, of_part, shared_parts, value_logits

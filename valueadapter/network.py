@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from valueadapter import layout
-from valueadapter.artifact import checksums, load_json, tensor_table
+from valueadapter.artifact import checksums
 from valueadapter.config import Initialisation
-from valueadapter.errors import ArtifactError, ConfigError
+from valueadapter.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -245,101 +245,9 @@ def save_network(
         network.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
     else:
         network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
+    (directory / "generation_config.json").unlink(missing_ok=True)  # of the model it was made of; a network has none
     (directory / layout.CARD).unlink(missing_ok=True)  # PEFT writes a card of its own
     return checksums(directory)
-
-
-def load_network(
-    directory: Path, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
-) -> PreTrainedModel:
-    """Loads a network from a verified directory.
-
-    Args:
-        directory: a transformers checkpoint, or a PEFT one (its base is loaded from the Hub).
-        dtype: dtype of the weights; `auto` as they are stored.
-        token: Hub token, for the base of a PEFT network.
-        download: `cache_dir`, `local_files_only`, for the same.
-
-    Raises:
-        ArtifactError: a tensor is missing, superfluous or of another shape than the architecture's.
-    """
-    if (directory / layout.PEFT_CONFIG).exists():
-        return _load_peft(directory, dtype=dtype, token=token, **download)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below with our own words
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    _check_loaded(info, directory)
-    return model.eval()
-
-
-def load_hub_network(
-    repo: str, revision: str, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
-) -> PreTrainedModel:
-    """Loads a network that an adapter names by Hub ID, at its pinned commit.
-
-    Args:
-        repo: Hub ID of a causal language model.
-        revision: commit hash, 40 hex digits.
-        dtype: dtype of the weights; `auto` as they are stored.
-        token: Hub token.
-        download: `cache_dir`, `local_files_only`, `force_download`, as transformers takes them.
-    """
-    model, info = AutoModelForCausalLM.from_pretrained(
-        repo,
-        revision=revision,
-        dtype=dtype,
-        token=token,
-        output_loading_info=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **download,
-    )
-    _check_loaded(info, repo)
-    return model.eval()
-
-
-def _load_peft(
-    directory: Path, *, dtype: torch.dtype | str, token: str | bool | None, **download: Any
-) -> PreTrainedModel:
-    from peft import PeftModel, get_peft_model_state_dict  # slow to import, and few adapters need it
-
-    config = load_json(directory / layout.PEFT_CONFIG)
-    base = load_hub_network(config["base_model_name_or_path"], config["revision"], dtype=dtype, token=token, **download)
-    with quiet_peft():
-        warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
-        network: PreTrainedModel = PeftModel.from_pretrained(base, directory).eval()
-    expected = {
-        name: tuple(t.shape) for name, t in get_peft_model_state_dict(network, save_embedding_layers=False).items()
-    }
-    found = {name: shape for name, (_, shape) in tensor_table(directory / layout.PEFT_WEIGHTS).items()}
-    _check_loaded(
-        {
-            "missing_keys": expected.keys() - found.keys(),
-            "unexpected_keys": found.keys() - expected.keys(),
-            "mismatched_keys": [(n, found[n], expected[n]) for n in found.keys() & expected if found[n] != expected[n]],
-        },
-        directory,
-    )
-    return network
-
-
-def _check_loaded(info: Mapping[str, Any], place: Path | str) -> None:
-    for kind, what in (("missing_keys", "is missing"), ("unexpected_keys", "does not belong to the architecture")):
-        if names := sorted(info[kind]):
-            raise ArtifactError(
-                f"tensor '{names[0]}' {what} in '{place}' ({len(names)} such); download the adapter again"
-            )
-    if shapes := sorted(info["mismatched_keys"]):
-        name, got, expected = shapes[0]
-        raise ArtifactError(
-            f"tensor '{name}' in '{place}' has shape {tuple(got)}, the architecture expects {tuple(expected)}; "
-            "download the adapter again"
-        )
 
 
 def same_model(a: PreTrainedModel, b: PreTrainedModel) -> bool:

@@ -20,6 +20,9 @@ OMIT = MappingProxyType({"omit_when_empty": True})
 """Field metadata: leave the key out of the JSON when its value is None or empty."""
 
 
+_LARGEST = 2**63 - 1
+
+
 def to_json(value: Any) -> Any:
     """A dataclass as JSON values, fields in the order of their definition."""
     if is_dataclass(value):
@@ -68,6 +71,18 @@ def from_json(cls: type[T], data: Any, place: str = "") -> T:
         raise ConfigError(f"{place}: {error}" if place else str(error)) from None
 
 
+def checked_text(text: str, place: str) -> str:
+    """The text itself, if it consists of whole characters, so that it can be written and tokenized.
+
+    Raises:
+        ConfigError: half of a surrogate pair.
+    """
+    for number, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            raise ConfigError(f"'{place}' must be text; got U+{ord(character):04X} as its character {number + 1:,}")
+    return text
+
+
 def _convert(hint: Any, value: Any, place: str) -> Any:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -79,11 +94,16 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(get_args(hint)[0], item, f"{place}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _convert(get_args(hint)[1], item, f"{place}[{key!r}]") for key, item in value.items()}
+        kind = get_args(hint)[1]
+        return {checked_text(key, place): _convert(kind, item, f"{place}[{key!r}]") for key, item in value.items()}
     if is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value, place)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint in (int, float) and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > _LARGEST:
+            raise ConfigError(f"'{place}' must be {_name(hint)} of at most 19 digits; got {len(str(abs(value))):,}")
+        return hint(value)
+    if isinstance(value, str) and hint is str:
+        return checked_text(value, place)
     if hint is not None and isinstance(hint, type) and type(value) is hint:
         return value
     raise ConfigError(f"'{place}' must be {_name(hint)}; got {_describe(value)}")

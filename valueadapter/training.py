@@ -20,18 +20,19 @@ from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
-from valueadapter import artifact, layout
+from valueadapter import layout
 from valueadapter.adapter import ValueAdapter
 from valueadapter.base_states import Say
+from valueadapter.checkpoints import take_weights
 from valueadapter.config import Initialisation, Message, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.data import IGNORED, Collator, tokenize
 from valueadapter.demonstrations import Demonstrations
-from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
+from valueadapter.errors import CheckpointError, ConfigError
 from valueadapter.hidden_state_loss import HiddenStateLoss
-from valueadapter.lora_checkpoint import is_unpinned_lora, load_lora, save_lora, with_lora_merged
+from valueadapter.lora_checkpoint import save_lora, unpinned_lora, with_lora_merged
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.network import has_injected_layers, load_network
+from valueadapter.network import has_injected_layers
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.prefix import as_prefix
 from valueadapter.staging import check_target
@@ -237,8 +238,8 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         place = Path(output_dir or self.args.output_dir)
         if _internal_call or output_dir is None:
             place = place / layout.CHECKPOINT_ADAPTER
-        lora = self._unpinned_lora() if _internal_call else None
-        if self.args.should_save and lora is not None:
+        lora = unpinned_lora(self.trained_adapter()) if _internal_call and self.args.should_save else None
+        if lora is not None:
             save_lora(lora, place.with_name(layout.CHECKPOINT_LORA))
         elif self.args.should_save:
             with_lora_merged(self.trained_adapter()).save_pretrained(place)
@@ -282,10 +283,6 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         tokens = sum(sum(label != IGNORED for label in record["labels"][1:]) for record in data)
         return len(data), math.floor(tokens * (self.state.epoch or 0))
 
-    def _unpinned_lora(self) -> PreTrainedModel | None:
-        """The LoRA network whose base has no commit, so that no adapter can name it; None where there is none."""
-        return next((network for network in self.trained_adapter().networks if is_unpinned_lora(network)), None)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Takes up a checkpoint; anything that is missing or does not fit is an error, never a fresh start."""
         checkpoint = Path(resume_from_checkpoint)
@@ -296,7 +293,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
                         f"checkpoint '{checkpoint}' has no {pattern}, so training cannot go on as if not stopped. "
                         "Start from its adapter instead: load it and attach it with is_trainable=True"
                     )
-        record = self._load_weights(checkpoint / layout.CHECKPOINT_ADAPTER)
+        record = take_weights(self.trained_adapter(), checkpoint)
         if record is not None:
             self._read = (record.num_examples, record.num_response_tokens)
 
@@ -311,46 +308,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
 
     def _load_best_model(self) -> None:
         logger.info("loading the best adapter, from %s", self.state.best_model_checkpoint)
-        self._load_weights(Path(str(self.state.best_model_checkpoint), layout.CHECKPOINT_ADAPTER))
-
-    def _load_weights(self, place: Path) -> TrainingRecord | None:
-        """Puts a checkpoint's weights into the networks; the record of the training up to there, if it has one."""
-        own = self.trained_adapter()
-        if (lora := self._unpinned_lora()) is not None:
-            load_lora(lora, place.with_name(layout.CHECKPOINT_LORA))
-            return None
-        try:
-            config = artifact.verify(place)
-        except (ArtifactError, ConfigError) as error:
-            raise CheckpointError(f"checkpoint '{place.parent}' cannot be resumed: {error}") from error
-        if [n.path for n in config.networks] != [n.path for n in own.config.networks]:
-            raise CheckpointError(f"checkpoint '{place}' holds other networks than the adapter being trained")
-        if config.connection != own.config.connection:
-            raise CheckpointError(
-                f"checkpoint '{place}' has connection '{config.connection}', the adapter being trained "
-                f"'{own.config.connection}'. Resume with the connection that the run began with"
-            )
-        if config.vocabulary != own.config.vocabulary:
-            raise CheckpointError(f"checkpoint '{place}' speaks another vocabulary than the adapter being trained")
-        for spec, mine, network in zip(config.networks, own.config.networks, own.networks, strict=True):
-            if spec.path is None:  # named on the Hub at a commit, not trained
-                if (spec.repo, spec.revision) != (mine.repo, mine.revision):
-                    raise CheckpointError(
-                        f"checkpoint '{place}' has the network {spec.repo}@{spec.revision}, the adapter being trained "
-                        f"{mine.repo}@{mine.revision}. Resume on the commit that the run began with"
-                    )
-                continue
-            saved = load_network(place / str(spec.path), dtype=network.dtype).state_dict()
-            expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-            found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-            if expected != found:
-                name = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
-                raise CheckpointError(
-                    f"checkpoint '{place}' does not fit the network: tensor '{name}' has shape {found.get(name)}, "
-                    f"expected {expected.get(name)}. Build the network as it was built for that run"
-                )
-            network.load_state_dict(saved)
-        return config.training
+        take_weights(self.trained_adapter(), Path(str(self.state.best_model_checkpoint)))
 
     # -- the Hub -----------------------------------------------------------------------------------------------------
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

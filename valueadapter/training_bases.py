@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter import side_of
 from valueadapter.base_states import BaseStates, Record, Say, sample_key
 from valueadapter.config import VocabularySpec
 from valueadapter.errors import ConfigError, IncompatibleBaseError
 from valueadapter.heads import Head, head_of
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.prefix import BasePrefix
+from valueadapter.tokenizer_loading import side_of
 from valueadapter.training_loss import BasePart
 
 SAMPLES = "sample_keys"

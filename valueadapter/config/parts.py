@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,33 @@ PenaltyKind = Literal["none", "l1", "l2", "entropy"]
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,254}", re.ASCII)
+_LONGEST_NAME = 4096
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def check_name(key: str, name: str) -> None:
+    """Refuses what is neither a Hub ID nor a path on one line: it is shown, and may be opened.
+
+    Raises:
+        ConfigError: empty, longer than a path can be, or with a character that breaks or turns a line.
+    """
+    bad = [one for one in name if unicodedata.category(one) in _CONTROLS or one in _TURNING]
+    if bad or not name.strip() or len(name) > _LONGEST_NAME:
+        why = f"it holds U+{ord(bad[0]):04X}" if bad else f"it has {len(name):,} characters"
+        raise ConfigError(f"'{key}' must be a Hub ID (user/name) or a path, on one line; got {name[:80]!a} ({why})")
+
+
+def check_revision(key: str, revision: str) -> None:
+    """Refuses what is no commit, branch or tag.
+
+    Raises:
+        ConfigError: other characters than such names have.
+    """
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ConfigError(f"'{key}' must be a commit, branch or tag; got {revision[:80]!a}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,8 @@ class NetworkSpec:
             raise ConfigError(f"'coefficient' must be finite and not 0; got {self.coefficient}")
         if self.path is not None:
             self._check_local(self.path)
+        elif not HUB_ID.fullmatch(str(self.repo)) or ".." in str(self.repo):
+            raise ConfigError(f"'repo' must be a Hub ID (user/name); got {str(self.repo)[:120]!r}")
         elif self.revision is None or not COMMIT.fullmatch(self.revision):
             raise ConfigError(
                 f"'revision' of network '{self.repo}' must be a 40-hex commit hash; got {self.revision!r}"
@@ -59,12 +89,15 @@ class NetworkSpec:
             raise ConfigError(f"'path' may not lie in '{parts[0]}', whose files are not verified; got {path!r}")
         if any(layout.is_hidden(part) for part in parts):
             raise ConfigError(f"'path' may not be hidden, because what is hidden is not published; got {path!r}")
+        check_name("path", path)
         if self.revision is not None:
             raise ConfigError(f"network '{path}' lies in the artifact; remove its 'revision' ({self.revision!r})")
         for name, digest in self.sha256.items():
-            if "/" in name or "\\" in name or not SHA256.fullmatch(digest):
+            is_weights = name.endswith(layout.SAFETENSORS) and not layout.is_hidden(name) and name.isprintable()
+            if "/" in name or "\\" in name or not is_weights or not SHA256.fullmatch(digest):
                 raise ConfigError(
-                    f"'sha256' of network '{path}' must map file names to 64 hex digits; got {name!r}: {digest!r}"
+                    f"'sha256' of network '{path}' must map names of safetensors files to 64 hex digits; got "
+                    f"{name!r}: {digest!r}"
                 )
 
 

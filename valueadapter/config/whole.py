@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from valueadapter.config.history import EvaluationRecord, RecommendedScale, TrainingRecord
-from valueadapter.config.parts import Connection, NetworkSpec, Prefix, VocabularySpec
+from valueadapter.config.parts import Connection, NetworkSpec, Prefix, VocabularySpec, check_name, check_revision
 from valueadapter.errors import ConfigError, IncompatibleVersionError, NotAValueAdapterError
-from valueadapter.records import OMIT, from_json, to_json
+from valueadapter.records import OMIT, checked_text, from_json, to_json
 from valueadapter.version import __version__
 
 FORMAT_VERSION = 1
@@ -52,6 +52,12 @@ class ValueAdapterConfig:
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
             raise ConfigError(f"'format_version' must be {FORMAT_VERSION} in this version; got {self.format_version}")
+        check_name("base_model_name_or_path", self.base_model_name_or_path)
+        if self.base_model_revision is not None:
+            check_revision("base_model_revision", self.base_model_revision)
+        for text in _texts(self.base_prefix):
+            if "\0" in checked_text(text, "base_prefix"):
+                raise ConfigError("'base_prefix' holds NUL (U+0000), which no tokenizer is made for; take it out")
         if not self.networks:
             raise ConfigError("'networks' is empty; expected at least one value network")
         if self.connection not in get_args(Connection):
@@ -89,12 +95,26 @@ class ValueAdapterConfig:
             IncompatibleVersionError: a newer format version than this library reads.
             ConfigError: not JSON, an unknown key, a wrong type or a value out of range.
         """
+        try:
+            return cls._from_json(text)
+        except RecursionError:
+            raise ConfigError("config.json is nested too deep; download the adapter again") from None
+
+    @classmethod
+    def _from_json(cls, text: str) -> ValueAdapterConfig:
         data = dict(upgrade(_parse(text)))
         data.pop("model_type")
         architectures = data.pop("architectures", ["ValueAdapterForCausalLM"])
         if architectures != ["ValueAdapterForCausalLM"]:
             raise ConfigError(f"'architectures' must be ['ValueAdapterForCausalLM']; got {architectures!r}")
         return from_json(cls, data)
+
+
+def _texts(prefix: Prefix | None) -> Iterator[str]:
+    if isinstance(prefix, str):
+        yield prefix
+    for message in () if prefix is None or isinstance(prefix, str) else prefix:
+        yield from (message.role, message.content)
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -104,6 +124,8 @@ def _parse(text: str) -> dict[str, Any]:
         raise ConfigError(
             f"config.json is not JSON (line {error.lineno}: {error.msg}); download the adapter again"
         ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"config.json is not JSON ({error}); download the adapter again") from None
     if not isinstance(data, dict) or data.get("model_type") != MODEL_TYPE:
         found = data.get("model_type") if isinstance(data, dict) else type(data).__name__
         raise NotAValueAdapterError(f"config.json has model_type {found!r}; a value adapter has {MODEL_TYPE!r}")

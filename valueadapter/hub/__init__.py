@@ -11,6 +11,7 @@ from valueadapter.hub.download import (
     RepositoryFacts,
     fetch,
     fetch_config,
+    open_adapter,
     repository_facts,
     resolve_commit,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "check_push",
     "fetch",
     "fetch_config",
+    "open_adapter",
     "push",
     "repository_facts",
     "resolve_commit",

@@ -7,7 +7,8 @@ files belong to it, then those files and no others.
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,24 +72,46 @@ def fetch(name_or_path: str | Path, download: Download | None = None) -> Path:
         huggingface_hub.errors: RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError,
             LocalEntryNotFoundError (offline and not in the cache), HfHubHTTPError.
     """
+    with open_adapter(name_or_path, download) as opened:
+        if _local_directory(name_or_path, download or Download()) is not None:
+            opened.check_weights()
+        return opened.directory
+
+
+@contextmanager
+def open_adapter(name_or_path: str | Path, download: Download | None = None) -> Iterator[artifact.OpenedArtifact]:
+    """An adapter, opened once and verified: what is read of it is what was verified, whatever happens to its files.
+
+    Of one in a directory here the checksums of weights are left to whoever reads these: see `artifact.open_artifact`.
+
+    Args:
+        name_or_path: an existing directory, or a Hub ID.
+        download: how to get it.
+
+    Raises:
+        As `fetch`.
+    """
     how = download or Download()
     directory = _local_directory(name_or_path, how)
     if directory is not None:
-        artifact.verify(directory)
-        return directory
+        with artifact.open_artifact(directory) as opened:
+            yield opened
+        return
     asked = _asked(name_or_path, how)
     with readable(asked):
         commit, config = _first_look(asked, how.subfolder)
         directory = snapshot(asked, commit=commit, patterns=_files_of(config, how.subfolder)) / how.subfolder
     try:
-        artifact.verify(directory)
+        opened = artifact.open_artifact(directory)
+        with opened:
+            opened.check_weights()
+            remember(asked, commit)
+            yield opened
     except ArtifactError as error:
         error.add_note(
             f"It is the download of '{asked.repo_id}' at commit {commit}; force_download=True downloads it again."
         )
         raise
-    remember(asked, commit)
-    return directory
 
 
 def fetch_config(name_or_path: str | Path, download: Download | None = None) -> ValueAdapterConfig:

@@ -85,7 +85,7 @@ def prepared_by(
         given["position_ids"] = position_ids
     made: dict[str, Any] = model.prepare_inputs_for_generation(input_ids, **given, **how)
     anew = cache is not None and made.get("cache") is None
-    return {"attention_mask": None} | {key: made[key] for key in made if key not in _SAID_ELSEWHERE}, anew
+    return {"attention_mask": None, "position_ids": None} | {key: made[key] for key in made if key not in _SAID_ELSEWHERE}, anew
 
 
 def logits_of(model: Any, arguments: Mapping[str, Any]) -> Any:

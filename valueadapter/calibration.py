@@ -99,7 +99,7 @@ def calibrate_scale(
     with model.only(name, scale=1.0):
         for batch in batches(examples, batch_size):
             inputs, labels = scored(batch, tokenizer, model.device)
-            out = model(**inputs, use_cache=False, output_value_logits=True)
+            out = model(**inputs, use_cache=False, output_value_logits=True, return_dict=True)
             here = labels != IGNORED
             value = out.value_logits[:, :-1][here].float()
             base = out.logits[:, :-1][here].float() - value
@@ -107,7 +107,7 @@ def calibrate_scale(
                 logits = base + scale * value
                 if scale == 0 and model.base_prefix is not None:  # at 0 the adapter's prefix does not act either
                     with model.disable_adapter():
-                        logits = model(**inputs, use_cache=False).logits[:, :-1][here].float()
+                        logits = model(**inputs, use_cache=False, return_dict=True).logits[:, :-1][here].float()
                 total = torch.nn.functional.cross_entropy(logits, labels[here], reduction="sum")
                 nats[index] += total.double().cpu()
             if on_progress is not None:

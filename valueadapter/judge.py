@@ -234,6 +234,7 @@ def _log_likelihoods(model: JudgeMethods, question: _Question, answers: Sequence
         position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
         use_cache=False,
         logits_to_keep=longest + 1,  # what is said before the first token, and after the last
+        return_dict=True,
         **chat,
     )
     logits = out.logits[:, :-1].float()

@@ -157,6 +157,7 @@ class TraceMethods:
             use_cache=False,
             logits_to_keep=count + 1,
             output_value_logits="each",
+            return_dict=True,
         )
         each = {name: (out.each or {})[name][0, :-1].float() for name in acting}
         final = out.logits[0, :-1].float()

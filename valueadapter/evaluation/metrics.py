@@ -75,7 +75,7 @@ def _likelihoods(
     batch = responses(records, tokenizer, model.device, context=context)
     here = batch.labels != IGNORED
     more = {"output_value_logits": True} if value_norms else {}
-    out = model(**batch.inputs, use_cache=False, **more)
+    out = model(**batch.inputs, use_cache=False, return_dict=True, **more)
     logits = out.logits[:, :-1][here].float()
     nats = torch.nn.functional.cross_entropy(logits, batch.labels[here], reduction="none")
     columns = {"bits": nats.double() / math.log(2), "predicted": logits.argmax(dim=-1)}

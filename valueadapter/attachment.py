@@ -28,6 +28,7 @@ from valueadapter.link import Link
 from valueadapter.network import same_model, set_trainable, settings_of
 from valueadapter.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.status import StatusMethods
+from valueadapter.steps import reads_text
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             AdapterNameError: the name is taken or not usable.
             ConfigError: a prefix that is none, or that the base's tokenizer cannot take.
             IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
+            UnsupportedModeError: a network of a kind that cannot read the base's text in tokens of its own.
             ConfigError: its value logits are NaN or infinite.
         """
         self._check_new_name(adapter_name)
@@ -112,6 +114,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         if prefix is not None:
             self._prefix_for_base(prefix)  # now, so that a prefix this base cannot take is not attached
         link = adapter.connect(self._base_side(), self.base.name_or_path)
+        if link is not None and link.reading is not None:
+            _check_text_readers(adapter)
         own = self._recommended_scale(adapter, link) if scale is None else scale
         self._check_scale(adapter_name, own)
         device = execution_device(self.base)
@@ -326,10 +330,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
     # -- names -------------------------------------------------------------------------------------------------------
     def _check_new_name(self, name: str) -> None:
-        if isinstance(name, str) and hasattr(nn.ModuleDict, name):
-            raise AdapterNameError(f"'{name}' is a method of torch's modules, so it cannot name an adapter")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
+        check_name(name)
         if name in self._attached:
             raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
 
@@ -342,6 +343,33 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
     def _base_side(self) -> Side:
         raise NotImplementedError
+
+
+def check_name(name: object) -> None:
+    """Raises unless this can name an adapter, whatever the model.
+
+    Args:
+        name: what somebody calls an adapter.
+
+    Raises:
+        AdapterNameError: it is not made of letters, digits, '_' and '-', or torch's modules have something of that
+            name, as methods or as attributes.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
+    if hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+        raise AdapterNameError(
+            f"'{name}' is a method or an attribute of torch's modules, so it cannot name an adapter; choose another"
+        )
+
+
+def _check_text_readers(adapter: ValueAdapter) -> None:
+    for network in adapter.networks:
+        if not reads_text(network):
+            raise UnsupportedModeError(
+                f"a {type(network).__name__} cannot read text of another vocabulary: it is not told positions, or "
+                "keeps no cache of transformers' kind. Use it on a base of its vocabulary, or a network with attention"
+            )
 
 
 def _why_not_swapped(old: ValueAdapter, new: ValueAdapter) -> str | None:

@@ -255,7 +255,9 @@ def _call(
         arguments["output_value_logits"] = reader.value_logits
     if cache is not None:
         arguments["cache"] = cache
-    return reader.model(input_ids=ids[rows][:, columns], use_cache=use_cache, logits_to_keep=keep, **arguments)
+    return reader.model(
+        input_ids=ids[rows][:, columns], use_cache=use_cache, logits_to_keep=keep, return_dict=True, **arguments
+    )
 
 
 def _blocks(reader: _Reader, out: Any, rows: torch.Tensor, columns: slice) -> Iterator[Piece]:

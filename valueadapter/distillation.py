@@ -157,9 +157,10 @@ def token_divergence(teacher: Any, student: Any, batch: dict[str, torch.Tensor])
     keep = labels.shape[1] - int(wanted.any(dim=0).int().argmax())
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     mask = wanted[:, -(keep - 1) :]
+    how = {"use_cache": False, "logits_to_keep": keep, "return_dict": True}
     with torch.no_grad():
-        towards = teacher(**inputs, use_cache=False, logits_to_keep=keep).logits[:, :-1][mask].float().log_softmax(-1)
-    own = student(**inputs, use_cache=False, logits_to_keep=keep).logits[:, :-1][mask].float().log_softmax(-1)
+        towards = teacher(**inputs, **how).logits[:, :-1][mask].float().log_softmax(-1)
+    own = student(**inputs, **how).logits[:, :-1][mask].float().log_softmax(-1)
     divergence: torch.Tensor = (towards.exp() * (towards - own)).sum(-1)
     return divergence
 

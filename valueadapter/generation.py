@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -11,6 +11,7 @@ from transformers.pytorch_utils import move_to_device
 
 from valueadapter.acting import acting, here
 from valueadapter.cache import BASE, ValueAdapterCache
+from valueadapter.devices import execution_device
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.network import logits_width
 from valueadapter.prefix import BasePrefix
@@ -82,13 +83,13 @@ class GenerationMethods(RowMethods):
         if isinstance(cache := kwargs.get("cache"), ValueAdapterCache):
             cache.check_parts([BASE])
             kwargs["cache"] = cache.parts[BASE]
-        return self.base.generate(*(() if inputs is None and not args else (inputs, *args)), **kwargs)  # type: ignore[operator]
+        return self.base.generate(*(() if inputs is None and not args else (inputs, *args)), **kwargs)
 
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
         if (lacking := _without_cache(self.base, terms)) is not None:
             raise UnsupportedModeError(
-                f"a {type(lacking).__name__} keeps no cache of transformers' kind; leave cache= and use_cache= out, and "
-                "read the whole text in each call"
+                f"a {type(lacking).__name__} keeps no cache of transformers' kind; leave cache= and use_cache= out, "
+                "and read the whole text in each call"
             )
         if not isinstance(cache, ValueAdapterCache):
             serving = {
@@ -167,7 +168,11 @@ class GenerationMethods(RowMethods):
             cache.reset()
             next_sequence_length, given["is_first_iteration"] = None, True
             steps, _ = self._own_steps(input_ids, None, **given)
-        common = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        common: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+        }
         if next_sequence_length is not None:
             common["input_ids"] = input_ids[:, -next_sequence_length:]
         if position_ids is not None:
@@ -175,7 +180,8 @@ class GenerationMethods(RowMethods):
         of_base = {key: value for key, value in steps.get(BASE, kwargs).items() if key not in _COMMON}
         about = {key: kwargs[key] for key in (*_OWN_ARGUMENTS, "use_cache", "logits_to_keep") if key in kwargs}
         made = {**of_base, **about, **{key: one for key, one in common.items() if one is not None}}
-        made = move_to_device(made, self.device) if self.device.type != "meta" else made
+        device = execution_device(self.base)
+        made = move_to_device(made, device) if device.type != "meta" else made
         made.pop("is_first_iteration", None)
         return {**made, "cache": cache, STEPS: steps}
 
@@ -198,9 +204,11 @@ class GenerationMethods(RowMethods):
         prefix = self._acting_prefix()
         before = _prefixes(terms) | ({BASE: prefix} if prefix is not None else {})
         for part, model, ids in self._in_step(terms, input_ids):
-            whole: Any = ids, attention_mask, position_ids
+            whole: tuple[Any, Any, Any] | None = ids, attention_mask, position_ids
             if part in before:
-                whole = None if own is None else before[part].as_read(*whole, own, count)
+                whole = None
+                if own is not None:
+                    whole = _behind(before[part], ids, attention_mask, position_ids, cache=own, count=count)
             if whole is None:
                 continue
             more = {key: value for key, value in how.items() if part == BASE and key not in _OWN_ARGUMENTS}
@@ -251,6 +259,7 @@ class GenerationMethods(RowMethods):
         terms = self.terms()
         if steps is not None or cache is None or not terms or not isinstance(attention_mask, torch.Tensor | None):
             return steps or {}
+        input_ids = cast(torch.Tensor, input_ids)
         made = {}
         for part, model, ids in self._in_step(terms, input_ids):
             if part not in cache.prefixes and prepares_otherwise(model) and has_read(cache.parts[part]):
@@ -274,6 +283,39 @@ NO_IDS = (
     "value networks read token ids, and only `inputs_embeds` came, which are the base's own. Pass `input_ids`, or use "
     "the base alone with disable_adapter()"
 )
+
+
+def _behind(
+    prefix: BasePrefix,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    *,
+    cache: ValueAdapterCache,
+    count: int | None,
+) -> tuple[Any, Any, Any] | None:
+    """The whole text with its prefix, with which the cache begins: ids, mask and positions as the model counts them.
+
+    Args:
+        prefix: what the model reads before the text.
+        input_ids: (batch, seq) the whole text, or where `count` is None what is read next.
+        mask: (batch, past + seq), or None.
+        position_ids: (batch, seq), or None.
+        cache: the cache.
+        count: how many of the tokens are read next.
+
+    Returns:
+        None where the model is about to read the prefix itself (`BasePrefix.call`).
+    """
+    new = input_ids if count is None else input_ids[:, -count:]
+    begun, state = prefix.begin(new, mask, cache, reads_now=False)
+    if state.after_padding and not has_read(cache.parts[prefix.part]):
+        return None
+    ids = begun
+    if count is not None:
+        lead = input_ids.new_tensor(prefix.ids[: state.lead]).expand(len(new), -1)
+        ids = torch.cat([lead, input_ids[:, :-count], begun], dim=1)
+    return ids, prefix.mask(mask, state), None if position_ids is None else position_ids + state.lead
 
 
 def _networks(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:

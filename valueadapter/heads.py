@@ -89,7 +89,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
     handle = linear.register_forward_hook(replace)
     try:
         with _evaluating(model), _own_forward(model), torch.autocast(model.device.type, enabled=False):
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = model(input_ids=ids, use_cache=False, return_dict=True).logits
             hidden = last_hidden_state(model, input_ids=ids, use_cache=False)
     finally:
         handle.remove()

@@ -138,7 +138,7 @@ class HiddenStateLoss:
             num_items_in_batch=count,
         )
         # through the model, whose forward is where DistributedDataParallel takes notice
-        outputs = model(**inputs, value_loss=request)
+        outputs = model(**inputs, value_loss=request, return_dict=True)
         loss = outputs["loss"]
         if count is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # as the Trainer scales the cross-entropy

@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from valueadapter.acting import here
 from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
-from valueadapter.attachment import AdapterMethods
+from valueadapter.attachment import AdapterMethods, check_name
 from valueadapter.cache import BASE
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
@@ -164,9 +164,11 @@ class ValueAdapterForCausalLM(
 
         Raises:
             IncompatibleBaseError: the base's vocabulary cannot be aligned with the adapter's.
+            AdapterNameError: no name for an adapter; said before anything is loaded.
             ArtifactError, ConfigError: the adapter is damaged, or no adapter.
             huggingface_hub.errors: a repository or revision cannot be had.
         """
+        check_name(adapter_name)
         found = load_both(base, adapter, revision=revision, tokenizer=tokenizer, **kwargs)
         model = cls(found.base, tokenizer=found.tokenizer, strict=strict)
         if found.side.width == logits_width(model.base):

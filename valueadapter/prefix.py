@@ -22,7 +22,7 @@ from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import last_hidden_state
 from valueadapter.messages import render, text_of
-from valueadapter.steps import has_read
+from valueadapter.steps import has_read, rope_switch
 
 
 class Recorded:
@@ -237,37 +237,6 @@ class BasePrefix:
         arguments = {key: value for key, value in call.arguments.items() if key != "logits_to_keep"}
         return call.cut(last_hidden_state(self.base, **arguments, **more))
 
-    def as_read(
-        self,
-        input_ids: torch.Tensor,
-        mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: ValueAdapterCache,
-        count: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
-        """The whole text with the prefix, for the model's own preparation of a step; the cache begins with the prefix.
-
-        Args:
-            input_ids: (batch, seq) the whole text, or where `count` is None what is read next.
-            mask: (batch, past + seq), or None.
-            position_ids: (batch, seq), or None.
-            cache: the cache.
-            count: how many of the tokens are read next.
-
-        Returns:
-            Ids, mask and positions; None where the model is about to read the prefix itself (see `call`).
-        """
-        new = input_ids if count is None else input_ids[:, -count:]
-        begun, state = self.begin(new, mask, cache, reads_now=False)
-        if state.after_padding and not has_read(cache.parts[self.part]):
-            return None
-        if count is None:
-            ids = begun
-        else:
-            before = [input_ids.new_tensor(self.ids[: state.lead]).expand(len(new), -1), input_ids[:, :-count]]
-            ids = torch.cat([*before, begun], dim=1)
-        return ids, self.mask(mask, state), None if position_ids is None else position_ids + state.lead
-
     def mask(self, mask: torch.Tensor | None, state: PrefixState) -> torch.Tensor | None:
         """The mask of the base's positions, (batch, lead + past + seq), from that of the caller's."""
         if mask is None:
@@ -300,7 +269,7 @@ class BasePrefix:
 
     def _must_read(self, padding: torch.Tensor, length: int, cache: ValueAdapterCache | None) -> bool:
         """Whether the prefix's keys and values, put before the padding, would not give what reading it gives."""
-        if not self._keys_and_values:
+        if not self._keys_and_values or ((switch := rope_switch(self.base)) is not None and length > switch):
             return True
         if self._window is None or not bool((padding > 0).any()):
             return False

@@ -1,7 +1,7 @@
 """One model's own part in a step of generation: what it is given, and what it says; knows no other model.
 
-Many classes prepare each step in a way of their own: Mamba takes a mask with the prompt only, Phi-3 reads everything anew
-where its positions change, CPM-Ant wants all ids each time, XLNet adds a token. So each model's own
+Many classes prepare each step in a way of their own: Mamba takes a mask with the prompt only, Phi-3 reads everything
+anew where its positions change, CPM-Ant wants all ids each time, XLNet adds a token. So each model's own
 `prepare_inputs_for_generation` makes that model's inputs, and nothing here stands in for it.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, cast
 
 import torch
 from transformers import GenerationMixin
@@ -27,17 +27,33 @@ _SAID_ELSEWHERE = ("cache", "use_cache", "logits_to_keep")
 def takes(model: Any, argument: str) -> bool:
     """Whether a model's `forward` names an argument; many swallow what they do not know."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return argument in _arguments(type(inner))
+    return argument in _arguments(cast(Hashable, type(inner)))
 
 
 @functools.cache
-def _arguments(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]  # a module's class
+def _arguments(kind: Hashable) -> frozenset[str]:
+    return frozenset(inspect.signature(getattr(kind, "forward")).parameters)  # noqa: B009  # a module's class
 
 
 def keeps_cache(model: Any) -> bool:
     """Whether a model can go on from a transformers `Cache`; RWKV, XLNet and others keep a state of another kind."""
     return bool(takes(model, "cache") and model._supports_default_dynamic_cache())
+
+
+def reads_text(model: Any) -> bool:
+    """Whether a model can read tokens of its own at places of its own: it is told positions, and keeps a cache."""
+    return keeps_cache(model) and bool(takes(model, "position_ids"))
+
+
+def rope_switch(model: Any) -> int | None:
+    """The length up to which a model with two sets of rotary factors (longrope) takes the first; None for others.
+
+    Beyond it every position is turned otherwise, so that keys of a shorter text are of no use.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    lengths = [one["original_max_position_embeddings"] for one in kinds if one.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
 
 
 def has_read(cache: Cache) -> bool:
@@ -85,7 +101,8 @@ def prepared_by(
         given["position_ids"] = position_ids
     made: dict[str, Any] = model.prepare_inputs_for_generation(input_ids, **given, **how)
     anew = cache is not None and made.get("cache") is None
-    return {"attention_mask": None} | {key: made[key] for key in made if key not in _SAID_ELSEWHERE}, anew
+    own = {key: value for key, value in made.items() if key not in _SAID_ELSEWHERE}
+    return {"attention_mask": None, "position_ids": None, **own}, anew
 
 
 def logits_of(model: Any, arguments: Mapping[str, Any]) -> Any:

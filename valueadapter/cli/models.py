@@ -53,7 +53,7 @@ def load(
         model.set_base_prefix(None if base_prefix is None else base_prefix.read_text(encoding="utf-8"))
     names: list[str] = []
     for source, scale in map(parse_adapter, adapters):
-        names.append(_name(source, names, reserved=dir(nn.ModuleDict)))
+        names.append(_name(source, names, reserved=[*dir(nn.ModuleDict()), *dir(type)]))
         model.load_adapter(source, names[-1], scale=scale)
         output.note(f"{source} at scale {model.scales[names[-1]]:g}")
     model.set_adapter(names)

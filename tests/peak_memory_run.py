@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
-from valueadapter.evaluation import evaluate
+from valueadapter.evaluation import FineTuning, evaluate, finetuned
 
 WIDTH = 262_144
 LONG = [{"prompt": "ABC", "completion": "DEFG" * 25}]
@@ -56,6 +56,10 @@ def main() -> None:
     def likelihoods(model: LlamaForCausalLM | ValueAdapterForCausalLM, count: int) -> None:
         evaluate(model, tokenizer, LONG * count, generate=False, value_norms=model is not plain)
 
+    def tune(model: LlamaForCausalLM) -> None:
+        with finetuned(model, tokenizer, LONG * 8, how=FineTuning(rank=1)):
+            pass
+
     steps: dict[str, Callable[[], object]] = {
         "evaluate, base": lambda: likelihoods(plain, 8),
         "evaluate, adapter": lambda: likelihoods(same, 4),
@@ -64,6 +68,7 @@ def main() -> None:
         "evaluate, generation": lambda: evaluate(cascade, tokenizer, [{"prompt": "ABC" * 40, "completion": "D"}] * 8),
         "calibrate": lambda: calibrate_scale(same, LONG * 3),
         "judge": lambda: same.value_score("ABC", ["DEFG" * 25] * 4),
+        "reference": lambda: tune(plain),
         "trace": lambda: same.trace("DEFG" * 50),
     }
     chosen = sys.argv[1:] or list(steps)

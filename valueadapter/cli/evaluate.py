@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,7 @@ from valueadapter.staging import check_target
 
 if TYPE_CHECKING:
     from valueadapter.adapter import ValueAdapter
-    from valueadapter.evaluation import FineTuning, Report
+    from valueadapter.evaluation import FineTuning, Kept, Report
 
 
 def evaluate(
@@ -53,6 +55,7 @@ def evaluate(
     push: Annotated[
         bool, typer.Option("--push", help="Publish the adapter with the results under its Hub ID.")
     ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what a run that was stopped has kept.")] = False,
     revision: Revision = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -67,8 +70,9 @@ def evaluate(
 
     from valueadapter.adapter import ValueAdapter
     from valueadapter.data import load_demonstrations
-    from valueadapter.evaluation import Options, evaluate_adapter
+    from valueadapter.evaluation import Kept, Options, evaluate_adapter
     from valueadapter.evaluation import split as split_records
+    from valueadapter.evaluation.kept import default_place
     from valueadapter.evaluation.plot import check_plot, save_plot
 
     logging.disable_progress_bar()
@@ -85,7 +89,8 @@ def evaluate(
     )
     demonstrations = list(load_demonstrations(train_data)) if train_data else ()
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
-    with output.progress() as on_progress:
+    kept = Kept(default_place(), again=again)
+    with _resumable(kept), output.progress() as on_progress:
         options = Options(
             demonstrations=demonstrations,
             shots=shots,
@@ -100,6 +105,7 @@ def evaluate(
             seed=seed,
             data_name=data_name or (Path(data).name if Path(data).exists() else data),
             on_progress=on_progress,
+            kept=kept,
         )
         report = evaluate_adapter(loaded, base, records.held_out, options=options)
     report = dataclasses.replace(report, adapter=Path(adapter).name if Path(adapter).is_dir() else adapter)
@@ -116,10 +122,25 @@ def evaluate(
         done["published"] = commit.commit_url
     if as_json:
         output.facts(report.to_dict() | done, as_json=True)
-        return
-    _show(report)
-    if done:
-        output.facts(done, as_json=False)
+    else:
+        _show(report)
+        if done:
+            output.facts(done, as_json=False)
+    kept.forget()
+
+
+@contextlib.contextmanager
+def _resumable(kept: Kept) -> Iterator[None]:
+    """Says what is left of a run that is stopped within the block."""
+    try:
+        yield
+    except BaseException:
+        if kept.number:
+            output.note(
+                f"stopped: {kept.number} finished measurements are kept in {kept.place}; the same command goes on with "
+                "them"
+            )
+        raise
 
 
 def _finetuning(adapter: ValueAdapter, epochs: float | None, seed: int) -> FineTuning:

@@ -6,6 +6,7 @@ Knows nothing of how adapters are trained, nor of the command line.
 from valueadapter.evaluation.arms import Options, evaluate_adapter
 from valueadapter.evaluation.bootstrap import Bootstrap
 from valueadapter.evaluation.fewshot import draw, split
+from valueadapter.evaluation.kept import Kept
 from valueadapter.evaluation.metrics import answer, evaluate, normalised
 from valueadapter.evaluation.plot import save_plot
 from valueadapter.evaluation.reference import FineTuning, finetuned
@@ -21,6 +22,7 @@ __all__ = [
     "Bootstrap",
     "Example",
     "FineTuning",
+    "Kept",
     "Options",
     "Record",
     "Report",

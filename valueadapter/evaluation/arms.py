@@ -20,6 +20,7 @@ from valueadapter.data import as_context
 from valueadapter.demonstrations import all_checked
 from valueadapter.errors import ConfigError, ValueAdapterError
 from valueadapter.evaluation.fewshot import draw, tokens_too_many, without
+from valueadapter.evaluation.kept import Kept, digest, kept_score, state_of
 from valueadapter.evaluation.metrics import evaluate
 from valueadapter.evaluation.reference import FineTuning, finetuned
 from valueadapter.evaluation.report import Arm, BaseResult, Report
@@ -62,6 +63,9 @@ class Options:
     """Hub ID or name of the held-out set, for the record."""
     on_progress: Progress | None = None
     """Told of every batch and step."""
+    kept: Kept | None = None
+    """Where finished arms are kept, so that a run that is stopped goes on with them; None keeps none. The caller
+    forgets them (`Kept.forget`) once the report is where it belongs."""
 
 
 def evaluate_adapter(
@@ -137,17 +141,39 @@ class _Run:
         return model.to(self.options.device) if self.options.device else model
 
     def score(self, model: Any, tokenizer: Any, what: str, **more: Any) -> Score:
+        how = {**self._how(), **more}
+        return self._kept(
+            lambda: {"score": state_of(model, tokenizer), "records": self.held_out, **how},
+            lambda: self._evaluated(model, tokenizer, what, **more),
+            what,
+        )
+
+    def _how(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "generate": options.generate,
+            "max_new_tokens": options.max_new_tokens,
+            "batch_size": options.batch_size,
+        }
+
+    def _evaluated(self, model: Any, tokenizer: Any, what: str, **more: Any) -> Score:
         with self._counted(what, len(self.held_out)) as on_progress:
-            return evaluate(
-                model,
-                tokenizer,
-                self.held_out,
-                generate=self.options.generate,
-                max_new_tokens=self.options.max_new_tokens,
-                batch_size=self.options.batch_size,
-                on_progress=on_progress,
-                **more,
-            )
+            return evaluate(model, tokenizer, self.held_out, on_progress=on_progress, **self._how(), **more)
+
+    def _kept(self, key: Callable[[], dict[str, Any]], measure: Callable[[], Score], what: str) -> Score:
+        """A score that a stopped run has kept, and a word on it; or measured."""
+        measured = False
+
+        def now() -> Score:
+            nonlocal measured
+            measured = True
+            return measure()
+
+        score = kept_score(self.options.kept, key, now)
+        if not measured and self.options.on_progress is not None:
+            count = len(self.held_out)
+            self.options.on_progress(f"{what} (kept from a run that was stopped)", count, count)
+        return score
 
     @contextmanager
     def _counted(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -236,13 +262,26 @@ class _Run:
         examples = self.options.calibration
         if not examples:
             return Arm(reason="no examples to calibrate on (--calibrate)"), None
-        with self._counted(f"{name}: the scale", len(examples)) as on_progress:
-            found = calibrate_scale(model, examples, batch_size=self.options.batch_size, on_progress=on_progress)
-        if found.scale == model.scales[NAME]:
-            return adapted, found.scale
-        with model.only(NAME, scale=found.scale):
-            what = f"{name} + adapter, scale {found.scale:g}"
-            return Arm(self.score(model, model.base_tokenizer, what)), found.scale
+        scale = self._best_scale(model, name)
+        if scale == model.scales[NAME]:
+            return adapted, scale
+        with model.only(NAME, scale=scale):
+            what = f"{name} + adapter, scale {scale:g}"
+            return Arm(self.score(model, model.base_tokenizer, what)), scale
+
+    def _best_scale(self, model: ValueAdapterForCausalLM, name: str) -> float:
+        options, kept = self.options, self.options.kept
+        key = ""
+        if kept is not None:
+            state = state_of(model, model.base_tokenizer)
+            key = digest({"scale": state, "records": options.calibration, "batch_size": options.batch_size})
+            if (known := kept.find(key)) is not None:
+                return float(known)
+        with self._counted(f"{name}: the scale", len(options.calibration)) as on_progress:
+            found = calibrate_scale(model, options.calibration, batch_size=options.batch_size, on_progress=on_progress)
+        if kept is not None:
+            kept.keep(key, found.scale)
+        return found.scale
 
     def _finetuned(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Arm:
         how = self.options.finetuning
@@ -256,8 +295,15 @@ class _Run:
             if self.options.on_progress is not None:
                 self.options.on_progress(what, done, total)
 
-        try:
+        def key() -> dict[str, Any]:
+            given = [state_of(base, tokenizer), self.demonstrations, dataclasses.asdict(how)]
+            return {"finetuned": given, "records": self.held_out, **self._how()}
+
+        def measure() -> Score:
             with finetuned(base, tokenizer, self.demonstrations, how=how, on_progress=on_progress) as tuned:
-                return Arm(self.score(tuned, tokenizer, f"{name}, fine-tuned"))
+                return self._evaluated(tuned, tokenizer, f"{name}, fine-tuned")
+
+        try:
+            return Arm(self._kept(key, measure, f"{name}, fine-tuned"))
         except ConfigError as error:
             return Arm(reason=str(error))

@@ -23,10 +23,15 @@ from transformers import (
     TrainingArguments,
 )
 
+from valueadapter.bounded_logits import BUDGET
+from valueadapter.config import Regularisation
 from valueadapter.data import Collator, encode
 from valueadapter.errors import ConfigError
+from valueadapter.fused_loss import summed_loss
+from valueadapter.heads import Head, LazyLogits, head_of, last_hidden_state
 from valueadapter.network import with_lora
 from valueadapter.scoring import Record
+from valueadapter.training_loss import predicting
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,44 @@ def _train(
             remove_unused_columns=False,
             use_cpu=model.device.type == "cpu",
         )
-        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=Collator(tokenizer.pad_token_id or 0))
+        trainer = _Tuner(model, arguments, train_dataset=rows, data_collator=Collator(tokenizer.pad_token_id or 0))
         for noisy in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(noisy)
         if on_progress is not None:
             trainer.add_callback(_Steps(on_progress))
         trainer.train()
+
+
+class _Tuner(Trainer):
+    """The Trainer with its own loss, computed without the logits of a whole batch where the model's head allows it."""
+
+    def __init__(self, model: Any, arguments: TrainingArguments, **more: Any) -> None:
+        super().__init__(model, arguments, **more)
+        self._head = head_of(model)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self._head is None or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        wanted = predicting(labels)
+        read = {key: value for key, value in inputs.items() if key != "labels"}
+        hidden = last_hidden_state(model, **read, use_cache=False)[:, :-1][wanted]
+        nothing = LazyLogits(hidden.new_zeros(len(hidden), 0), Head(self._head.weight[:, :0]))
+        sums = summed_loss(
+            nothing,
+            LazyLogits(hidden, self._head),
+            labels=labels[:, 1:][wanted],
+            scale=1.0,
+            penalty=Regularisation("none", 0.0),
+            chunk=max(1, BUDGET // (16 * len(self._head.weight))),  # logits and gradient, with copies, in float32
+        )
+        return sums.total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 class _Steps(TrainerCallback):

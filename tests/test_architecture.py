@@ -22,7 +22,7 @@ FLOORS = [
     ["artifact", "staging", "card", "link"],
     ["compatibility", "export"],
     ["hub"],
-    ["devices"],
+    ["devices", "model_state"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],

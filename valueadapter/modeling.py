@@ -26,6 +26,7 @@ from transformers.cache_utils import Cache
 from valueadapter.adapter import ValueAdapter, side_of
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods
+from valueadapter.base_prefix import KnownPrefix
 from valueadapter.cache import BASE, BASE_MASK
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
@@ -41,7 +42,7 @@ from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
-from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
+from valueadapter.prefix import RECORDED, BaseCall, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
 from valueadapter.trace import TraceMethods
@@ -120,7 +121,7 @@ class ValueAdapterForCausalLM(
         self._enabled = True
         self._side: Side | None = None
         self._given_prefix: Prefix | Recorded | None = RECORDED
-        self._prefixes: dict[Prefix, BasePrefix] = {}
+        self._prefixes: dict[Prefix, KnownPrefix] = {}
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -223,6 +224,7 @@ class ValueAdapterForCausalLM(
                 "value networks read token ids, and only `inputs_embeds` came, which are the base's own. "
                 "Pass `input_ids`, or use the base alone with disable_adapter()"
             )
+        self._note_training()
         if value_loss is not None:
             batch = TextInputs(cast(torch.Tensor, input_ids), cast(torch.Tensor, attention_mask), position_ids)
             return ValueAdapterOutput(mean_loss(terms[0], batch, value_loss))

@@ -24,7 +24,7 @@ FLOORS = [
     ["hub"],
     ["devices", "model_state"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
-    ["refinement", "prefix", "fused_kernels"],
+    ["refinement", "prefix", "fused_kernels", "provenance"],
     ["reader", "connection"],
     ["adapter", "value_logits", "acting"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],

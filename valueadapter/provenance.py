@@ -160,7 +160,7 @@ def _mark(tensor: torch.Tensor) -> Mark | None:
     digest, some = hashlib.sha256(), []
     try:
         for part in plain_tensors(tensor):
-            flat = part.contiguous().reshape(-1)
+            flat = (part.clone() if part.storage_offset() else part.contiguous()).reshape(-1)  # words must be aligned
             some.append(flat[:: max(1, len(flat) // _SOME)].cpu().clone())
             data = flat.view(torch.uint8)
             whole = len(data) - len(data) % (8 * _WORDS)

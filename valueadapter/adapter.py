@@ -25,6 +25,7 @@ from valueadapter.link import Link, connect, why_unreadable
 from valueadapter.network import logits_width, save_network
 from valueadapter.network_loading import check_savable, load_hub_network, load_network
 from valueadapter.prefix import as_prefix
+from valueadapter.provenance import Provenance
 from valueadapter.staging import staged
 from valueadapter.tokenizer_loading import LoadedTokenizer, check_tokenizer, load_tokenizer, side_of, vocabulary_of
 
@@ -49,6 +50,7 @@ class ValueAdapter:
         networks: Sequence[PreTrainedModel],
         tokenizer: PreTrainedTokenizerBase,
         alignments: Mapping[str, VocabularyAlignment] | None = None,
+        known: Provenance | None = None,
     ) -> None:
         if len(networks) != len(config.networks):
             raise ConfigError(f"config lists {len(config.networks)} networks; got {len(networks)} models")
@@ -60,6 +62,7 @@ class ValueAdapter:
         self.networks = tuple(networks)
         self.tokenizer = tokenizer
         self.alignments = dict(alignments or {})
+        self.provenance = Provenance(config, networks, known)
 
     @classmethod
     def from_networks(
@@ -217,6 +220,7 @@ class ValueAdapter:
             ArtifactError: `directory` holds something else that would be lost.
         """
         target = Path(directory).resolve()
+        own = self.provenance.true_records(self.config, self.networks, state_dicts)
         with staged(target) as staging:
             self.tokenizer.save_pretrained(staging)
             _forget_where_it_was_loaded_from(staging / layout.TOKENIZER_CONFIG)
@@ -229,7 +233,7 @@ class ValueAdapter:
                 specs.append(spec)
             for name, alignment in self.alignments.items():
                 alignment.save(staging / layout.ALIGNMENTS / f"{name}{layout.SAFETENSORS}")
-            config = dataclasses.replace(self.config, networks=tuple(specs))
+            config = dataclasses.replace(own, networks=tuple(specs))
             (staging / layout.CONFIG).write_text(config.to_json(), encoding="utf-8")
             old_card = target / layout.CARD
             if not old_card.exists() or card.is_generated(old_card.read_text(encoding="utf-8")):
@@ -283,8 +287,12 @@ class ValueAdapter:
 
     def with_config(self, **changes: Any) -> ValueAdapter:
         """The same networks, tokenizer and alignments under a changed configuration."""
-        config = dataclasses.replace(self.config, **changes)
-        return ValueAdapter(config, self.networks, self.tokenizer, self.alignments)
+        return self.replaced(dataclasses.replace(self.config, **changes))
+
+    def replaced(self, config: ValueAdapterConfig | None = None, networks: Sequence[Any] = ()) -> ValueAdapter:
+        """This adapter under another configuration or with other networks; its records stay those of what it was."""
+        own = config or self.config, networks or self.networks, self.tokenizer, self.alignments
+        return ValueAdapter(*own, self.provenance)
 
     @property
     def reads_prefix(self) -> bool:
@@ -293,8 +301,7 @@ class ValueAdapter:
 
     def copy(self) -> ValueAdapter:
         """An adapter whose weights are independent of this one's."""
-        networks = [copy.deepcopy(network) for network in self.networks]
-        return ValueAdapter(self.config, networks, self.tokenizer, self.alignments)
+        return self.replaced(networks=[copy.deepcopy(network) for network in self.networks])
 
     def connect(self, theirs: Side, base: str) -> Link | None:
         """How this adapter meets a base model.

@@ -25,7 +25,8 @@ from valueadapter.effect import check_effect
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.fused_head import OutputHead
 from valueadapter.link import Link
-from valueadapter.network import same_model, set_trainable, settings_of
+from valueadapter.model_state import same_model, settings_of
+from valueadapter.network import set_trainable
 from valueadapter.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.status import StatusMethods
 from valueadapter.steps import reads_text
@@ -180,8 +181,9 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
                 state = theirs.state_dict()
                 for name, tensor in mine.state_dict().items():
                     tensor.copy_(state[name])
-        attached.adapter = ValueAdapter(adapter.config, old.networks, adapter.tokenizer, adapter.alignments)
-        attached.prefix, attached.read, attached.scale = prefix, {}, float(own)
+        attached.adapter = adapter.replaced(networks=old.networks)
+        attached.prefix, attached.trained_behind, attached.scale = prefix, RECORDED, float(own)
+        self._forget_prefixes(attached.serial)
 
     def add_weighted_adapter(
         self,
@@ -237,11 +239,14 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         networks = [next((one for one in frozen if same_model(one, own)), own) for own in adapter.networks]
         if all(one is own for one, own in zip(networks, adapter.networks, strict=True)):
             return adapter
-        return ValueAdapter(adapter.config, networks, adapter.tokenizer, adapter.alignments)
+        return adapter.replaced(networks=networks)
 
     def _recommended_scale(self, adapter: ValueAdapter, link: Link | None) -> float:
         vocabulary = adapter.config.vocabulary if link is None else link.alignment.base
-        measured = adapter.config.scale_for(vocabulary.byte_fingerprint, self.base.name_or_path)
+        if not adapter.config.scales:
+            return adapter.config.scale
+        own = adapter.provenance.true_records(adapter.config, adapter.networks)
+        measured = own.scale_for(vocabulary.byte_fingerprint, self.base.name_or_path)
         if measured is None:
             return adapter.config.scale
         logger.warning(
@@ -276,7 +281,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             self._delete(name)
 
     def _delete(self, adapter_name: str) -> None:
-        del self._attached[adapter_name]
+        serial = self._attached.pop(adapter_name).serial
+        self._forget_prefixes(serial)
         del self.value_networks[adapter_name]
         self.output_head.parts = ()  # which may still hold its networks
         if self._active == (adapter_name,) and self._attached:

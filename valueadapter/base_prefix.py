@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,12 +43,41 @@ def network_prefixes(
     )
 
 
+PREFIXES_KEPT = 16
+"""Prefixes of which keys and values are kept, those that were read last."""
+_reads = itertools.count()
+
+
+@dataclass
+class KnownPrefix:
+    """A prefix as the base and networks read it."""
+
+    base: BasePrefix
+    made_by: tuple[Any, ...]
+    """The base's tokenizer, and how it was set."""
+    networks: dict[int, tuple[tuple[Any, ...], tuple[BasePrefix | None, ...]]] = field(default_factory=dict)
+    """Serial of an adapter -> its tokenizer and its setting, how each of its networks reads the prefix."""
+    read: int = 0
+    """When it was read last, in readings of any prefix."""
+
+    def forget(self) -> None:
+        """Gives back the memory of keys and values."""
+        for one in (self.base, *(one for _, parts in self.networks.values() for one in parts if one is not None)):
+            one.forget()
+
+
+def how_set(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """A tokenizer, and what of it people change that decides about a prefix's tokens."""
+    begins = tokenizer.bos_token_id if begins_texts(tokenizer) else None
+    return tokenizer, len(tokenizer), tokenizer.bos_token_id, begins, str(tokenizer.chat_template)
+
+
 class PrefixMethods:
     """The part of `ValueAdapterForCausalLM` that has the base read a prefix."""
 
     base: PreTrainedModel
     _given_prefix: Prefix | Recorded | None
-    _prefixes: dict[Prefix, BasePrefix]
+    _prefixes: dict[Prefix, KnownPrefix]
 
     def set_base_prefix(self, prefix: GivenPrefix) -> None:
         """Sets what only the base reads before the prompt, whichever adapters act; `RECORDED` gives each its own again.
@@ -63,6 +94,7 @@ class PrefixMethods:
         if given is not None and not isinstance(given, Recorded):
             self._prefix_for_base(given)
         self._given_prefix = given
+        self._forget_prefixes()
 
     @property
     def base_prefix(self) -> Prefix | None:
@@ -109,11 +141,38 @@ class PrefixMethods:
 
     def _prefix_for_base(self, prefix: Prefix) -> BasePrefix:
         """The prefix as this base reads it; computed once."""
-        if prefix not in self._prefixes:
-            tokenizer = self._base_tokenizer()
+        return self._known_prefix(prefix).base
+
+    def _known_prefix(self, prefix: Prefix) -> KnownPrefix:
+        """What is known of a prefix; anew where the base or its tokenizer is not as it was."""
+        tokenizer = self._base_tokenizer()
+        made_by, known = how_set(tokenizer), self._prefixes.get(prefix)
+        if known is None or known.made_by != made_by or known.base.base is not self.base:
             start = tokenizer.bos_token_id if begins_texts(tokenizer) else None
-            self._prefixes[prefix] = BasePrefix(self.base, prefix_ids(prefix, tokenizer), start)
-        return self._prefixes[prefix]
+            known = KnownPrefix(BasePrefix(self.base, prefix_ids(prefix, tokenizer), start), made_by)
+            self._prefixes[prefix] = known
+        known.read = next(_reads)
+        if len(self._prefixes) > PREFIXES_KEPT:
+            self._bound_prefixes()
+        return known
+
+    def _bound_prefixes(self) -> None:
+        """Forgets the keys and values of all prefixes but those read last; and those that nobody has, altogether."""
+        by_use = sorted(self._prefixes.copy().items(), key=lambda item: item[1].read, reverse=True)
+        in_use = self._prefixes_in_use()
+        for prefix, known in by_use[PREFIXES_KEPT:]:
+            known.forget()
+            if prefix not in in_use:
+                self._prefixes.pop(prefix, None)
+
+    def _forget_prefixes(self, serial: int | None = None) -> None:
+        """Forgets prefixes that no attached adapter has and that are not set, and all that one adapter has read."""
+        in_use = self._prefixes_in_use()
+        for prefix, known in list(self._prefixes.items()):
+            if serial is not None:
+                known.networks.pop(serial, None)
+            if prefix not in in_use:
+                self._prefixes.pop(prefix, None)
 
     def _base_call(
         self,
@@ -147,4 +206,7 @@ class PrefixMethods:
         raise NotImplementedError
 
     def _prefix_of(self, adapter_name: str) -> Prefix | None:
+        raise NotImplementedError
+
+    def _prefixes_in_use(self) -> Collection[Prefix]:
         raise NotImplementedError

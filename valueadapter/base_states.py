@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ from valueadapter.config import VocabularySpec
 from valueadapter.data import Collator
 from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError
-from valueadapter.network import settings_of
+from valueadapter.model_state import has_hooks, module_settings, surroundings, tensors_of
 from valueadapter.prefix import BasePrefix
 from valueadapter.training_loss import TextInputs, base_states, predicting
 
@@ -40,7 +41,7 @@ Record = Mapping[str, Any]
 """A tokenized demonstration: `input_ids` and `labels`."""
 
 FORMAT = "valueadapter.base_states"
-VERSION = 1
+VERSION = 2
 SHARD_BYTES = 64 * 2**20
 """What a shard holds at most, but for a single demonstration that is longer."""
 
@@ -54,25 +55,40 @@ def sample_key(record: Record) -> str:
 def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix: BasePrefix | None = None) -> str:
     """What hidden states depend on besides the demonstration: 32 hex digits.
 
-    The base counts by what it computes with, its configuration and the bytes of its weights as they are loaded, not by
-    its name and commit: so a directory without a commit, a model that was trained further or merged after loading, and
-    one loaded in another dtype each have a store of their own, and a copy of a Hub model shares the original's.
+    The base counts by what it computes with: its configuration, how its modules are set (which LoRA is active, merged
+    or switched off, and how strongly each acts), the bytes of its weights as they are loaded, precision, and the
+    libraries whose code runs; not by its name and commit. So a directory without a commit, a model that was trained
+    further or merged after loading, and one loaded in another dtype each have a store of their own, and a copy of a Hub
+    model shares the original's.
 
     Args:
         base: the loaded model.
         vocabulary: fingerprints of the tokenizer that made the ids.
         prefix: what the base reads before each demonstration.
+
+    Raises:
+        ConfigError: a layer has somebody's own hook, or weights whose bytes are out of reach: there is no telling then
+            what the states depend on.
     """
+    body = _body(base)
+    if hooked := [name for name, module in body.named_modules() if name and has_hooks(module)]:
+        raise ConfigError(
+            f"'{hooked[0]}' of the base has a hook, and nothing tells whether it changes what the layer gives, so that "
+            "hidden states cannot be kept for other runs; remove it, or train without cache_base"
+        )
+    device = execution_device(base).type
     parts = [
         VERSION,
+        [torch.__version__, transformers.__version__],
         type(base).__name__,
-        settings_of(base),
-        _weights(base),
+        module_settings(base),
+        surroundings(device),
+        _weights(body),
         vocabulary.byte_fingerprint,
         vocabulary.behaviour_fingerprint,
         [list(prefix.ids), prefix.start] if prefix is not None else [],
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 
 def default_place() -> Path:
@@ -80,13 +96,25 @@ def default_place() -> Path:
     return Path(constants.HF_HUB_CACHE).parent / "valueadapter" / "base_states"
 
 
-def _weights(model: PreTrainedModel) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every weight of the body; the head has no part in hidden states."""
+def _body(model: PreTrainedModel) -> torch.nn.Module:
+    """What computes hidden states, in which the head has no part; LoRA is inside the plain model."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body: torch.nn.Module = plain.base_model
+    return body
+
+
+def _weights(body: torch.nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of everything that a body computes with."""
     digest = hashlib.sha256()
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # LoRA is inside the plain one
-    for name, tensor in sorted(plain.base_model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
+    try:
+        for name, tensor, _ in tensors_of(body.named_modules()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(_bytes(tensor))
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"the base's weights cannot be told ({error}), so that hidden states cannot be kept for other runs; train "
+            "without cache_base"
+        ) from error
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from valueadapter.data import IGNORED
 from valueadapter.network import logits_width
+from valueadapter.steps import turns_with_length
 from valueadapter.value_logits import Term
 
 BUDGET = 256 * 2**20
@@ -109,7 +110,7 @@ def pieces(
         BUDGET if budget is None else budget,
         bytes_per_position=_bytes_per_position(model, terms, value_logits),
         everywhere=any(term.reads_prediction for term in terms),
-        by_length=any(_turns_with_length(one) for one in _models(model, terms)),
+        by_length=any(turns_with_length(one) for one in _models(model, terms)),
     )
     continues = None
     for rows in _together(reader, _rows(inputs["attention_mask"], here)):
@@ -299,17 +300,3 @@ def _goes_on(model: Any) -> bool:
         return False
     layers = DynamicCache(config=plain.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-
-def _turns_with_length(model: Any) -> bool:
-    """Whether rotary embeddings depend on how long the text is (Phi-3's longrope, dynamic NTK)."""
-
-    def kinds(value: Any) -> Iterator[object]:
-        if isinstance(value, Mapping):
-            yield value.get("rope_type", value.get("type"))
-            for inner in value.values():
-                yield from kinds(inner)
-
-    settings = model.config.get_text_config()
-    found = [getattr(settings, name, None) for name in ("rope_parameters", "rope_scaling")]
-    return any(kind in ("longrope", "dynamic") for one in found for kind in kinds(one))

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.acting import Block, acting, here
 from valueadapter.adapter import ValueAdapter
-from valueadapter.base_prefix import PrefixMethods, network_prefixes
+from valueadapter.base_prefix import PrefixMethods, how_set, network_prefixes
 from valueadapter.config import Prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.link import Link
-from valueadapter.prefix import BasePrefix
+from valueadapter.prefix import RECORDED, BasePrefix, Recorded
 from valueadapter.refinement import ByteEvents, Mode
 from valueadapter.value_logits import Term
 
@@ -41,8 +42,8 @@ class Attached:
     """Where the map's values are bettered: how, and what is needed for it."""
     prefix: Prefix | None = None
     """What the base reads before the prompt while this adapter acts."""
-    read: dict[Prefix, tuple[BasePrefix | None, ...]] = field(default_factory=dict)
-    """A prefix -> how each of its networks reads it."""
+    trained_behind: Prefix | Recorded | None = RECORDED
+    """What the base read when its weights last took gradients; RECORDED while they have not."""
 
     def reading(self) -> tuple[Any, ...]:
         """What its networks read, but for the prefix: two adapters with equal ones have a common network read once."""
@@ -250,10 +251,24 @@ class ChoosingMethods(PrefixMethods):
         prefix = self.base_prefix if attached.adapter.reads_prefix else None
         if prefix is None:
             return ()
-        if prefix not in attached.read:
-            base, parts = self._prefix_for_base(prefix), attached.parts(name)
-            attached.read = {prefix: network_prefixes(attached.adapter, parts, attached.link, prefix, base)}
-        return attached.read[prefix]
+        known, made_by = self._known_prefix(prefix), how_set(attached.adapter.tokenizer)
+        found = known.networks.get(attached.serial)
+        if found is None or found[0] != made_by:
+            own = network_prefixes(attached.adapter, attached.parts(name), attached.link, prefix, known.base)
+            found = known.networks[attached.serial] = (made_by, own)
+        return found[1]
+
+    def _note_training(self) -> None:
+        """Takes note of what the base reads while networks take gradients: it is recorded with what they learn."""
+        for name in self.active_adapters if torch.is_grad_enabled() and not torch.compiler.is_compiling() else ():
+            attached = self._attached[name]
+            if attached.scale != 0 and any(network.training for network in attached.adapter.networks):
+                attached.trained_behind = self.base_prefix
+
+    def _prefixes_in_use(self) -> Collection[Prefix]:
+        given = self._given_prefix
+        own = [attached.prefix for attached in self._attached.values()]
+        return {one for one in (given, *own) if one is not None and not isinstance(one, Recorded)}
 
     def _prefix_of(self, adapter_name: str) -> Prefix | None:
         return self._attached[adapter_name].prefix

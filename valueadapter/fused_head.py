@@ -19,12 +19,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from valueadapter.devices import execution_device, moved
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.heads import Head, head_of, last_hidden_state
+from valueadapter.model_state import settings_of
 from valueadapter.network import logits_width
 from valueadapter.prefix import BasePrefix
 from valueadapter.value_logits import Term, fit_width, readable
 
-_plain: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Models whose logits are their last hidden state times their head, as a probe of each has found."""
+_plain: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""Models whose logits are their last hidden state times their head, as a probe has found -> how each was set then."""
 
 
 class Part(NamedTuple):
@@ -150,6 +151,7 @@ class HeadMethods:
                 f"this trainer takes logits from hidden states and one output head, and here {why}. Train with "
                 "ValueTrainer, or on logits: model(input_ids, labels=…)"
             )
+        self._note_training()
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
         read = {key: value for key, value in given.items() if value is not None}
         with torch.no_grad():
@@ -174,6 +176,9 @@ class HeadMethods:
     def _check_base(self) -> None:
         raise NotImplementedError
 
+    def _note_training(self) -> None:
+        raise NotImplementedError
+
 
 def _parts(terms: list[Term]) -> list[Part]:
     return [
@@ -184,12 +189,16 @@ def _parts(terms: list[Term]) -> list[Part]:
 
 
 def _simple(model: PreTrainedModel) -> bool:
-    """Whether logits are last hidden state times head; the probe runs once for each model."""
+    """Whether logits are last hidden state times head; the probe runs once for each model and way to set it."""
     if type(model.get_output_embeddings()) is not nn.Linear:
         return False
-    if model not in _plain and head_of(model) is not None:
-        _plain.add(model)
-    return model in _plain
+    setting = settings_of(model)
+    if _plain.get(model) == setting:
+        return True
+    _plain.pop(model, None)
+    if simple := head_of(model) is not None:
+        _plain[model] = setting
+    return simple
 
 
 def _after(prefix: BasePrefix, **read: Any) -> torch.Tensor:

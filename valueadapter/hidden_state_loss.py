@@ -18,8 +18,8 @@ from valueadapter.base_states import Say
 from valueadapter.config import Prefix, Regularisation
 from valueadapter.errors import ConfigError
 from valueadapter.heads import Head, head_of
+from valueadapter.model_state import same_model
 from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.network import same_model
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.training_bases import TrainingBases, records_of
 from valueadapter.training_loss import LossRequest, weight_of_base, why_not
@@ -63,6 +63,8 @@ class HiddenStateLoss:
             stand_ins = frozenset() if more_prefixes else self._stand_ins(bases)
             prefixes = [model._acting_prefix(), *map(model._prefix_for_base, more_prefixes)]
             fused = _Fused(TrainingBases(bases, self.args.seed, prefixes), heads, stand_ins)
+            if stand_ins:
+                fused.bases.rely_on([bases[0], *(model.terms()[0].networks[index] for index in stand_ins)])
             if self.args.cache_base and not self._base_counts(stand_ins):
                 say("the base and the network that stands in for it cancel out: neither runs, and nothing is cached")
             elif self.args.cache_base:
@@ -127,6 +129,12 @@ class HiddenStateLoss:
         self, model: Any, inputs: dict[str, Any], samples: Sequence[str] | None, count: torch.Tensor | int | None
     ) -> tuple[torch.Tensor, ValueAdapterOutput]:
         fused = cast(_Fused, self._fused)
+        acting, first = cast(ValueAdapterForCausalLM, self.model)._acting_prefix(), fused.bases.prefixes[0]
+        if (acting and acting.ids) != (first and first.ids):
+            raise ConfigError(
+                "the base prefix was changed after the trainer was made, which has taken up the one before; make the "
+                "trainer when the prefix is set"
+            )
         epoch = int(self.state.epoch or 0) if model.training else None
         request = LossRequest(
             fused.bases.parts(samples, epoch=epoch),

@@ -59,7 +59,7 @@ def apart(
         if left is not None:
             left[index] = networks[index].state_dict()
     config = dataclasses.replace(adapter.config, networks=tuple(specs))
-    return ValueAdapter(config, networks, adapter.tokenizer, adapter.alignments), left
+    return adapter.replaced(config, networks), left
 
 
 def check_no_lora_on_lora(networks: Mapping[str, PreTrainedModel], configs: Mapping[str, Any]) -> None:

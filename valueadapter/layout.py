@@ -26,6 +26,8 @@ ALIGNMENTS = "alignments"
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+GENERATION_CONFIG = "generation_config.json"
+"""How a model generates; a network, which never does, has none."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 """Marks a PEFT checkpoint; allowed under a network's directory, never at the root."""

@@ -28,6 +28,7 @@ from valueadapter.acting import here
 from valueadapter.adapter import ValueAdapter
 from valueadapter.alignment import Side
 from valueadapter.attachment import AdapterMethods, check_name
+from valueadapter.base_prefix import KnownPrefix
 from valueadapter.cache import BASE
 from valueadapter.chat import ChatMethods, Messages
 from valueadapter.choosing import Attached
@@ -43,7 +44,7 @@ from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
-from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
+from valueadapter.prefix import RECORDED, BaseCall, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
 from valueadapter.steps import STEPS, logits_of
@@ -124,7 +125,7 @@ class ValueAdapterForCausalLM(
         self._enabled = True
         self._side: Side | None = None
         self._given_prefix: Prefix | Recorded | None = RECORDED
-        self._prefixes: dict[Prefix, BasePrefix] = {}
+        self._prefixes: dict[Prefix, KnownPrefix] = {}
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -232,6 +233,7 @@ class ValueAdapterForCausalLM(
         terms = self.terms()
         if terms and input_ids is None:
             raise UnsupportedModeError(NO_IDS)
+        self._note_training()
         if value_loss is not None:
             batch = TextInputs(cast(torch.Tensor, input_ids), cast(torch.Tensor, attention_mask), position_ids)
             return ValueAdapterOutput(mean_loss(terms[0], batch, value_loss))

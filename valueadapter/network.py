@@ -7,7 +7,6 @@ that training starts at the base model itself; with the pretrained head, step 0 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from valueadapter import layout
@@ -26,8 +25,6 @@ from valueadapter.config import Initialisation
 from valueadapter.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-_IGNORED_CONFIG = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "use_cache", "dtype")
 
 
 def build_network(
@@ -51,10 +48,12 @@ def build_network(
         token: Hub token.
 
     Returns:
-        A model of the same architecture in eval mode, its weights independent of `source`, in its dtype.
+        A model of the same architecture in eval mode, its weights independent of `source`, in its dtype. How `source`
+        generates, was quantized or is found on the Hub is not taken over: that is no property of a network.
 
     Raises:
-        ConfigError: unknown initialisation, `num_layers` or `dropout` out of range, or no dropout to set.
+        ConfigError: unknown initialisation, `num_layers` or `dropout` out of range, or no dropout to set; or a source
+            that runs code of its own, or whose weights are quantized or part of a LoRA.
     """
     if initialisation not in get_args(Initialisation):
         raise ConfigError(
@@ -62,7 +61,14 @@ def build_network(
         )
     if isinstance(source, (str, Path)):
         source = AutoModelForCausalLM.from_pretrained(source, revision=revision, token=token)
+    if _brings_code(source):
+        raise ConfigError(
+            f"{type(source).__name__} is no class of transformers', and an adapter brings no code; give a source whose "
+            "architecture transformers has"
+        )
     config = _cut_config(source.config, num_layers)
+    for name in ("quantization_config", *_not_of_a_network(source)):
+        vars(config).pop(name, None)
     if dropout is not None:
         _set_dropout(config, dropout)
     if initialisation == "zero_head":
@@ -72,7 +78,7 @@ def build_network(
         _copy_weights(source, network)
     if initialisation == "zero_head":
         _zero_head(network)
-    network.generation_config = copy.deepcopy(source.generation_config)
+    network.generation_config = GenerationConfig()
     return network.eval()
 
 
@@ -95,7 +101,12 @@ def build_lora_network(
     """
     if rank < 1:
         raise ConfigError(f"the rank of a LoRA must be at least 1; got {rank}")
-    network = with_lora(copy.deepcopy(source), rank, revision=revision)
+    own = copy.deepcopy(source)
+    own.generation_config = GenerationConfig()
+    for module in own.modules():  # what someone hung on the source is not the network's
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    network = with_lora(own, rank, revision=revision)
     network.peft_config["default"].base_model_name_or_path = name
     return network.eval()
 
@@ -190,6 +201,13 @@ def _copy_weights(source: PreTrainedModel, network: PreTrainedModel) -> None:
         raise ConfigError(
             f"{type(source).__name__} has no weights for {', '.join(missing[:3])}; use initialisation='random'"
         )
+    for name, tensor in wanted.items():
+        if weights[name].shape != tensor.shape or weights[name].is_floating_point() != tensor.is_floating_point():
+            raise ConfigError(
+                f"the weights of {type(source).__name__} are quantized: '{name}' is {tuple(weights[name].shape)} of "
+                f"{weights[name].dtype}, expected {tuple(tensor.shape)}. Load the source without quantization, or use "
+                "initialisation='random'"
+            )
     network.load_state_dict({name: weights[name] for name in wanted})
 
 
@@ -244,26 +262,35 @@ def save_network(
         # "auto" would ask the Hub whether the base's embedding was resized; an adapter is saved offline too
         network.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
     else:
-        network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
-    (directory / "generation_config.json").unlink(missing_ok=True)  # of the model it was made of; a network has none
+        with _nothing_but_the_network(network):
+            network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
+    (directory / layout.GENERATION_CONFIG).unlink(missing_ok=True)
     (directory / layout.CARD).unlink(missing_ok=True)  # PEFT writes a card of its own
     return checksums(directory)
 
 
-def same_model(a: PreTrainedModel, b: PreTrainedModel) -> bool:
-    """Whether two loaded models compute the same logits: one kind, one configuration, equal weights."""
-    if type(a) is not type(b) or settings_of(a) != settings_of(b):
-        return False
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(_equal(tensor, theirs[name]) for name, tensor in mine.items())
+@contextmanager
+def _nothing_but_the_network(network: PreTrainedModel) -> Iterator[None]:
+    """Within the block a model is without what it may have from the one it was made of, and a network never uses."""
+    config, settings = network.config, network.generation_config
+    put_aside = {name: vars(config).pop(name) for name in _not_of_a_network(network) if name in vars(config)}
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = settings
+        for name, value in put_aside.items():
+            setattr(config, name, value)
 
 
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+def _not_of_a_network(model: PreTrainedModel) -> list[str]:
+    """Keys of a configuration that say how a model generates, was quantized, or where code is that it needs not."""
+    quantized = getattr(model, "hf_quantizer", None) is not None
+    names = ["auto_map"] * (not _brings_code(model)) + ["quantization_config"] * (not quantized)
+    return [*names, *model.config._get_generation_parameters()]
 
 
-def settings_of(model: PreTrainedModel) -> str:
-    """What a model computes besides its weights: its configuration, and that of LoRA on it."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _IGNORED_CONFIG}
-    lora = {name: one.to_dict() for name, one in (getattr(model, "peft_config", None) or {}).items()}
-    return json.dumps([config, lora], sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
+def _brings_code(model: PreTrainedModel) -> bool:
+    return not type(model.config).__module__.startswith("transformers.")
+
+

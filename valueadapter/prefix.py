@@ -22,7 +22,8 @@ from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import last_hidden_state
 from valueadapter.messages import render, text_of
-from valueadapter.steps import has_read, rope_switch
+from valueadapter.model_state import Moment, moment
+from valueadapter.steps import has_read, turns_with_length
 
 
 class Recorded:
@@ -98,6 +99,10 @@ def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
 
 
+States = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values, layer by layer, each (1, heads, tokens, size)."""
+
+
 @dataclass
 class BaseCall:
     """Arguments for the base, and which of what it gives are the prompt's positions."""
@@ -125,9 +130,10 @@ class BasePrefix:
     def __init__(self, base: PreTrainedModel, ids: tuple[int, ...], start: int | None, *, part: str = BASE) -> None:
         self.base, self.ids, self.part = base, ids, part
         self.start = start if ids[:1] == (start,) else None
-        self._states: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._states: dict[int, tuple[Moment, States]] = {}
         layers = DynamicCache(config=base.config).layers
-        self._keys_and_values = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        kept = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        self._keys_and_values = kept and not turns_with_length(base)
         windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
         self._window: int | None = min(windows, default=None)
 
@@ -269,7 +275,7 @@ class BasePrefix:
 
     def _must_read(self, padding: torch.Tensor, length: int, cache: ValueAdapterCache | None) -> bool:
         """Whether the prefix's keys and values, put before the padding, would not give what reading it gives."""
-        if not self._keys_and_values or ((switch := rope_switch(self.base)) is not None and length > switch):
+        if not self._keys_and_values:
             return True
         if self._window is None or not bool((padding > 0).any()):
             return False
@@ -313,22 +319,33 @@ class BasePrefix:
         for index, (keys, values) in enumerate(self._computed(lead)):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
 
-    def states(self) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    def states(self) -> States | None:
         """Keys and values of the prefix, layer by layer (1, heads, prefix, size); None where a layer keeps none."""
         return self._computed(len(self.ids)) if self._keys_and_values else None
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether keys and values are kept for another call."""
+        return bool(self._states)
+
+    def forget(self) -> None:
+        """Gives back the memory of keys and values; they are computed again where they are needed."""
+        self._states.clear()
+
     @torch.no_grad()
-    def _computed(self, lead: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of the prefix's first `lead` tokens, each (1, heads, lead, size); computed once."""
-        device = execution_device(self.base)
+    def _computed(self, lead: int) -> States:
+        """Keys and values of the prefix's first `lead` tokens; computed once while the model computes alike."""
+        now = None if torch.compiler.is_compiling() else moment(self.base)
         kept = self._states.get(lead)
-        if kept is None or kept[0][0].dtype != self.base.dtype or kept[0][0].device != device:
-            cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
-            ids = torch.tensor([self.ids[:lead]], device=device)
-            self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
-            kept = [(layer.keys, layer.values) for layer in cache.layers]
-            self._states[lead] = kept
-        return kept
+        if kept is not None and kept[0] == now:
+            return kept[1]
+        cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
+        ids = torch.tensor([self.ids[:lead]], device=execution_device(self.base))
+        self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+        states = [(layer.keys, layer.values) for layer in cache.layers]
+        if now is not None:
+            self._states[lead] = (now, states)
+        return states
 
 
 _MIXED = (

@@ -43,7 +43,8 @@ class RowLayer(CacheLayerMixin):
         """Writes the new tokens into their slots; returns all slots up to the last that is in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self._grown(self.keys), self._grown(self.values)
+        keys, values = self._grown(self.keys, key_states.dtype), self._grown(self.values, value_states.dtype)
+        key_states, value_states = key_states.to(keys.dtype), value_states.to(values.dtype)
         if self.slots.side_by_side:
             keys[:, :, self.slots.begin : self.slots.end] = key_states
             values[:, :, self.slots.begin : self.slots.end] = value_states
@@ -54,7 +55,8 @@ class RowLayer(CacheLayerMixin):
         self.keys, self.values = keys, values
         return keys[:, :, : self.slots.end], values[:, :, : self.slots.end]
 
-    def _grown(self, states: Any) -> torch.Tensor:
+    def _grown(self, states: Any, dtype: torch.dtype) -> torch.Tensor:
+        states = states.to(torch.promote_types(states.dtype, dtype))  # as torch.cat does; autocast may change midway
         missing = self.slots.end - states.shape[2]
         if missing <= 0:
             return states  # type: ignore[no-any-return]

@@ -5,7 +5,8 @@ What an artifact is, `adapter` knows; here is which of the attached it is, and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 
 from valueadapter.adapter import ValueAdapter
 from valueadapter.choosing import Attached
+from valueadapter.config import Prefix
 from valueadapter.injected import States, apart
+from valueadapter.prefix import Recorded
+
+logger = logging.getLogger(__name__)
 
 
 class SavingMethods:
@@ -33,7 +38,8 @@ class SavingMethods:
     ) -> None:
         """Saves an adapter (never the base) as an artifact; see `ValueAdapter.save_pretrained`.
 
-        An adapter that is being trained is saved with the scale it is trained at. Where PEFT has put a LoRA into a
+        An adapter that is being trained is saved with the scale it is trained at and the prefix it is trained behind,
+        and without what was measured of its weights before. Where PEFT has put a LoRA into a
         network (`get_peft_model` on this model), an ordinary PEFT checkpoint is written for a network that the adapter
         names by Hub ID, and a network with the LoRA in its weights for any other.
 
@@ -71,15 +77,38 @@ class SavingMethods:
             trained = [name for name, one in self._attached.items() if _takes_gradients(one.adapter)]
             adapter_name = trained[0] if len(trained) == 1 else None
         name = self.only_adapter(adapter_name)
-        attached = self._attached[name]
-        adapter, states = attached.adapter, None
-        if _takes_gradients(adapter):
-            adapter = adapter.with_config(scale=attached.scale)  # the one it is trained at
+        adapter = self.as_trained(name) if _takes_gradients(self._attached[name].adapter) else self.adapters[name]
+        states = None
         if state_dict is not None:
             states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
         return apart(adapter, getattr(self, "peft_config", None) or {}, states)
 
+    def as_trained(self, adapter_name: str) -> ValueAdapter:
+        """An attached adapter with the scale that it is trained at and the prefix that the base reads meanwhile.
+
+        Args:
+            adapter_name: an attached adapter.
+        """
+        attached = self._attached[adapter_name]
+        adapter, prefix = attached.adapter, attached.trained_behind
+        if isinstance(prefix, Recorded):  # not trained yet
+            prefix = self._one_prefix([adapter_name])
+        if adapter.config.base_prefix is not None and prefix != adapter.config.base_prefix:
+            logger.warning(
+                "'%s' is trained %s, which is recorded in the place of the base prefix that it came with",
+                adapter_name,
+                "without a base prefix" if prefix is None else "behind another base prefix",
+            )
+        return adapter.with_config(scale=attached.scale, base_prefix=prefix)
+
     def only_adapter(self, adapter_name: str | None = None) -> str:  # documented where it is defined
+        raise NotImplementedError
+
+    def _one_prefix(self, names: Sequence[str]) -> Prefix | None:
+        raise NotImplementedError
+
+    @property
+    def adapters(self) -> dict[str, ValueAdapter]:
         raise NotImplementedError
 
 

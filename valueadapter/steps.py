@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -45,15 +45,21 @@ def reads_text(model: Any) -> bool:
     return keeps_cache(model) and bool(takes(model, "position_ids"))
 
 
-def rope_switch(model: Any) -> int | None:
-    """The length up to which a model with two sets of rotary factors (longrope) takes the first; None for others.
+def turns_with_length(model: Any) -> bool:
+    """Whether a model's rotary embeddings depend on how long the text is (Phi-3's longrope, dynamic NTK).
 
-    Beyond it every position is turned otherwise, so that keys of a shorter text are of no use.
+    Beyond a switch every position is turned otherwise, so that keys of a shorter text are of no use.
     """
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    lengths = [one["original_max_position_embeddings"] for one in kinds if one.get("rope_type") == "longrope"]
-    return min(lengths, default=None)
+
+    def kinds(settings: Any) -> Iterator[object]:
+        if isinstance(settings, Mapping):  # one for all layers, or by their kind
+            yield settings.get("rope_type", settings.get("type"))
+            for inner in settings.values():
+                yield from kinds(inner)
+
+    config = model.config.get_text_config()
+    found = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    return any(kind in ("longrope", "dynamic") for one in found for kind in kinds(one))
 
 
 def has_read(cache: Cache) -> bool:

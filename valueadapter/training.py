@@ -247,10 +247,14 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             self.push_to_hub()
 
     def trained_adapter(self) -> ValueAdapter:
-        """The adapter as it stands, with the record of its training and the scale it was trained at."""
+        """The adapter as it stands: the record of its training, the scale and the prefix that it was trained with.
+
+        Records of what it was before are left out, see `valueadapter.provenance`.
+        """
         model = cast(ValueAdapterForCausalLM, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         name = model.only_adapter()
-        return model.adapters[name].with_config(training=self._training_record(), scale=model.scales[name])
+        adapter = model.as_trained(name).with_config(training=self._training_record())
+        return adapter.replaced(adapter.provenance.true_records(adapter.config, adapter.networks))
 
     def _training_record(self) -> TrainingRecord:
         args, losses = self.args, [entry["loss"] for entry in self.state.log_history if "loss" in entry]

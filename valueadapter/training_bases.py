@@ -18,6 +18,7 @@ from valueadapter.base_states import BaseStates, Record, Say, sample_key
 from valueadapter.config import VocabularySpec
 from valueadapter.errors import ConfigError, IncompatibleBaseError
 from valueadapter.heads import Head, head_of
+from valueadapter.model_state import Moment, moment
 from valueadapter.modeling import ValueAdapterForCausalLM
 from valueadapter.prefix import BasePrefix
 from valueadapter.tokenizer_loading import side_of
@@ -56,6 +57,8 @@ class TrainingBases:
 
     def __post_init__(self) -> None:
         self._prefixes: dict[tuple[int, int], BasePrefix] = {}
+        self._relied_on: list[tuple[PreTrainedModel, Moment]] = []
+        self._checked: int | None = -1
         self.heads = [_head(base) for base in self.bases]
 
     def __len__(self) -> int:
@@ -70,9 +73,24 @@ class TrainingBases:
             self.stores[index] = BaseStates.build(
                 base, data, place, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, say=say
             )
+        self.rely_on(self.bases)
+
+    def rely_on(self, models: Sequence[PreTrainedModel]) -> None:
+        """Has it checked in each epoch that these models compute what they compute now."""
+        self._relied_on += [(model, now) for model in models if (now := moment(model)) is not None]
+
+    def _check_models(self) -> None:
+        for model, then in self._relied_on:
+            now = moment(model)
+            if now is None or (now.settings, now.content) != (then.settings, then.content):
+                raise ConfigError(
+                    f"'{model.name_or_path}' has changed since the trainer was made, which has kept its hidden states, "
+                    "or has found that it cancels out; make the trainer when the base is as it is to be"
+                )
 
     def release(self) -> None:
         """Gives back the memory of all weights but the output heads'; hidden states must be in the cache by then."""
+        self._relied_on.clear()
         kept = {head.weight.data_ptr() for head in self.heads}
         for base in self.bases:
             for module in base.modules():
@@ -92,6 +110,9 @@ class TrainingBases:
             samples: keys of its demonstrations; None where they are not known, which suits one base without a cache.
             epoch: passes over the data that are complete; None has the first base read everything.
         """
+        if epoch != self._checked:
+            self._check_models()
+            self._checked = epoch
         if samples is None or epoch is None or len(self) == 1:
             return (self._part(0, None, samples),)
         drawn = [self.drawn(sample, epoch) for sample in samples]

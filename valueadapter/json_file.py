@@ -19,7 +19,7 @@ def parse_object(data: bytes | str, place: object) -> dict[str, Any]:
         ArtifactError: no JSON, nested too deep, a number too long to be one, or no object.
     """
     try:
-        found = json.loads(data)
+        found = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"'{place}' is not JSON ({error}). Download or save the adapter again") from None
     if not isinstance(found, dict):

@@ -103,7 +103,7 @@ def check_lora(config: Mapping[str, Any], shapes: Shapes, *, place: Path | str) 
             raise ArtifactError(f"'{place}' asks for '{key}'; a value network has none")
     tensors, patterns = _Tensors(shapes), config.get("rank_pattern") or {}
     ranks = [("r", config["r"])] if "r" in config else []
-    ranks += list(patterns.items()) if isinstance(patterns, Mapping) else [("rank_pattern", patterns)]
+    ranks += list(patterns.items()) if isinstance(patterns, Mapping) else [("rank_pattern", str(patterns))]
     for key, rank in ranks:
         if type(rank) is not int or not 1 <= rank <= tensors.widest:
             raise _differs(place, key, rank, f"its tensors are {tensors.widest:,} wide at most")

@@ -88,12 +88,11 @@ def load_tokenizer(opened: OpenedArtifact) -> LoadedTokenizer:
     side, mine = opened.side, side_of(tokenizer, opened.side.width)
     if json.loads(text) == json.loads(side.tokenizer_json):
         vars(mine)["vocabulary"] = side.vocabulary  # which takes seconds to make
-    elif mine.vocabulary != side.vocabulary:
-        differences = mine.vocabulary.differences(side.width, side.vocabulary, side.width)
+    elif differences := _differences(mine, side):
         raise ArtifactError(
             f"the settings in '{opened.directory / layout.TOKENIZER_CONFIG}' make another tokenizer "
             f"({type(tokenizer).__name__}) than the adapter was saved with: "
-            f"{'; '.join(differences) or 'tokens beyond its logits'}. Download or save the adapter again"
+            f"{differences}. Download or save the adapter again"
         )
     if tokenizer.eos_token != side.eos_token:
         raise ArtifactError(
@@ -101,6 +100,17 @@ def load_tokenizer(opened: OpenedArtifact) -> LoadedTokenizer:
             f"{side.eos_token!r}. Download or save the adapter again"
         )
     return LoadedTokenizer(tokenizer, mine)
+
+
+def _differences(mine: Side, recorded: Side) -> str:
+    """What makes one vocabulary another one; empty where nothing does."""
+    try:
+        if mine.vocabulary == recorded.vocabulary:
+            return ""
+    except AlignmentError as error:
+        return str(error)
+    found = mine.vocabulary.differences(mine.width, recorded.vocabulary, recorded.width)
+    return "; ".join(found) or "tokens beyond its logits, or how plain text is split"
 
 
 def _text_of(tokenizer: PreTrainedTokenizerBase) -> str:

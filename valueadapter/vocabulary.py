@@ -93,9 +93,17 @@ class Vocabulary:
             AlignmentError: not a tokenizer that the `tokenizers` library can load.
         """
         try:
-            tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # the Rust library raises bare `Exception`
-            raise AlignmentError(f"this is not a tokenizer.json that tokenizers can load: {error}") from None
+            return cls._read(text)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the Rust library raises bare `Exception`, and panics as none
+            raise AlignmentError(
+                f"this is not a tokenizer.json that tokenizers can load and use: {type(error).__name__}: {error}"
+            ) from None
+
+    @classmethod
+    def _read(cls, text: str) -> Vocabulary:
+        tokenizer = Tokenizer.from_str(text)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         state = json.loads(text)

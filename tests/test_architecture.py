@@ -16,6 +16,7 @@ FLOORS = [
     ["records"],
     ["config"],
     ["vocabulary"],
+    ["stable_cuts"],
     ["text_encoder"],
     ["alignment"],
     ["context"],
@@ -42,7 +43,7 @@ FLOORS = [
     ["recipes"],
     ["cli"],
 ]
-LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "stable_cuts", "text_encoder", "alignment", "context"]
 LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 
 

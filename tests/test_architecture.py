@@ -13,7 +13,7 @@ PACKAGE = Path(valueadapter.__file__).parent
 # from the ground up; a module imports only from floors below its own, or from its own in the order given
 FLOORS = [
     ["version", "errors", "layout"],
-    ["records"],
+    ["records", "messages"],
     ["config"],
     ["vocabulary"],
     ["stable_cuts"],
@@ -43,8 +43,10 @@ FLOORS = [
     ["recipes"],
     ["cli"],
 ]
-LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "stable_cuts", "text_encoder", "alignment", "context"]
-LIGHT += ["artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
+LIGHT += ["messages", "artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
+LIGHT += ["stable_cuts"]
+
 
 
 def imports(path: Path) -> set[str]:

@@ -25,9 +25,10 @@ FLOORS = [
     ["hub"],
     ["devices"],
     ["network", "outputs", "losses", "heads", "data", "cache", "plan", "row_cache"],
+    ["positions"],
     ["refinement", "prefix", "fused_kernels"],
     ["reader", "connection"],
-    ["adapter", "value_logits", "acting"],
+    ["adapter", "value_logits", "acting", "chat_text"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],
     ["choosing", "training_loss", "claims"],
     ["status", "fused_head", "saving"],
@@ -46,7 +47,6 @@ FLOORS = [
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
 LIGHT += ["messages", "artifact", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
 LIGHT += ["stable_cuts"]
-
 
 
 def imports(path: Path) -> set[str]:

@@ -203,6 +203,11 @@ class ContextAligner:
         """Bytes at the end of the text that are no character yet."""
         return bytes(self._decoder.getstate()[0])
 
+    @property
+    def open_ids(self) -> list[int]:
+        """The last of `ids`, which text to come may still change."""
+        return self.ids[self._sync :]
+
     def copy(self) -> ContextAligner:
         """A row that goes on from here independently, as beams do."""
         twin = ContextAligner(self.reading, self._lead)

@@ -15,6 +15,9 @@ from valueadapter.prefix import ROWS_MASK, BasePrefix
 from valueadapter.rows import RowMethods
 from valueadapter.value_logits import Term
 
+_OWN_ARGUMENTS = ("messages", "adapter_names", "output_value_logits", "value_loss")
+"""Arguments of `forward` that no other model has."""
+
 
 class GenerationMethods(RowMethods):
     """The part of `ValueAdapterForCausalLM` that `generate` calls between two forward passes."""
@@ -125,6 +128,19 @@ class GenerationMethods(RowMethods):
                 own = before[part].mask_arguments(attention_mask, position_ids, cast(ValueAdapterCache, cache))
             masks[key] = create(config=model.config, inputs_embeds=inputs_embeds, cache=parts[part], **own)
         return masks
+
+    def _get_candidate_generator(
+        self, *args: Any, model_kwargs: dict[str, Any], assistant_model: PreTrainedModel | None = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers; an assistant is given only what it can take, and a chat only if it has its template."""
+        own = getattr(self, "base_tokenizer", None)
+        its = getattr(assistant_model, "base_tokenizer", None)
+        alike = own is not None and its is not None and own.chat_template == its.chat_template
+        if not (isinstance(assistant_model, GenerationMethods) and alike) or kwargs.get("assistant_tokenizer"):
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in _OWN_ARGUMENTS}
+        return super()._get_candidate_generator(  # type: ignore[misc]  # GenerationMixin's
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not possible: continuous batching replaces the attention and cache of one model, and here are several.

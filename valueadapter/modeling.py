@@ -41,6 +41,7 @@ from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
+from valueadapter.positions import PACKING
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
@@ -115,7 +116,6 @@ class ValueAdapterForCausalLM(
         self.output_head = OutputHead()
         self.generation_config = base.generation_config
         self._attached: dict[str, Attached] = {}
-        self._chats = {}
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._side: Side | None = None
@@ -232,6 +232,7 @@ class ValueAdapterForCausalLM(
         parts = self._cache_parts(cache, terms) if use_cache or cache is not None else None
         loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         kwargs["return_dict"] = True
+        packing = {key: kwargs[key] for key in PACKING if kwargs.get(key) is not None}
         everywhere = any(term.reads_prediction for term in terms)
         common: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": 0 if everywhere else logits_to_keep}
         if position_ids is not None:
@@ -256,7 +257,8 @@ class ValueAdapterForCausalLM(
                 use_cache=use_cache,
                 cache=parts,
                 base_logits=base_logits,
-                prompts=self._prompts(messages, term, len(logits)),
+                prompts=self._prompts(messages, term, len(logits), parts),
+                packing=packing,
                 prediction=whole if everywhere else None,
                 said=said,
                 shared=shared,

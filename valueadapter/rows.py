@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache
 
 from valueadapter.acting import acting
 from valueadapter.cache import ValueAdapterCache
-from valueadapter.chat import conversations
-from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.chat import of_rows
+from valueadapter.errors import AdapterNameError, UnsupportedModeError
 from valueadapter.outputs import ValueAdapterOutput
 
 AdapterNames = Sequence[str | Sequence[str] | None]
@@ -99,7 +99,6 @@ class RowMethods:
     """The part of `ValueAdapterForCausalLM` that serves batches of mixed adapters."""
 
     loss_function: Any
-    _row_chats: tuple[Any, dict[tuple[str, ...], list[Any]]] | None = None
 
     def _get(self, name: str) -> Any:  # documented where it is defined
         raise NotImplementedError
@@ -208,7 +207,7 @@ class RowMethods:
                     attention_mask=None if attention_mask is None else attention_mask[rows],
                     position_ids=cast(torch.Tensor, position_ids)[rows] if each else position_ids,
                     cache=None if cache is None else cache.groups[group.names],
-                    messages=self._chats_of(messages, group, len(input_ids)),
+                    messages=None if messages is None else of_rows(messages, group.rows, len(input_ids)),
                     **kwargs,
                 )
             outputs.append(out)
@@ -236,21 +235,6 @@ class RowMethods:
             None if outputs[0].value_logits is None else _in_order([out.value_logits for out in outputs], order),
             adapters,
         )
-
-    def _chats_of(self, messages: Any, group: Group, batch: int) -> Any:
-        """The conversations of a group's rows, of which each may have several; the same list at every step."""
-        if messages is None:
-            return None
-        if self._row_chats is None or self._row_chats[0] is not messages:
-            self._row_chats = (messages, {})
-        known = self._row_chats[1]
-        if group.names not in known:
-            chats = conversations(messages)
-            repeats = batch // len(chats)
-            if repeats * len(chats) != batch:
-                raise ConfigError(f"got {len(chats)} conversations in `messages` for {batch} rows of input_ids")
-            known[group.names] = [chats[row // repeats] for row in group.rows]
-        return known[group.names]
 
 
 def _check_cache(cache: Any, groups: list[Group]) -> None:

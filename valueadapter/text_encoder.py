@@ -6,8 +6,10 @@ everything it is given. Neither must happen to text that goes on.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -55,6 +57,14 @@ class TextEncoder:
         longest = max((len(entry["content"]) for entry in entries if not entry["special"]), default=0)
         self.margin = max(_MARGIN, longest)
         self.prefix = _prefix(self._made["start", _MARK])
+
+    @functools.cached_property
+    def spelled(self) -> re.Pattern[str]:
+        """Finds the names of added tokens in a text, the longest first."""
+        by_first: dict[str, list[str]] = {}
+        for name in self.added:
+            by_first.setdefault(name[0], []).append(re.escape(name[1:]))
+        return re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rest)})" for c, rest in by_first.items()) or "(?!)")
 
     def encode(self, text: str, *, start: bool, after: int | None = None) -> list[int]:
         """Ids of plain text, never a control token.

@@ -41,7 +41,7 @@ from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
-from valueadapter.positions import PACKING
+from valueadapter.positions import PACKING, check_not_packed
 from valueadapter.prefix import RECORDED, BaseCall, BasePrefix, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
@@ -239,6 +239,8 @@ class ValueAdapterForCausalLM(
             common["position_ids"] = position_ids
         call = BaseCall({"inputs_embeds": inputs_embeds})
         if input_ids is not None:
+            if packing and self._acting_prefix() is not None:
+                check_not_packed(packing, len(input_ids))
             call = self._base_call(input_ids, attention_mask, position_ids, parts, common["logits_to_keep"])
         with torch.no_grad():
             out = self.base(**{**common, **of_part(BASE, BASE_MASK, attention_mask, parts), **call.arguments, **kwargs})

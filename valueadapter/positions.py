@@ -87,6 +87,8 @@ def check_one_text(position_ids: torch.Tensor | None, mask: torch.Tensor | None,
     Raises:
         UnsupportedModeError: as `places_of` and `check_goes_on`.
     """
+    if length < 2:
+        return  # a step of decoding, which may be compiled
     places = places_of(position_ids, rows, length)
     real = [[True] * length] * rows if mask is None else mask[:, -length:].bool().tolist()
     for row in range(rows if places is not None else 0):

@@ -21,6 +21,7 @@ from valueadapter.config import Message, Prefix
 from valueadapter.devices import execution_device
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import last_hidden_state
+from valueadapter.positions import check_one_text
 
 ROWS_MASK = "__rows__"
 """Marks, among masks that are prepared for each model, the (batch, past + seq) mask they were made from."""
@@ -202,6 +203,7 @@ class BasePrefix:
             UnsupportedModeError: a mask that does not say which tokens are padding, or too long a text.
         """
         mask, prepared = _masks(attention_mask, BASE_MASK if self.part == BASE else self.part)
+        check_one_text(position_ids, mask, *input_ids.shape)
         ids, state = self.begin(input_ids, mask, cache)
         if state.after_padding and (cache is None or int(cache.parts[self.part].get_seq_length()) == 0):
             return self._read_all(ids, mask, position_ids, cache, logits_to_keep, state.lead)

@@ -77,7 +77,8 @@ def read_chat(
     text = "".join(part if isinstance(part, str) else names[part] for part in parts)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     found = sum(token in names and (token != encoder.unknown or token in written) for token in ids)
-    if hidden.stand_ins or found > len(written):  # the tokenizer itself takes some of the text for control tokens
+    unsure = not encoder.whole_words.isdisjoint(encoder.controls)  # what a word is, only the tokenizer knows
+    if hidden.stand_ins or (found > len(written) and not unsure):  # it takes some of the text for control tokens
         ids = encoder.encode_parts(parts)
     end = parts[-1] if parts else ""
     return ReadChat(ids, end if isinstance(end, str) else "", written[-1] if written else None)
@@ -122,7 +123,7 @@ class _Hidden:
         """A rendering as texts and the control tokens that the template wrote."""
         parts: list[str | int] = []
         end = 0
-        for match in self._encoder.spelled.finditer(text):
+        for match in self._encoder.written.finditer(text):
             if (token := self._encoder.controls.get(match.group())) is not None:
                 parts += [self._shown(text[end : match.start()]), token]
                 end = match.end()

@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -36,6 +36,7 @@ class TextEncoder:
         prefix: control tokens that the tokenizer puts before a text (beginning of sequence); often none.
         added: every token that was added to the tokenizer's model, by its name, longest first.
         controls: those of them that are control tokens.
+        whole_words: names of added tokens that count only as whole words.
         unknown: the token of text that the tokenizer has no token for; None where there is none.
     """
 
@@ -45,6 +46,7 @@ class TextEncoder:
         entries = sorted(state["added_tokens"], key=lambda entry: len(entry["content"]), reverse=True)
         self.added: dict[str, int] = {entry["content"]: entry["id"] for entry in entries}
         self.controls: dict[str, int] = {entry["content"]: entry["id"] for entry in entries if entry["special"]}
+        self.whole_words = frozenset(entry["content"] for entry in entries if entry["single_word"])
         self.unknown = _unknown(state)
         start = _with_control_names(state, _MARK)
         middle = _without_prefix_space(start)
@@ -61,10 +63,12 @@ class TextEncoder:
     @functools.cached_property
     def spelled(self) -> re.Pattern[str]:
         """Finds the names of added tokens in a text, the longest first."""
-        by_first: dict[str, list[str]] = {}
-        for name in self.added:
-            by_first.setdefault(name[0], []).append(re.escape(name[1:]))
-        return re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rest)})" for c, rest in by_first.items()) or "(?!)")
+        return _any_of(self.added, whole=frozenset())
+
+    @functools.cached_property
+    def written(self) -> re.Pattern[str]:
+        """As `spelled`, without those that count only as whole words and are none."""
+        return _any_of(self.added, whole=self.whole_words)
 
     def encode(self, text: str, *, start: bool, after: int | None = None) -> list[int]:
         """Ids of plain text, never a control token.
@@ -163,6 +167,16 @@ def unused_characters(text: str) -> Iterator[str]:
     for code in itertools.chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE), range(0x1, 0xD800)):
         if chr(code) not in held:
             yield chr(code)
+
+
+def _any_of(names: Iterable[str], *, whole: frozenset[str]) -> re.Pattern[str]:
+    """Finds any of some names, the first that fits; those of `whole` only apart from letters and digits."""
+    by_first: dict[str, list[str]] = {}
+    for name in names:
+        rest = re.escape(name[1:])
+        pattern = rf"(?<!\w{re.escape(name[0])}){rest}(?!\w)" if name in whole else rest
+        by_first.setdefault(name[0], []).append(pattern)
+    return re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rest)})" for c, rest in by_first.items()) or "(?!)")
 
 
 def _mark(text: str) -> str:

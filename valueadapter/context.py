@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from valueadapter.alignment import Side
-from valueadapter.errors import UnsupportedModeError
 from valueadapter.text_encoder import TextEncoder
 from valueadapter.vocabulary import Vocabulary
 
@@ -100,6 +99,8 @@ class ContextAligner:
         ids: canonical value tokens of the text so far, the value tokenizer's own beginning of sequence first.
             An incomplete UTF-8 character at the end is held back.
         base_ids: the base tokens pushed so far.
+        waiting: whether they are the beginning of a prompt that base and network read each in its own form, of which
+            nothing is read before its end has come.
     """
 
     def __init__(self, reading: Reading, lead: Sequence[int] = ()) -> None:
@@ -113,6 +114,7 @@ class ContextAligner:
         self._after: int | None = None  # the control token that the tail follows at once
         self._opened = False  # something was read, be it only the space that is not in the text
         self._prompt = 0  # base tokens of a prompt that was not read as text
+        self.waiting = False  # the base tokens are of a prompt whose end is to come, and nothing of it was read
         self._undo: list[tuple[int, _State]] = []
 
     def push(self, base_ids: Sequence[int]) -> tuple[int, list[int]]:
@@ -124,6 +126,9 @@ class ContextAligner:
         Returns:
             How many of `ids` were taken back, and the value tokens that came in their place and after them.
         """
+        if self.waiting:  # what was waited for does not come, and it is text after all
+            base_ids = [*self.base_ids, *base_ids]
+            self._forget()
         before = self._begin(base_ids)
         unchanged, data = before, bytearray()
         for token in base_ids:
@@ -153,7 +158,7 @@ class ContextAligner:
             As `push`.
         """
         old = self.ids
-        self.__init__(self.reading, self._lead)  # type: ignore[misc]  # from the beginning
+        self._forget()
         self.ids, self._sync = list(self._lead), len(self._lead)
         start = list(self.reading.encoder.prefix)
         if self._lead and list(value_ids[: len(start)]) == start:
@@ -166,22 +171,35 @@ class ContextAligner:
         unchanged = _common_prefix(old, self.ids)
         return len(old) - unchanged, self.ids[unchanged:]
 
+    def wait(self, base_ids: Sequence[int]) -> tuple[int, list[int]]:
+        """Takes the beginning of a prompt, in place of all that was pushed; its end is to come with `push_prompt`.
+
+        Args:
+            base_ids: the base's tokens so far.
+
+        Returns:
+            As `push`.
+        """
+        old = self.ids
+        self._forget()
+        self.base_ids, self.waiting = list(base_ids), bool(base_ids)
+        unchanged = _common_prefix(old, self.ids)
+        return len(old) - unchanged, self.ids[unchanged:]
+
     def pop(self, count: int) -> int:
-        """Takes back the last base tokens.
+        """Takes back the last base tokens. With a part of a prompt, which has no common places inside, all of it waits.
 
         Args:
             count: how many, at most as many as were pushed.
 
         Returns:
             How many ids at the front of `ids` are as they were.
-
-        Raises:
-            UnsupportedModeError: a part of a prompt that was not read as text.
         """
-        if 0 < len(self.base_ids) - count < self._prompt:
-            raise UnsupportedModeError(
-                "a part of a chat prompt cannot be taken back, since base and network read it in different forms"
-            )
+        left = len(self.base_ids) - count
+        if count and (self.waiting or 0 < left < self._prompt):
+            size = len(self.ids)
+            rollback, _ = self.wait(self.base_ids[:left])
+            return size - rollback
         unchanged = len(self.ids)
         while count > 0:
             pushed, state = self._undo.pop()
@@ -213,9 +231,12 @@ class ContextAligner:
         twin = ContextAligner(self.reading, self._lead)
         twin.ids, twin.base_ids, twin._undo = self.ids.copy(), self.base_ids.copy(), self._undo.copy()
         twin._decoder.setstate(self._decoder.getstate())
-        twin._tail, twin._sync, twin._prompt = self._tail, self._sync, self._prompt
+        twin._tail, twin._sync, twin._prompt, twin.waiting = self._tail, self._sync, self._prompt, self.waiting
         twin._at_start, twin._after, twin._opened = self._at_start, self._after, self._opened
         return twin
+
+    def _forget(self) -> None:
+        self.__init__(self.reading, self._lead)  # type: ignore[misc]  # from the beginning
 
     # -- inside ------------------------------------------------------------------------------------------------------
     def _begin(self, base_ids: Sequence[int]) -> int:

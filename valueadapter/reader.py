@@ -178,7 +178,8 @@ class TextReader(CacheLayerMixin):
                 "model.chat_inputs(messages), or leave `messages` out and the prompt is read as text"
             )
         if len(whole) < size:
-            row.text.base_ids.extend(chunk)
+            plan.replace(*row.text.wait(whole))
+            row.prompt = None
             return [], True
         taken = row.text.push_prompt(
             prompt.base_ids, prompt.value_ids, open_text=prompt.open_text, after=prompt.after
@@ -305,6 +306,8 @@ class TextReader(CacheLayerMixin):
                 row.cached = min(row.cached, unchanged)
                 row.last_rows = {depth: kept for depth, kept in row.last_rows.items() if depth <= unchanged}
                 row.known = False
+                if row.prompt is not None and len(row.text.base_ids) < len(row.prompt.base_ids):
+                    row.prompt = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps, repeats or reorders rows."""

@@ -18,6 +18,7 @@ FLOORS = [
     ["config", "record_checks", "network_files"],
     ["demonstrations"],
     ["vocabulary"],
+    ["stable_cuts"],
     ["text_encoder"],
     ["alignment"],
     ["context"],
@@ -28,9 +29,10 @@ FLOORS = [
     ["hub"],
     ["devices", "encoding", "steps", "model_state"],
     ["network", "outputs", "losses", "heads", "data", "stops", "cache", "plan", "row_cache"],
+    ["positions"],
     ["refinement", "prefix", "fused_kernels", "network_loading", "tokenizer_loading", "provenance"],
     ["reader", "connection"],
-    ["adapter", "value_logits", "acting"],
+    ["adapter", "value_logits", "acting", "chat_text"],
     ["base_prefix", "fused_loss", "chat", "effect", "injected"],
     ["choosing", "training_loss", "token_mean", "claims"],
     ["status", "fused_head", "saving"],
@@ -52,7 +54,7 @@ FLOORS = [
 LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
 LIGHT += ["json_file", "weight_file", "network_settings", "tokenizer_settings", "network_files"]
 LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
-LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files", "visible"]
+LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files", "visible", "stable_cuts"]
 
 
 def imports(path: Path) -> set[str]:

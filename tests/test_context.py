@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from vocabularies import KINDS, TEXTS, tokenizer_of
 
-from valueadapter import UnsupportedModeError
 from valueadapter.alignment import Side
 from valueadapter.context import ContextAligner, Reading
 
@@ -172,16 +171,25 @@ def test_an_added_token_is_not_cut_in_two() -> None:
     assert aligner.ids.count(added["id"]) == 9
 
 
-def test_a_part_of_a_chat_prompt_cannot_be_taken_back() -> None:
-    """Its two forms have no common places inside."""
+def test_a_part_of_a_chat_prompt_is_taken_back_as_a_whole() -> None:
+    """Its two forms have no common places inside: nothing of it is read until its end has come again."""
     aligner = ContextAligner(reading("sentencepiece", "bytes"))
     aligner.push_prompt([1, 2, 3], [7, 8, 9, 10])
     ids = base_ids("sentencepiece", "the dog")
     aligner.push(ids)
     aligner.pop(len(ids))
     assert aligner.ids == [7, 8, 9, 10]
-    with pytest.raises(UnsupportedModeError, match="chat prompt"):
-        aligner.pop(1)
+    for gone in (1, 1):
+        assert aligner.pop(gone) == 0
+        assert (aligner.ids, aligner.waiting) == ([], True)
+    assert (aligner.base_ids, aligner.copy().waiting) == ([1], True)
+    assert aligner.push_prompt([1, 2, 3], [7, 8, 9, 10]) == (0, [7, 8, 9, 10])
+    assert not aligner.waiting
+    aligner.pop(2)
+    aligner.push(ids)  # no prompt after all
+    assert (aligner.ids, aligner.base_ids) == (whole(aligner.reading, ids), [1, *ids])
+    aligner.pop(len(ids) + 1)
+    assert (aligner.ids, aligner.base_ids) == ([], [])
 
 
 def test_ids_without_a_token_read_as_nothing() -> None:

@@ -45,7 +45,7 @@ def by_hand(model: ValueAdapterForCausalLM, ids: list[int], mode: str) -> torch.
         twin, pending = aligner.copy(), aligner.pending
         rollback, new = twin.push([token])
         keep = len(here) - rollback
-        if keep < 1 or rollback > 8:
+        if keep < 1:
             continue
         if mode == "boundary":
             if new and (rollback or pending):

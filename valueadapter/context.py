@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from valueadapter.alignment import Side
-from valueadapter.errors import UnsupportedModeError
 from valueadapter.text_encoder import TextEncoder
 from valueadapter.vocabulary import Vocabulary
 
@@ -28,6 +27,8 @@ class Reading:
         controls: base control tokens that the network reads as one of its own: the ends of texts.
         encoder: how the value tokenizer splits text.
         opens_with_space: whether the base's tokens of a text begin with a space that is not in the text.
+        controls_open_with_space: the same of text that stands behind one of the base's control tokens.
+        base_controls: the base's control tokens.
         value: the value vocabulary.
         width: columns of the value logits.
     """
@@ -38,6 +39,8 @@ class Reading:
     opens_with_space: bool
     value: Vocabulary
     width: int
+    controls_open_with_space: bool = False
+    base_controls: frozenset[int] = frozenset()
 
     @classmethod
     def between(cls, value: Side, base: Side) -> Reading:
@@ -53,8 +56,19 @@ class Reading:
             if token not in vocabulary.special:
                 data[token] = spelled
         opening = b"".join(data[token] for token in vocabulary.probe_ids[0][:1]) if vocabulary.probe_ids else b""
+        opens = opening.startswith(b" ")
+        behind = base.encoder.encode("a", start=False, after=min(vocabulary.special)) if opens and vocabulary.special else []
         controls = dict.fromkeys(base.stops, value.eos) if value.eos is not None else {}
-        return cls(data, controls, value.encoder, opening.startswith(b" "), value.vocabulary, value.width)
+        return cls(
+            data,
+            controls,
+            value.encoder,
+            opens,
+            value.vocabulary,
+            value.width,
+            controls_open_with_space=b"".join(data[token] for token in behind[:1]).startswith(b" "),
+            base_controls=vocabulary.special,
+        )
 
     def bytes_of(self, value_ids: Sequence[int]) -> bytes:
         """The bytes of value tokens; none of control tokens."""
@@ -70,6 +84,7 @@ class _State(NamedTuple):
     sync: int
     ids: tuple[int, ...]
     at_start: bool
+    after: int | None
     opened: bool
 
 
@@ -84,6 +99,8 @@ class ContextAligner:
         ids: canonical value tokens of the text so far, the value tokenizer's own beginning of sequence first.
             An incomplete UTF-8 character at the end is held back.
         base_ids: the base tokens pushed so far.
+        waiting: whether they are the beginning of a prompt that base and network read each in its own form, of which
+            nothing is read before its end has come.
     """
 
     def __init__(self, reading: Reading, lead: Sequence[int] = ()) -> None:
@@ -94,8 +111,10 @@ class ContextAligner:
         self._tail = ""
         self._sync = len(self.ids)
         self._at_start = True  # the tail is the beginning of the text
+        self._after: int | None = None  # the control token that the tail follows at once
         self._opened = False  # something was read, be it only the space that is not in the text
         self._prompt = 0  # base tokens of a prompt that was not read as text
+        self.waiting = False  # the base tokens are of a prompt whose end is to come, and nothing of it was read
         self._undo: list[tuple[int, _State]] = []
 
     def push(self, base_ids: Sequence[int]) -> tuple[int, list[int]]:
@@ -107,6 +126,9 @@ class ContextAligner:
         Returns:
             How many of `ids` were taken back, and the value tokens that came in their place and after them.
         """
+        if self.waiting:  # what was waited for does not come, and it is text after all
+            base_ids = [*self.base_ids, *base_ids]
+            self._forget()
         before = self._begin(base_ids)
         unchanged, data = before, bytearray()
         for token in base_ids:
@@ -117,47 +139,67 @@ class ContextAligner:
                 unchanged = min(unchanged, self._read(bytes(data), final=True))
                 data.clear()
                 self._append([control])
+                self._follow(control)
         unchanged = min(unchanged, self._read(bytes(data), final=False))
         return before - unchanged, self.ids[unchanged:]
 
-    def push_prompt(self, base_ids: Sequence[int], value_ids: Sequence[int]) -> tuple[int, list[int]]:
+    def push_prompt(
+        self, base_ids: Sequence[int], value_ids: Sequence[int], *, open_text: str = "", after: int | None = None
+    ) -> tuple[int, list[int]]:
         """Takes a prompt that base and network read each in its own form (a chat, by each one's template).
 
         Args:
             base_ids: the base's tokens of the whole text so far, in place of all that was pushed.
             value_ids: what the network reads instead.
+            open_text: the text at the prompt's end, behind its last control token, which what follows may still join.
+            after: that control token; None where the prompt has none.
 
         Returns:
             As `push`.
         """
         old = self.ids
-        self.__init__(self.reading, self._lead)  # type: ignore[misc]  # from the beginning
+        self._forget()
         self.ids, self._sync = list(self._lead), len(self._lead)
         start = list(self.reading.encoder.prefix)
         if self._lead and list(value_ids[: len(start)]) == start:
             value_ids = value_ids[len(start) :]
         self._begin(base_ids)
         self._append(value_ids)
+        self._reopen(value_ids, open_text, after)
+        self._opened = not (self.reading.controls_open_with_space and base_ids[-1] in self.reading.base_controls)
         self._prompt = len(base_ids)
         unchanged = _common_prefix(old, self.ids)
         return len(old) - unchanged, self.ids[unchanged:]
 
+    def wait(self, base_ids: Sequence[int]) -> tuple[int, list[int]]:
+        """Takes the beginning of a prompt, in place of all that was pushed; its end is to come with `push_prompt`.
+
+        Args:
+            base_ids: the base's tokens so far.
+
+        Returns:
+            As `push`.
+        """
+        old = self.ids
+        self._forget()
+        self.base_ids, self.waiting = list(base_ids), bool(base_ids)
+        unchanged = _common_prefix(old, self.ids)
+        return len(old) - unchanged, self.ids[unchanged:]
+
     def pop(self, count: int) -> int:
-        """Takes back the last base tokens.
+        """Takes back the last base tokens. With a part of a prompt, which has no common places inside, all of it waits.
 
         Args:
             count: how many, at most as many as were pushed.
 
         Returns:
             How many ids at the front of `ids` are as they were.
-
-        Raises:
-            UnsupportedModeError: a part of a prompt that was not read as text.
         """
-        if 0 < len(self.base_ids) - count < self._prompt:
-            raise UnsupportedModeError(
-                "a part of a chat prompt cannot be taken back, since base and network read it in different forms"
-            )
+        left = len(self.base_ids) - count
+        if count and (self.waiting or 0 < left < self._prompt):
+            size = len(self.ids)
+            rollback, _ = self.wait(self.base_ids[:left])
+            return size - rollback
         unchanged = len(self.ids)
         while count > 0:
             pushed, state = self._undo.pop()
@@ -165,7 +207,8 @@ class ContextAligner:
             self.ids = [*old[:sync], *state.ids]
             unchanged = min(unchanged, sync + _common_prefix(old[sync:], state.ids))
             self._decoder.setstate(state.decoder)
-            self._tail, self._sync, self._at_start, self._opened = state.tail, sync, state.at_start, state.opened
+            self._tail, self._sync, self._opened = state.tail, sync, state.opened
+            self._at_start, self._after = state.at_start, state.after
             again = self.base_ids[len(self.base_ids) - pushed :][: max(0, pushed - count)]
             del self.base_ids[len(self.base_ids) - pushed :]
             count -= pushed
@@ -178,19 +221,28 @@ class ContextAligner:
         """Bytes at the end of the text that are no character yet."""
         return bytes(self._decoder.getstate()[0])
 
+    @property
+    def open_ids(self) -> list[int]:
+        """The last of `ids`, which text to come may still change."""
+        return self.ids[self._sync :]
+
     def copy(self) -> ContextAligner:
         """A row that goes on from here independently, as beams do."""
         twin = ContextAligner(self.reading, self._lead)
         twin.ids, twin.base_ids, twin._undo = self.ids.copy(), self.base_ids.copy(), self._undo.copy()
         twin._decoder.setstate(self._decoder.getstate())
-        twin._tail, twin._sync, twin._prompt = self._tail, self._sync, self._prompt
-        twin._at_start, twin._opened = self._at_start, self._opened
+        twin._tail, twin._sync, twin._prompt, twin.waiting = self._tail, self._sync, self._prompt, self.waiting
+        twin._at_start, twin._after, twin._opened = self._at_start, self._after, self._opened
         return twin
+
+    def _forget(self) -> None:
+        self.__init__(self.reading, self._lead)  # type: ignore[misc]  # from the beginning
 
     # -- inside ------------------------------------------------------------------------------------------------------
     def _begin(self, base_ids: Sequence[int]) -> int:
         kept = tuple(self.ids[self._sync :])
-        state = _State(self._decoder.getstate(), self._tail, self._sync, kept, self._at_start, self._opened)
+        where = self._at_start, self._after, self._opened
+        state = _State(self._decoder.getstate(), self._tail, self._sync, kept, *where)
         self._undo.append((len(base_ids), state))
         self.base_ids.extend(base_ids)
         return len(self.ids)
@@ -198,7 +250,20 @@ class ContextAligner:
     def _append(self, value_ids: Sequence[int]) -> None:
         """Puts tokens after the text, which can no longer change it."""
         self.ids.extend(value_ids)
-        self._sync, self._tail, self._at_start, self._opened = len(self.ids), "", False, True
+        self._sync, self._tail, self._opened = len(self.ids), "", True
+        self._at_start, self._after = False, None
+
+    def _follow(self, control: int) -> None:
+        """Goes on behind a control token of the network's, which may swallow white space or have a space put after."""
+        self._after, self._opened = control, not self.reading.controls_open_with_space
+
+    def _reopen(self, value_ids: Sequence[int], text: str, after: int | None) -> None:
+        """Makes the text at the end of a prompt one with what follows."""
+        encoded = self.reading.encoder.encode(text, start=after is None, after=after)
+        if [*([] if after is None else [after]), *encoded] == list(value_ids[-len(encoded) - (after is not None) :]):
+            self._sync -= len(encoded)
+            self._tail, self._at_start, self._after = text, after is None, after
+            self._settle(encoded)
 
     def _read(self, data: bytes, *, final: bool) -> int:
         """Encodes the tail with more text at its end; returns how many leading ids are as before."""
@@ -209,7 +274,7 @@ class ContextAligner:
             text = text.removeprefix(" ")
         self._opened = True
         self._tail += text
-        old, new = self.ids[self._sync :], self.reading.encoder.encode(self._tail, start=self._at_start)
+        old, new = self.ids[self._sync :], self.reading.encoder.encode(self._tail, start=self._at_start, after=self._after)
         unchanged = self._sync + _common_prefix(old, new)
         self.ids[self._sync :] = new
         self._settle(new)
@@ -217,10 +282,12 @@ class ContextAligner:
 
     def _settle(self, ids: Sequence[int]) -> None:
         """Moves the sync point on, so that a push stays cheap however long the text is."""
-        if len(self._tail) > 4 * self.reading.encoder.margin:
-            characters, tokens = self.reading.encoder.settled(self._tail, ids, start=self._at_start)
+        encoder = self.reading.encoder
+        if len(self._tail) > 4 * encoder.margin:
+            characters, tokens = encoder.settled(self._tail, ids, start=self._at_start, after=self._after)
             if characters:
-                self._tail, self._sync, self._at_start = self._tail[characters:], self._sync + tokens, False
+                self._tail, self._sync = self._tail[characters:], self._sync + tokens
+                self._at_start, self._after = False, None
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -19,9 +19,10 @@ from valueadapter.rows import AdapterNames, RowMethods
 from valueadapter.steps import STEPS, Steps, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.value_logits import Term, readable
 
-_OWN_ARGUMENTS = ("messages", "output_value_logits")
-"""What `generate` may be given that no other model knows."""
 _COMMON = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+
+_OWN_ARGUMENTS = ("messages", "adapter_names", "output_value_logits", "value_loss")
+"""Arguments of `forward` that no other model has."""
 
 
 class GenerationMethods(RowMethods):
@@ -266,6 +267,19 @@ class GenerationMethods(RowMethods):
                 given = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache.parts[part]}
                 made[part], _ = prepared_by(model, ids, use_cache=True, is_first_iteration=False, **given)
         return made
+
+    def _get_candidate_generator(
+        self, *args: Any, model_kwargs: dict[str, Any], assistant_model: PreTrainedModel | None = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers; an assistant is given only what it can take, and a chat only if it has its template."""
+        own = getattr(self, "base_tokenizer", None)
+        its = getattr(assistant_model, "base_tokenizer", None)
+        alike = own is not None and its is not None and own.chat_template == its.chat_template
+        if not (isinstance(assistant_model, GenerationMethods) and alike) or kwargs.get("assistant_tokenizer"):
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in _OWN_ARGUMENTS}
+        return super()._get_candidate_generator(  # type: ignore[misc]  # GenerationMixin's
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not possible: continuous batching replaces the attention and cache of one model, and here are several.

@@ -44,6 +44,7 @@ from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
 from valueadapter.network import logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
+from valueadapter.positions import PACKING, check_not_packed
 from valueadapter.prefix import RECORDED, BaseCall, GivenPrefix, Recorded
 from valueadapter.rows import LOSS_ARGUMENTS, AdapterNames
 from valueadapter.saving import SavingMethods
@@ -120,7 +121,6 @@ class ValueAdapterForCausalLM(
         self.value_networks = nn.ModuleDict()
         self.output_head = OutputHead()
         self._attached: dict[str, Attached] = {}
-        self._chats = {}
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._side: Side | None = None
@@ -240,6 +240,9 @@ class ValueAdapterForCausalLM(
         self._check_base()
         use_cache, parts = self._cache_of_call(use_cache, cache, terms)
         loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+        packing = {key: kwargs[key] for key in PACKING if kwargs.get(key) is not None}
+        if packing and input_ids is not None and self._acting_prefix() is not None:
+            check_not_packed(packing, len(input_ids))
         inputs = Inputs(
             input_ids=cast(torch.Tensor, input_ids),
             attention_mask=attention_mask,
@@ -247,6 +250,7 @@ class ValueAdapterForCausalLM(
             logits_to_keep=logits_to_keep,
             use_cache=use_cache,
             cache=parts,
+            packing=packing,
             shared=shared_parts(terms),
             steps=self._steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
         )
@@ -288,7 +292,7 @@ class ValueAdapterForCausalLM(
             inputs.base_logits = logits.clone()
         added: dict[str, torch.Tensor] = {}
         for term in terms:
-            inputs.prompts = self._prompts(messages, term, len(logits))
+            inputs.prompts = self._prompts(messages, term, len(logits), inputs.cache)
             for value, weight in value_logits(term, inputs):
                 logits = add_value_logits(logits, value, weight)
                 if apart:

@@ -26,10 +26,17 @@ class Prompt:
     Attributes:
         base_ids: the base's tokens, with which the row begins.
         value_ids: the network's tokens.
+        open_text: the text at the end that what follows may still join, behind the prompt's last control token.
+        after: that control token; None where the prompt has none.
+        made_of: all that the two forms were made of, as text; two prompts with equal ones are equal. None where that
+            cannot be written out.
     """
 
     base_ids: list[int]
     value_ids: list[int]
+    open_text: str = ""
+    after: int | None = None
+    made_of: str | None = None
 
 
 @dataclass
@@ -51,14 +58,20 @@ class Row:
     text: ContextAligner
     slots: list[bool] = field(default_factory=list)
     """For each token of the base's cache, whether it is text (True) or padding."""
+    places: list[int | None] = field(default_factory=list)
+    """The position of each of them; None where none was given."""
     cached: int = 0
     """Leading ids whose keys and values are in the cache."""
     known: bool = False
     """Whether the logits after the last id are kept."""
     prompt: Prompt | None = None
+    last_rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Rows of logits that are kept for refinements, by how many ids are before the token that they speak of."""
 
     def copy(self) -> Row:
-        return Row(self.text.copy(), self.slots.copy(), self.cached, self.known, self.prompt)
+        return Row(
+            self.text.copy(), self.slots.copy(), self.places.copy(), self.cached, self.known, self.prompt, self.last_rows
+        )
 
 
 @dataclass
@@ -106,6 +119,7 @@ class Plan:
         self.plain = True  # every node stands in the slot of its depth
         self.wants: list[int] = []
         self.trials: list[Trial] = []
+        self._again: dict[int, int] = {}
         self.append(row.text.ids[row.cached :])
 
     def append(self, ids: Sequence[int]) -> None:
@@ -144,8 +158,21 @@ class Plan:
         return nodes
 
     def row_after(self, depth: int) -> int:
-        """What speaks of the token at a depth: a node, or for one that was read in an earlier call -1 - depth."""
-        return self.stack[depth - 1 - self.cached] if depth > self.cached else -1 - depth
+        """What speaks of the token at a depth: a node, or where its row of logits was kept by an earlier call -1 - depth.
+
+        Where it was not kept, the token before is computed again, beside the one in the cache.
+        """
+        found = self.row_at_hand(depth)
+        if found is None:
+            (found,) = self.branch(depth - 1, self.row.text.ids[depth - 1 : depth])
+            self._again[depth] = found
+        return found
+
+    def row_at_hand(self, depth: int) -> int | None:
+        """As `row_after`; None where the row of logits would have to be computed again."""
+        if depth > self.cached:
+            return self.stack[depth - 1 - self.cached]
+        return -1 - depth if depth in self.row.last_rows else self._again.get(depth)
 
     def want(self) -> int:
         """The node that speaks of what follows the text now; NOTHING before any text, KEPT from the last call."""

@@ -23,6 +23,7 @@ from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import last_hidden_state
 from valueadapter.messages import render, text_of
 from valueadapter.model_state import Moment, moment
+from valueadapter.positions import check_one_text
 from valueadapter.steps import has_read, turns_with_length
 
 
@@ -207,6 +208,7 @@ class BasePrefix:
             UnsupportedModeError: a mask that does not say which tokens are padding, or too long a text.
         """
         mask = _checked(attention_mask)
+        check_one_text(position_ids, mask, *input_ids.shape)
         ids, state = self.begin(input_ids, mask, cache)
         if state.after_padding and (cache is None or not has_read(cache.parts[self.part])):
             return self._read_all(ids, mask, position_ids, cache, logits_to_keep, state.lead)

@@ -19,9 +19,13 @@ from valueadapter.context import ContextAligner, Reading
 from valueadapter.devices import execution_device
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.plan import Plan, Prompt, Row, masks
+from valueadapter.positions import check_goes_on, places_of
 from valueadapter.prefix import BasePrefix
 from valueadapter.refinement import ByteEvents, Mode, refined, trials
 from valueadapter.row_cache import RowLayer, Slots
+
+_ROWS_KEPT = 4
+"""Last rows of logits that refinements find without computing them again: most tokens take back fewer."""
 
 
 class TextReader(CacheLayerMixin):
@@ -49,7 +53,6 @@ class TextReader(CacheLayerMixin):
         self.reading, self.width, self.refinement, self.prefix = reading, width, refinement, prefix
         self.longest: int | None = None  # base tokens that `generate` may come to
         self.better: list[list[tuple[int, int, float]]] = []
-        self._recent: list[dict[int, torch.Tensor]] = []
         self.rows: list[Row] = []
         self._slots = Slots()
         self._cache = Cache(layer_class_to_replicate=partial(RowLayer, self._slots))
@@ -68,6 +71,7 @@ class TextReader(CacheLayerMixin):
         attention_mask: torch.Tensor | None,
         positions: Sequence[int],
         *,
+        position_ids: torch.Tensor | None = None,
         prompts: Sequence[Prompt] | None = None,
         candidates: list[list[list[int]]] | None = None,
         remember: bool = True,
@@ -79,6 +83,7 @@ class TextReader(CacheLayerMixin):
             input_ids: (batch, seq) ids of the base.
             attention_mask: (batch, past + seq), 0 where there is padding; None where there is none.
             positions: which of the `seq` positions' logits are wanted, rising.
+            position_ids: where the base reads these tokens; they must say that each row is one text.
             prompts: one per row, where base and network read the prompt in different forms.
             candidates: (batch, positions, some) base tokens that get better values, by a refinement; these then stand
                 in `better`, for each row as wanted position, base token and value.
@@ -88,12 +93,19 @@ class TextReader(CacheLayerMixin):
             (batch, positions, value_vocab); 0 where there is no text yet.
 
         Raises:
-            UnsupportedModeError: the network cannot work in this way, or the text is longer than it can read.
+            UnsupportedModeError: the network cannot work in this way, the text is longer than it can read, or a row is
+                several texts.
         """
         if not self.rows:
             self._begin(len(input_ids))
         length = input_ids.shape[1]
         text = [[True] * length] * len(input_ids) if attention_mask is None else _last(attention_mask, length)
+        places = places_of(position_ids, len(input_ids), length)
+        for row, real, own in zip(self.rows, text, places or [None] * len(text), strict=True):
+            if own is not None:
+                check_goes_on(own, real, past=row.slots, past_places=row.places)
+        for index, row in enumerate(self.rows):
+            row.places += places[index] if places is not None else [None] * length
         plans = [
             self._plan(
                 row,
@@ -141,7 +153,7 @@ class TextReader(CacheLayerMixin):
             ]
             done = stop + 1
             waits = False
-            if prompt is not None and row.prompt is not prompt:
+            if prompt is not None and row.prompt != prompt:
                 chunk, waits = self._take_prompt(plan, prompt, chunk)
             if chunk:
                 plan.replace(*row.text.push(chunk))
@@ -166,9 +178,13 @@ class TextReader(CacheLayerMixin):
                 "model.chat_inputs(messages), or leave `messages` out and the prompt is read as text"
             )
         if len(whole) < size:
-            row.text.base_ids.extend(chunk)
+            plan.replace(*row.text.wait(whole))
+            row.prompt = None
             return [], True
-        plan.replace(*row.text.push_prompt(prompt.base_ids, prompt.value_ids))
+        taken = row.text.push_prompt(
+            prompt.base_ids, prompt.value_ids, open_text=prompt.open_text, after=prompt.after
+        )
+        plan.replace(*taken)
         row.prompt = prompt
         return whole[size:], False
 
@@ -178,7 +194,7 @@ class TextReader(CacheLayerMixin):
         """One forward pass for all rows; the logits that were wanted."""
         count = max(len(plan.nodes) for plan in plans)
         if count:
-            recent = 4 if self.refinement else 1
+            recent = _ROWS_KEPT if self.refinement else 1
             first = min(
                 (
                     node + count - len(p.nodes)
@@ -208,18 +224,19 @@ class TextReader(CacheLayerMixin):
     def _refine(self, plans: list[Plan], logits: torch.Tensor, shifts: list[int]) -> None:
         """Gives tried base tokens their values, and keeps the last rows of logits for tokens taken back later."""
         mode, events = cast("tuple[Mode, ByteEvents]", self.refinement)
-        recent = self._recent or [{} for _ in plans]
-        self._recent, self.better = [], []
+        self.better = []
         for row, (plan, shift) in enumerate(zip(plans, shifts, strict=True)):
+            kept = plan.row.last_rows
             numbers = {number for trial in plan.trials for number in trial.rows()}
-            at = {n: logits[row, n + shift] if n >= 0 else recent[row].get(-1 - n) for n in numbers}
-            able = [trial for trial in plan.trials if all(at[number] is not None for number in trial.rows())]
-            values = refined(able, cast("dict[int, torch.Tensor]", at), events, mode)
-            self.better.append([(t.position, t.token, value) for t, value in zip(able, values, strict=True)])
+            at = {n: logits[row, n + shift] if n >= 0 else kept[-1 - n] for n in numbers}
+            values = refined(plan.trials, at, events, mode)
+            self.better.append([(t.position, t.token, value) for t, value in zip(plan.trials, values, strict=True)])
             size = len(plan.row.text.ids)
-            kept = {depth: plan.row_after(depth) for depth in range(max(1, size - 3), size + 1)}
-            rows = {d: logits[row, n + shift] if n >= 0 else recent[row].get(d) for d, n in kept.items()}
-            self._recent.append({depth: value for depth, value in rows.items() if value is not None})
+            last = {depth: plan.row_at_hand(depth) for depth in range(max(1, size - _ROWS_KEPT + 1), size + 1)}
+            plan.row.last_rows = {
+                depth: logits[row, n + shift].clone() if n >= 0 else kept[depth]
+                for depth, n in last.items() if n is not None
+            }
 
     def _forward(
         self,
@@ -283,15 +300,18 @@ class TextReader(CacheLayerMixin):
         """Takes back the last base tokens (a negative number) of every row."""
         for row in self.rows if tokens_to_remove else []:
             gone = row.slots[tokens_to_remove:]
-            del row.slots[tokens_to_remove:]
+            del row.slots[tokens_to_remove:], row.places[tokens_to_remove:]
             if unread := sum(gone):
-                row.cached = min(row.cached, row.text.pop(unread))
+                unchanged = row.text.pop(unread)
+                row.cached = min(row.cached, unchanged)
+                row.last_rows = {depth: kept for depth, kept in row.last_rows.items() if depth <= unchanged}
                 row.known = False
+                if row.prompt is not None and len(row.text.base_ids) < len(row.prompt.base_ids):
+                    row.prompt = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps, repeats or reorders rows."""
         self.rows = [self.rows[index].copy() for index in beam_idx.tolist()]
-        self._recent = [self._recent[index] for index in beam_idx.tolist()] if self._recent else []
         for layer in self._cache.layers:
             layer.select(beam_idx)
         if self._last is not None:

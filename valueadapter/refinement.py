@@ -48,12 +48,12 @@ def trials(plan: Plan, position: int, candidates: Sequence[int], mode: Mode) -> 
         return []
     size = len(text.ids)
     for token in candidates:
-        pending, before = text.pending, text.ids[-8:]
+        pending, before = text.pending, text.open_ids
         rollback, new = text.push([token])
         text.pop(1)
         depth = size - rollback
         gone = before[len(before) - rollback :] if rollback else []
-        if depth < 1 or rollback > len(before):
+        if depth < 1:
             continue  # all of the text so far is one token, with nothing before it that could speak of it
         if not rollback and not pending and (mode == "boundary" or len(new) < 2):
             continue
@@ -102,7 +102,7 @@ class ByteEvents:
 
     def of_row(self, row: torch.Tensor) -> RowEvents:
         """The events of one row of value logits, (value_vocab)."""
-        values = row.detach().double().cpu()[self._index].numpy()
+        values = row.detach().cpu().double()[self._index].numpy()
         return RowEvents(self._bytes, self._log_prior, values)
 
 
@@ -110,23 +110,33 @@ class RowEvents:
     """Log-mean-exp of one row over the tokens that are consistent with a string."""
 
     def __init__(self, data: list[bytes], log_prior: np.ndarray, values: np.ndarray) -> None:
-        self._data = data
-        self._top = float(values.max())
-        weights = np.exp(log_prior)
-        self._mass = np.concatenate([[0.0], np.cumsum(weights)])
-        self._sum = np.concatenate([[0.0], np.cumsum(weights * np.exp(values - self._top))])
+        self._data, self._log_prior, self._weighted = data, log_prior, log_prior + values
+        self._known: dict[bytes, float] = {}
         self.mean = self.log_mean(b"")
 
     def log_mean(self, y: bytes) -> float:
         """R(y), over tokens that begin with y and tokens that y begins with; the mean of all where there is none."""
-        spans = [(bisect.bisect_left(self._data, y), _end(self._data, y))]
+        if y not in self._known:
+            chosen = self._consistent_with(y)
+            if not len(chosen):
+                return self.mean
+            self._known[y] = _log_sum_exp(self._weighted[chosen]) - _log_sum_exp(self._log_prior[chosen])
+        return self._known[y]
+
+    def _consistent_with(self, y: bytes) -> np.ndarray:
+        """Places of these tokens."""
+        spans = [np.arange(bisect.bisect_left(self._data, y), _end(self._data, y))]
         for size in range(1, len(y)):
             begin = bisect.bisect_left(self._data, y[:size])
             if begin < len(self._data) and self._data[begin] == y[:size]:
-                spans.append((begin, bisect.bisect_right(self._data, y[:size])))
-        mass = sum(self._mass[end] - self._mass[begin] for begin, end in spans)
-        total = sum(self._sum[end] - self._sum[begin] for begin, end in spans)
-        return float(np.log(total / mass)) + self._top if mass > 0 and total > 0 else self.mean
+                spans.append(np.arange(begin, bisect.bisect_right(self._data, y[:size])))
+        return np.concatenate(spans)
+
+
+def _log_sum_exp(terms: np.ndarray) -> float:
+    """Of each sum by itself: as a difference of sums over more terms it would drown in the greatest of these."""
+    top = terms.max()
+    return float(np.log(np.exp(terms - top).sum()) + top)
 
 
 def _end(data: list[bytes], y: bytes) -> int:

@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache
 
 from valueadapter.acting import Names, acting
 from valueadapter.cache import ValueAdapterCache
-from valueadapter.chat import conversations
-from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.chat import of_rows
+from valueadapter.errors import AdapterNameError, UnsupportedModeError
 from valueadapter.outputs import ValueAdapterOutput
 from valueadapter.steps import STEPS
 
@@ -99,7 +99,6 @@ class RowMethods:
     """The part of `ValueAdapterForCausalLM` that serves batches of mixed adapters."""
 
     loss_function: Any
-    _row_chats: tuple[Any, dict[tuple[str, ...], list[Any]]] | None = None
 
     def _get(self, name: str) -> Any:  # documented where it is defined
         raise NotImplementedError
@@ -184,7 +183,7 @@ class RowMethods:
         for group in groups:
             own = {**_of_rows(given, group, len(input_ids)), **steps.get(group.names, {})}
             own["logits_to_keep"] = kwargs["logits_to_keep"]
-            own["messages"] = self._chats_of(messages, group, len(input_ids))
+            own["messages"] = None if messages is None else of_rows(messages, group.rows, len(input_ids))
             own["cache"] = None if cache is None else cache.groups[group.names]
             with acting(self, group.names):
                 outputs.append(self(**own))  # type: ignore[operator]  # the model
@@ -227,21 +226,6 @@ class RowMethods:
         new = input_ids if count is None else input_ids[:, -count:]
         given = {key: value for key, value in given.items() if key not in ("position_ids", "is_first_iteration")}
         return {**given, "input_ids": new, "cache": cache, STEPS: made}
-
-    def _chats_of(self, messages: Any, group: Group, batch: int) -> Any:
-        """The conversations of a group's rows, of which each may have several; the same list at every step."""
-        if messages is None:
-            return None
-        if self._row_chats is None or self._row_chats[0] is not messages:
-            self._row_chats = (messages, {})
-        known = self._row_chats[1]
-        if group.names not in known:
-            chats = conversations(messages)
-            repeats = batch // len(chats)
-            if repeats * len(chats) != batch:
-                raise ConfigError(f"got {len(chats)} conversations in `messages` for {batch} rows of input_ids")
-            known[group.names] = [chats[row // repeats] for row in group.rows]
-        return known[group.names]
 
 
 def _of_rows(given: Mapping[str, Any], group: Group, batch: int) -> dict[str, Any]:

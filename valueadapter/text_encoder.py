@@ -6,17 +6,23 @@ everything it is given. Neither must happen to text that goes on.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from valueadapter.stable_cuts import barriers, edges_of_pieces, places
 from valueadapter.vocabulary import Vocabulary, is_byte_level
 
+_META = "\u2581"
 _MARGIN = 24
-"""Characters at the end of a text that later text may still join (the longest pieces are shorter)."""
+"""Characters at the end of a text that later text may still join, besides runs without white space."""
+_MARK = "\ufdd0"
+"""Begins the names that control tokens bear while text is encoded, unless the text holds it."""
 
 
 class TextEncoder:
@@ -28,80 +34,171 @@ class TextEncoder:
     Attributes:
         margin: characters at the end of a text that later text may still join.
         prefix: control tokens that the tokenizer puts before a text (beginning of sequence); often none.
+        added: every token that was added to the tokenizer's model, by its name, longest first.
+        controls: those of them that are control tokens.
+        whole_words: names of added tokens that count only as whole words.
+        unknown: the token of text that the tokenizer has no token for; None where there is none.
     """
 
     def __init__(self, tokenizer_json: str, vocabulary: Vocabulary) -> None:
+        self._json = tokenizer_json
         state = json.loads(tokenizer_json)
-        state = _without_control_pieces(state)
-        self._start = _plain(state)
-        middle = _without_prefix_space(state)
-        self._middle = self._start if middle == state else _plain(middle)
-        self._byte_level = is_byte_level(state)
-        self._splits = self._byte_level or _splits_words(self._middle)
+        entries = sorted(state["added_tokens"], key=lambda entry: len(entry["content"]), reverse=True)
+        self.added: dict[str, int] = {entry["content"]: entry["id"] for entry in entries}
+        self.controls: dict[str, int] = {entry["content"]: entry["id"] for entry in entries if entry["special"]}
+        self.whole_words = frozenset(entry["content"] for entry in entries if entry["single_word"])
+        self.unknown = _unknown(state)
+        start = _with_control_names(state, _MARK)
+        middle = _without_prefix_space(start)
+        self._same = start == middle
+        self._made = {("start", _MARK): _made(start)}
+        self._made["middle", _MARK] = self._made["start", _MARK] if self._same else _made(middle)
+        self._white = barriers(middle, self._made["middle", _MARK])
+        self._splits = is_byte_level(state) or _splits_words(self._made["middle", _MARK])
         self._pairs = frozenset() if self._splits else _pairs_inside_tokens(vocabulary)
-        longest = max((len(entry["content"]) for entry in state["added_tokens"] if not entry["special"]), default=0)
+        longest = max((len(entry["content"]) for entry in entries if not entry["special"]), default=0)
         self.margin = max(_MARGIN, longest)
-        self.prefix = _prefix(self._start)
+        self.prefix = _prefix(self._made["start", _MARK])
 
-    def encode(self, text: str, *, start: bool) -> list[int]:
+    @functools.cached_property
+    def spelled(self) -> re.Pattern[str]:
+        """Finds the names of added tokens in a text, the longest first."""
+        return _any_of(self.added, whole=frozenset())
+
+    @functools.cached_property
+    def written(self) -> re.Pattern[str]:
+        """As `spelled`, without those that count only as whole words and are none."""
+        return _any_of(self.added, whole=self.whole_words)
+
+    def encode(self, text: str, *, start: bool, after: int | None = None) -> list[int]:
         """Ids of plain text, never a control token.
 
         Args:
             text: any text.
             start: whether it opens the sequence; False where text goes on.
+            after: the control token that it follows at once, where it does; then `start` does not matter.
         """
-        ids: list[int] = (self._start if start else self._middle).encode(text, add_special_tokens=False).ids
+        if after is not None:
+            return self.encode_parts([after, text])[1:]
+        tokenizer = self._tokenizer("start" if start else "middle", text)
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of one sequence of plain texts and control tokens, as the tokenizer itself gives them.
+
+        A control token may swallow white space beside it, or have a space put behind it; what a text spells out stays
+        text.
+
+        Args:
+            parts: texts, and ids of control tokens.
+        """
+        plain = "".join(part for part in parts if isinstance(part, str))
+        mark = _mark(plain)
+        text = "".join(part if isinstance(part, str) else _name(mark, part) for part in parts)
+        ids: list[int] = self._tokenizer("parts", plain).encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_pieces(self, pieces: Sequence[str]) -> list[list[int]]:
         """Ids of many pieces of text, each as it would be in the midst of a text."""
-        encoded = self._middle.encode_batch_fast(list(pieces), add_special_tokens=False)
+        tokenizer = self._tokenizer("middle", "".join(pieces))
+        encoded = tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
         return [one.ids for one in encoded]
 
-    def settled(self, text: str, ids: Sequence[int], *, start: bool) -> tuple[int, int]:
+    def settled(self, text: str, ids: Sequence[int], *, start: bool, after: int | None = None) -> tuple[int, int]:
         """How much at the front of `text` no text that follows can change.
 
         Args:
             text: what was encoded.
             ids: its tokens.
             start: as it was encoded.
+            after: as it was encoded.
 
         Returns:
             Number of characters, and number of ids; (0, 0) where nothing is settled yet. A cut is taken only where
             both sides, encoded apart, give `ids`.
         """
-        for cut in reversed(self._boundaries(text)[:-1]):
-            if not text[cut - 1].isspace() and text[cut:].strip():
-                head = self.encode(text[:cut], start=start)
-                if head + self.encode(text[cut:], start=False) == list(ids):
-                    return cut, len(head)
+        edges: set[int] | None = None
+        middle = self._tokenizer("middle", text)
+        for cut in places(text, self._white, self.margin):
+            if self._splits:
+                edges = edges_of_pieces(middle, text) if edges is None else edges
+                if cut not in edges:
+                    continue
+            elif not self._apart(middle, text[:cut], text[cut:]):
+                continue
+            head = self.encode(text[:cut], start=start, after=after)
+            if head + self.encode(text[cut:], start=False) == list(ids):
+                return cut, len(head)
         return 0, 0
 
-    def _boundaries(self, text: str) -> list[int]:
-        """Places between pieces that are encoded apart, rising, up to the margin before the end."""
-        end = len(text) - self.margin
-        if not self._splits:
-            return [i for i in range(1, end) if (text[i - 1], text[i]) not in self._pairs]
-        normalised = self._middle.normalizer.normalize_str(text) if self._middle.normalizer else text
-        if len(normalised) != len(text):
-            return []  # offsets would be those of another text
-        pieces = self._middle.pre_tokenizer.pre_tokenize_str(normalised)
-        return [begin for _, (begin, _) in pieces if 0 < begin < end]
+    def _apart(self, tokenizer: Any, before: str, behind: str) -> bool:
+        """Whether no token can reach from the one text into the other, where words are not encoded apart."""
+        if tokenizer.normalizer is not None:
+            normalise = tokenizer.normalizer.normalize_str
+            whole, before, behind = normalise(before + behind), normalise(before), normalise(behind)
+            if before + behind != whole or not before or not behind:
+                return False
+        return (before[-1].replace(_META, " "), behind[0].replace(_META, " ")) not in self._pairs
+
+    def _tokenizer(self, kind: Literal["start", "middle", "parts"], text: str) -> Any:
+        """The tokenizer for a text, in which control tokens bear names that this text does not hold.
+
+        Args:
+            kind: for text that opens a sequence, for text that goes on, or for texts among control tokens, which then
+                are found by those names.
+            text: what is to be encoded.
+        """
+        mark = _mark(text)
+        if kind != "parts" and self._same:
+            kind = "start"
+        found = self._made.get((kind, mark))
+        if found is None:
+            state = _with_control_names(json.loads(self._json), mark)
+            found = _made(_without_prefix_space(state) if kind == "middle" else state, parts=kind == "parts")
+            usual = {key: value for key, value in self._made.items() if key[1] == _MARK}
+            self._made = {**usual, (kind, mark): found}  # and the last unusual one
+        return found
 
 
-def _plain(state: dict[str, Any]) -> Any:
+def unused_characters(text: str) -> Iterator[str]:
+    """Characters that a text does not hold: those that Unicode keeps free for programs, and then any other."""
+    held = set(text)
+    for code in itertools.chain(range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE), range(0x1, 0xD800)):
+        if chr(code) not in held:
+            yield chr(code)
+
+
+def _any_of(names: Iterable[str], *, whole: frozenset[str]) -> re.Pattern[str]:
+    """Finds any of some names, the first that fits; those of `whole` only apart from letters and digits."""
+    by_first: dict[str, list[str]] = {}
+    for name in names:
+        rest = re.escape(name[1:])
+        pattern = rf"(?<!\w{re.escape(name[0])}){rest}(?!\w)" if name in whole else rest
+        by_first.setdefault(name[0], []).append(pattern)
+    return re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rest)})" for c, rest in by_first.items()) or "(?!)")
+
+
+def _mark(text: str) -> str:
+    """A character that a text does not hold, nearly always the same one."""
+    return _MARK if _MARK not in text else next(unused_characters(text))
+
+
+def _made(state: dict[str, Any], *, parts: bool = False) -> Any:
     tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # control tokens that are spelled out are text
+    tokenizer.encode_special_tokens = not parts  # control tokens that are spelled out are text
     return tokenizer
 
 
-def _without_control_pieces(state: dict[str, Any]) -> dict[str, Any]:
-    """Control tokens under names that no text holds, where the model itself would find them in a text."""
-    if state["model"]["type"] == "BPE":
-        return state  # no merge leads to them
-    names = {entry["content"]: f"\ufdd0{entry['id']}" for entry in state["added_tokens"] if entry["special"]}
+def _name(mark: str, token: int) -> str:
+    return f"{mark}{token};"
+
+
+def _with_control_names(state: dict[str, Any], mark: str) -> dict[str, Any]:
+    """Control tokens under names that no text without the mark holds, in the tokenizer and in its model."""
+    names = {e["content"]: _name(mark, e["id"]) for e in state["added_tokens"] if e["special"]}
     model, vocab = dict(state["model"]), state["model"]["vocab"]
     if isinstance(vocab, dict):
         model["vocab"] = {names.get(piece, piece): index for piece, index in vocab.items()}
@@ -109,8 +206,28 @@ def _without_control_pieces(state: dict[str, Any]) -> dict[str, Any]:
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
     if "unk_token" in model:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    added = [{**entry, "content": names.get(entry["content"], entry["content"])} for entry in state["added_tokens"]]
+    if model["type"] == "BPE" and not names.keys().isdisjoint(vocab):
+        pairs = (tuple(pair.split(" ")) if isinstance(pair, str) else pair for pair in model["merges"])
+        model["merges"] = [
+            [left, right]
+            for left, right in pairs
+            if left not in names and right not in names and left + right not in names
+        ]
+    added = [
+        {**entry, "content": names[entry["content"]], "normalized": False} if entry["special"] else entry
+        for entry in state["added_tokens"]
+    ]
     return {**state, "model": model, "added_tokens": added}
+
+
+def _unknown(state: dict[str, Any]) -> int | None:
+    """The id of the token for unknown text."""
+    model = state["model"]
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    vocab = model["vocab"]
+    found = vocab.get(model.get("unk_token")) if isinstance(vocab, dict) else None
+    return None if found is None else int(found)
 
 
 def _without_prefix_space(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from valueadapter.errors import UnsupportedModeError
 from valueadapter.link import Link
 from valueadapter.network import logits_width
 from valueadapter.plan import Prompt
+from valueadapter.positions import check_not_packed
 from valueadapter.prefix import BasePrefix
 from valueadapter.reader import TextReader
 from valueadapter.refinement import CANDIDATES, ByteEvents, Mode
@@ -95,6 +96,8 @@ class Inputs:
     """What networks of several terms have said in this call, by name."""
     shared: frozenset[str] = frozenset()
     """Names of these networks."""
+    packing: Mapping[str, Any] = field(default_factory=dict)
+    """What says where the texts of packed rows begin, besides the positions; see `positions.PACKING`."""
     prediction: torch.Tensor | None = None
     """(batch, seq, base_vocab): the base's own logits at every position, where a term reads them."""
     steps: Steps = field(default_factory=dict)
@@ -139,7 +142,7 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
 
 def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Tensor]:
     """The networks over one id for each of the base's, in the base's positions."""
-    common: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep}
+    common = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep, **inputs.packing}
     if inputs.position_ids is not None:
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
@@ -197,6 +200,7 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
             "attention masks that are prepared for one kind of layer do not say which tokens are padding; pass the "
             "attention_mask of (batch, past + seq)"
         )
+    check_not_packed(inputs.packing, len(inputs.input_ids))
     positions, order = _positions(inputs.logits_to_keep, inputs.input_ids.shape[1])
     candidates = None
     if term.refinement is not None:
@@ -216,6 +220,7 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
             inputs.input_ids,
             mask,
             positions,
+            position_ids=inputs.position_ids,
             prompts=inputs.prompts,
             candidates=candidates,
             remember=kept,

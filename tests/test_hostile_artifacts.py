@@ -238,3 +238,11 @@ def test_a_map_first_used_in_inference_mode_takes_gradients_later() -> None:
     alignment.project(logits).sum().backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
+
+
+def test_an_adapter_loaded_in_inference_mode_is_trained_later(saved: Path) -> None:
+    """Nor are its weights."""
+    with torch.inference_mode():
+        network = ValueAdapter.from_pretrained(saved).networks[0]
+    network(torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert network.lm_head.weight.grad is not None

@@ -40,6 +40,7 @@ _SPARE_BYTES = 128 << 20
 """What tables that are computed, not stored (positions, masks), may take beside the weights."""
 
 
+@torch.inference_mode(mode=False)  # what is loaded within it would never take gradients
 def load_network(
     network: OpenedNetwork, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
 ) -> PreTrainedModel:
@@ -74,6 +75,7 @@ def load_network(
     return found
 
 
+@torch.inference_mode(mode=False)
 def load_hub_network(
     repo: str, revision: str, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
 ) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Chats that change between calls: what was read before is never taken for what is asked now; arguments of templates."""
+"""Chats that change between calls: what was read before never stands for what is asked now. Arguments of templates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ OTHER = (
     "{% if add_generation_prompt %}<|end|>answer: {% endif %}"
 )
 WITH_TOOLS = (
-    "{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}{% for m in messages %}<|turn|>{{ m['role'] }}\n"
+    "{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}"
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n"
     "{{ m['content'] }}{% for c in m['tool_calls'] or [] %}({{ c['function']['name'] }}){% endfor %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% if enable_thinking is false %}quick {% endif %}{% endif %}"
 )
@@ -114,10 +115,10 @@ def test_rows_of_several_adapters_follow_a_list_that_grows() -> None:
     """The conversations of each group are those of now."""
     model, chat = chatting(), copy.deepcopy(CHAT)
     model.add_adapter(chatting(seed=3).adapters["default"], "other")
-    names = ["default", "other", None]
+    names, given = ["default", "other", None], [chat, chat, chat]
     for _ in range(2):
-        inputs = model.chat_inputs([chat] * 3)
-        out = model.generate(**inputs, **GREEDY, adapter_names=names)
+        inputs = model.chat_inputs(given)
+        out = model.generate(**{**inputs, "messages": given}, **GREEDY, adapter_names=names)
         for row, name in enumerate(names):
             alone = model.generate(**model.chat_inputs(copy.deepcopy(chat)), **GREEDY, adapter_names=[name])
             assert torch.equal(out[row, -10:], alone[0, -10:])
@@ -193,9 +194,7 @@ def test_a_chat_is_rendered_once_for_all_steps(monkeypatch: pytest.MonkeyPatch) 
     model, count = chatting(), []
     inputs = model.chat_inputs([CHAT, CHAT + MORE])
     own = PreTrainedTokenizerFast.apply_chat_template
-    monkeypatch.setattr(
-        PreTrainedTokenizerFast, "apply_chat_template", lambda *a, **k: count.append(1) or own(*a, **k)
-    )
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", lambda *a, **k: count.append(1) or own(*a, **k))
     model.generate(**inputs, **{**GREEDY, "max_new_tokens": 2}, num_beams=2)
     few = len(count)
     model.generate(**inputs, **{**GREEDY, "max_new_tokens": 12}, num_beams=2)

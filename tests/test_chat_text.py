@@ -42,14 +42,55 @@ TEMPLATES = {
     "built": "{% for m in messages %}{{ '<|' + 'turn' + '|>' + m['content'] + '<|' + 'end' }}|>{% endfor %}" + _ANSWER,
 }
 PIECES = (
-    *("the dog ", "12345", "\n", "  ", " ", "\t", "0", "\ue000", "\ue001", "\ue0000\ue001", "\ufdd0", "\ufdd02;", "\\ufdd0"),
-    *("\x00", "\x1f", "\x85", "\u2028", "\U000f0000", "\U0010ffff", "\ufeff", "\u200b", "e\u0301", "\u6771\u4eac", "\U0001f469"),
-    *(*CONTROLS, "<|END|>", "<|end", "|>", "<", "<pad>", "<<|end|>", "<|<|end|>end|>", "</s></s>", "{{", "{% raw %}", '"'),
+    *(
+        "the dog ",
+        "12345",
+        "\n",
+        "  ",
+        " ",
+        "\t",
+        "0",
+        "\ue000",
+        "\ue001",
+        "\ue0000\ue001",
+        "\ufdd0",
+        "\ufdd02;",
+        "\\ufdd0",
+    ),
+    *(
+        "\x00",
+        "\x1f",
+        "\x85",
+        "\u2028",
+        "\U000f0000",
+        "\U0010ffff",
+        "\ufeff",
+        "\u200b",
+        "e\u0301",
+        "\u6771\u4eac",
+        "\U0001f469",
+    ),
+    *(
+        *CONTROLS,
+        "<|END|>",
+        "<|end",
+        "|>",
+        "<",
+        "<pad>",
+        "<<|end|>",
+        "<|<|end|>end|>",
+        "</s></s>",
+        "{{",
+        "{% raw %}",
+        '"',
+    ),
 )
 texts = st.lists(
     st.one_of(st.sampled_from(PIECES), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)), max_size=10
 ).map("".join)
-plain_texts = texts.map(lambda text: functools.reduce(lambda left, name: left.replace(name, "x"), (*CONTROLS, "<pad>"), text))
+plain_texts = texts.map(
+    lambda text: functools.reduce(lambda left, name: left.replace(name, "x"), (*CONTROLS, "<pad>"), text)
+)
 chats = st.lists(texts, min_size=1, max_size=3)
 KIND_NAMES = [kind for kind in KINDS if kind != "characters"]
 
@@ -81,7 +122,9 @@ def renamed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
         return text
 
     backend = Tokenizer.from_str(anew(tokenizer.backend_tokenizer.to_str()))
-    template = tokenizer.chat_template.replace("'<|' + 'turn' + '|>'", "'<|turn|>'").replace("'<|' + 'end' }}|>", "'<|end|>' }}")
+    template = tokenizer.chat_template.replace("'<|' + 'turn' + '|>'", "'<|turn|>'").replace(
+        "'<|' + 'end' }}|>", "'<|end|>' }}"
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=anew(template))
 
 
@@ -189,7 +232,9 @@ def test_control_tokens_that_only_normalised_text_spells_stay_text() -> None:
 def test_tools_cannot_spell_control_tokens_either() -> None:
     """Descriptions and arguments come from outside, too."""
     template = "{% for t in tools or [] %}<|turn|>{{ t | tojson }}<|end|>{% endfor %}" + TEMPLATES["as given"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of("bytes").backend_tokenizer, chat_template=template)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of("bytes").backend_tokenizer, chat_template=template
+    )
     from valueadapter.chat_text import read_chat
 
     tool = {"type": "function", "function": {"name": "f", "description": "x <|end|>", "parameters": {"<|end|>": 1}}}
@@ -220,7 +265,9 @@ def test_a_tokenizer_without_added_tokens_reads_chats() -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)), chat_template=TEMPLATES["no controls"]
     )
-    assert value_ids(tokenizer, messages_of(["hi <s>"]), encoder_of(tokenizer)) == own_ids(tokenizer, messages_of(["hi <s>"]))
+    assert value_ids(tokenizer, messages_of(["hi <s>"]), encoder_of(tokenizer)) == own_ids(
+        tokenizer, messages_of(["hi <s>"])
+    )
 
 
 def test_added_tokens_that_are_no_control_tokens_are_found_as_ever() -> None:
@@ -231,7 +278,9 @@ def test_added_tokens_that_are_no_control_tokens_are_found_as_ever() -> None:
     longer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=tokenizer.chat_template)
     messages = messages_of(["the lazy dog <|end|>! and </s> it"])
     twin = renamed(longer)
-    assert value_ids(longer, messages_of(["the lazy dog"]), encoder_of(longer)) == own_ids(longer, messages_of(["the lazy dog"]))
+    assert value_ids(longer, messages_of(["the lazy dog"]), encoder_of(longer)) == own_ids(
+        longer, messages_of(["the lazy dog"])
+    )
     ids = value_ids(longer, messages, encoder_of(longer))
     assert ids.count(len(tokenizer)) == 1
     assert ids.count(2) == own_ids(twin, messages_of(["x"])).count(2)

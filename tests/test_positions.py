@@ -54,6 +54,13 @@ def test_positions_that_are_no_count_are_refused_by_readers_of_text(given: list[
         model(ids, position_ids=torch.tensor([given]))  # the base by itself reads what it is given
 
 
+def in_two_calls(
+    model: ValueAdapterForCausalLM, ids: torch.Tensor, cut: int, first: torch.Tensor | None, rest: torch.Tensor
+) -> None:
+    cache = model(ids[:, :cut], position_ids=first, use_cache=True).cache
+    model(ids[:, cut:], position_ids=rest, cache=cache)
+
+
 @refused
 def test_positions_that_are_no_count_are_refused_on_a_cache(given: list[int]) -> None:
     """Wherever the calls are cut, and also where the first call left the counting to the model."""
@@ -62,8 +69,7 @@ def test_positions_that_are_no_count_are_refused_on_a_cache(given: list[int]) ->
     for cut in range(1, 8):
         for first in (torch.tensor([given[:cut]]), None):
             with torch.no_grad(), pytest.raises(UnsupportedModeError, match="several texts"):
-                cache = model(ids[:, :cut], position_ids=first, use_cache=True).cache
-                model(ids[:, cut:], position_ids=torch.tensor([given[cut:]]), cache=cache)
+                in_two_calls(model, ids, cut, first, torch.tensor([given[cut:]]))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +189,8 @@ def test_positions_of_another_shape_are_refused() -> None:
         reader.read(network, ids, None, [5], position_ids=counted.expand(3, 1, 6))
         with pytest.raises(UnsupportedModeError, match=r"\(1, 6\)"):
             model.terms()[0].reader("default.0.0").read(network, ids, None, [5], position_ids=counted[None, :4])
+        planes = torch.stack([counted, counted, counted // 2])[:, None]
         with pytest.raises(UnsupportedModeError, match="around images"):
-            planes = torch.stack([counted, counted, counted // 2])[:, None]
             model.terms()[0].reader("default.0.0").read(network, ids, None, [5], position_ids=planes)
 
 

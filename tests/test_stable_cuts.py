@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_context import SIDES, whole
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from vocabularies import CORPUS, KINDS
 
 from valueadapter.alignment import Side
 from valueadapter.context import ContextAligner, Reading
-from valueadapter.stable_cuts import barriers
 
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"

@@ -40,7 +40,11 @@ class ChatMethods:
     base_tokenizer: PreTrainedTokenizerBase | None
 
     def chat_inputs(
-        self, messages: Messages, *, tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None, **template: Any
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        **template: Any,
     ) -> BatchEncoding:
         """What `generate` needs to answer a chat: `generate(**model.chat_inputs(messages))`.
 
@@ -69,7 +73,7 @@ class ChatMethods:
         if tools:
             template["tools"] = [get_json_schema(tool) if callable(tool) else tool for tool in tools]
         self._check_arguments(template)
-        chats = Chats(copy.deepcopy(list(messages)), copy.deepcopy(template))
+        chats = Chats(copy.deepcopy(messages), copy.deepcopy(template))
         rows = [_base_ids(tokenizer, one, chats.arguments) for one in conversations(chats)]
         if not rows:
             raise ConfigError("there is no conversation in `messages`; expected at least one message")
@@ -168,7 +172,9 @@ def of_rows(messages: Messages, rows: Sequence[int], batch: int) -> Messages:
     return Chats([chats[row // repeats] for row in rows], arguments)
 
 
-def value_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], encoder: TextEncoder) -> list[int]:
+def value_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], encoder: TextEncoder
+) -> list[int]:
     """A chat as the network reads it: control tokens of its own template, and none that a user has spelled out.
 
     Where nobody has spelled any, these are the tokenizer's own ids of the rendered chat, as in training.

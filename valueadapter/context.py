@@ -57,7 +57,8 @@ class Reading:
                 data[token] = spelled
         opening = b"".join(data[token] for token in vocabulary.probe_ids[0][:1]) if vocabulary.probe_ids else b""
         opens = opening.startswith(b" ")
-        behind = base.encoder.encode("a", start=False, after=min(vocabulary.special)) if opens and vocabulary.special else []
+        control = min(vocabulary.special, default=None)
+        behind = base.encoder.encode("a", start=False, after=control) if opens and control is not None else []
         controls = dict.fromkeys(base.stops, value.eos) if value.eos is not None else {}
         return cls(
             data,
@@ -274,7 +275,8 @@ class ContextAligner:
             text = text.removeprefix(" ")
         self._opened = True
         self._tail += text
-        old, new = self.ids[self._sync :], self.reading.encoder.encode(self._tail, start=self._at_start, after=self._after)
+        old = self.ids[self._sync :]
+        new = self.reading.encoder.encode(self._tail, start=self._at_start, after=self._after)
         unchanged = self._sync + _common_prefix(old, new)
         self.ids[self._sync :] = new
         self._settle(new)

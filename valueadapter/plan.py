@@ -7,7 +7,7 @@ their replacements, and see only what was before them: a tree, whose branches on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,9 +69,7 @@ class Row:
     """Rows of logits that are kept for refinements, by how many ids are before the token that they speak of."""
 
     def copy(self) -> Row:
-        return Row(
-            self.text.copy(), self.slots.copy(), self.places.copy(), self.cached, self.known, self.prompt, self.last_rows
-        )
+        return replace(self, text=self.text.copy(), slots=self.slots.copy(), places=self.places.copy())
 
 
 @dataclass
@@ -158,9 +156,9 @@ class Plan:
         return nodes
 
     def row_after(self, depth: int) -> int:
-        """What speaks of the token at a depth: a node, or where its row of logits was kept by an earlier call -1 - depth.
+        """What speaks of the token at a depth: a node, or -1 - depth where an earlier call has kept its row of logits.
 
-        Where it was not kept, the token before is computed again, beside the one in the cache.
+        Where none was kept, the token before is computed again, beside the one in the cache.
         """
         found = self.row_at_hand(depth)
         if found is None:

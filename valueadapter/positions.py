@@ -91,8 +91,8 @@ def check_one_text(position_ids: torch.Tensor | None, mask: torch.Tensor | None,
         return  # a step of decoding, which may be compiled
     places = places_of(position_ids, rows, length)
     real = [[True] * length] * rows if mask is None else mask[:, -length:].bool().tolist()
-    for row in range(rows if places is not None else 0):
-        check_goes_on(places[row], real[row])  # type: ignore[index]  # there are some
+    for own, each in zip(places or [], real, strict=places is not None):
+        check_goes_on(own, each)
 
 
 def check_not_packed(more: Mapping[str, Any], rows: int) -> None:

@@ -101,11 +101,10 @@ class TextReader(CacheLayerMixin):
         length = input_ids.shape[1]
         text = [[True] * length] * len(input_ids) if attention_mask is None else _last(attention_mask, length)
         places = places_of(position_ids, len(input_ids), length)
-        for row, real, own in zip(self.rows, text, places or [None] * len(text), strict=True):
-            if own is not None:
-                check_goes_on(own, real, past=row.slots, past_places=row.places)
+        for row, real, own in zip(self.rows, text, places or [], strict=places is not None):
+            check_goes_on(own, real, past=row.slots, past_places=row.places)
         for index, row in enumerate(self.rows):
-            row.places += places[index] if places is not None else [None] * length
+            row.places += [None] * length if places is None else places[index]
         plans = [
             self._plan(
                 row,
@@ -181,9 +180,7 @@ class TextReader(CacheLayerMixin):
             plan.replace(*row.text.wait(whole))
             row.prompt = None
             return [], True
-        taken = row.text.push_prompt(
-            prompt.base_ids, prompt.value_ids, open_text=prompt.open_text, after=prompt.after
-        )
+        taken = row.text.push_prompt(prompt.base_ids, prompt.value_ids, open_text=prompt.open_text, after=prompt.after)
         plan.replace(*taken)
         row.prompt = prompt
         return whole[size:], False
@@ -235,7 +232,8 @@ class TextReader(CacheLayerMixin):
             last = {depth: plan.row_at_hand(depth) for depth in range(max(1, size - _ROWS_KEPT + 1), size + 1)}
             plan.row.last_rows = {
                 depth: logits[row, n + shift].clone() if n >= 0 else kept[depth]
-                for depth, n in last.items() if n is not None
+                for depth, n in last.items()
+                if n is not None
             }
 
     def _forward(

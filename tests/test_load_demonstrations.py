@@ -169,7 +169,8 @@ def model() -> ValueAdapterForCausalLM:
 def test_the_trainer_takes_and_checks_every_form(model: ValueAdapterForCausalLM, tmp_path: Path) -> None:
     """Records at hand, too; the record that is wrong is named before a step is taken."""
     args = ValueTrainingArguments(output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
-    for good in (PAIRS, load_demonstrations(PAIRS), Dataset.from_list(PAIRS)):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    for good in (PAIRS, load_demonstrations(PAIRS), Dataset.from_list(PAIRS), str(tmp_path / "a.jsonl")):
         trainer = ValueTrainer(model, args, train_dataset=good, eval_dataset={"one": good})
         assert len(trainer.train_dataset) == 12
     trainer.train()

@@ -83,7 +83,7 @@ class Demonstrations(Sequence[dict[str, Any]]):
 
     def place(self, index: int) -> str:
         """Where a record stands, for a message: `data.jsonl, line 7`."""
-        where = self._form.format(self._numbers[index])
+        where = self._form.replace("{}", str(self._numbers[index]), 1)
         return f"{self._name}, {where}" if self._name else where
 
     def select(self, indices: Iterable[int]) -> Demonstrations:

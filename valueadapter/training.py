@@ -361,7 +361,7 @@ class _Prepare:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, data: Any) -> Any:
-        if isinstance(data, (Dataset, IterableDataset, Demonstrations, list, tuple)):
+        if isinstance(data, (Dataset, IterableDataset, Demonstrations, list, tuple, str, Path)):
             return tokenize(data, self.tokenizer, max_length=self.max_length)
         if isinstance(data, Mapping):
             return {name: self(part) for name, part in data.items()}

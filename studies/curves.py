@@ -1,11 +1,4 @@
-"""Nats of every scored token at every scale, and what is read off them; knows tensors and no models.
-
-At scale s, with p the base's distribution and v the value logits, a token t costs
-
-    log Σ p · exp(s · v) - log p[t] - s · v[t]
-
-so one exponential serves all scales of an even grid: p · exp(s · v) is multiplied by exp(step · v) each time.
-"""
+"""Nats of every scored token at every scale, and what is read off them; knows tensors and no models."""
 
 from __future__ import annotations
 
@@ -16,47 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from studies.states import FIRST, LAST, MIDDLE, Tokens
+from valueadapter import calibration
 
-STEP = 0.05
-SCALES = tuple(round(index * STEP, 2) for index in range(31))
+SCALES = tuple(round(index * 0.05, 2) for index in range(31))
 """0 to 1.5, as `calibrate_scale` tries them."""
-_AT_ONCE = 1 << 19  # elements that a core's cache holds
 
 
 def nats_at_scales(base_logits: torch.Tensor, value_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What each label costs under base logits + scale · value logits.
-
-    Args:
-        base_logits: (tokens, vocab).
-        value_logits: (tokens, vocab).
-        labels: (tokens).
-
-    Returns:
-        (tokens, scales) in nats, fp32.
-    """
-    size = max(1, _AT_ONCE // base_logits.shape[1])
-    parts = [torch.split(tensor, size) for tensor in (base_logits, value_logits, labels)]
-    return torch.cat([_nats(base.float(), value.float(), label) for base, value, label in zip(*parts, strict=True)])
-
-
-def _nats(base: torch.Tensor, value: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    top = value.amax(dim=-1, keepdim=True)
-    log_p = base.log_softmax(-1)
-    product, factor = log_p.exp(), torch.exp(STEP * (value - top))
-    said_p = log_p.gather(1, labels[:, None].long())[:, 0]
-    said_v = (value.gather(1, labels[:, None].long()) - top)[:, 0]
-    totals = []
-    for index, _ in enumerate(SCALES):
-        if index:
-            product *= factor
-        totals.append(product.sum(-1))
-    total = torch.stack(totals, dim=1)
-    scales = torch.tensor(SCALES)
-    log_total = total.log()
-    # where p has nothing at the likeliest values, the product leaves fp32; rare, and then computed the long way
-    for row, column in torch.nonzero(total < 1e-30).tolist():
-        log_total[row, column] = torch.logsumexp(log_p[row] + SCALES[column] * (value[row] - top[row]), -1)
-    return log_total - said_p[:, None] - scales * said_v[:, None]
+    """What each label costs at each of SCALES, (tokens, scales) in nats; as `calibrate_scale` computes it."""
+    return calibration.nats_at_scales(base_logits, value_logits, labels, SCALES)
 
 
 @dataclass(frozen=True)

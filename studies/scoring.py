@@ -5,9 +5,9 @@ Only a cascade, whose network reads what the base predicts, needs the whole mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +19,12 @@ from studies.targets import Target
 from studies.tasks import Record
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.base_prefix import network_prefixes
-from valueadapter.data import Collator
+from valueadapter.bounded_logits import BUDGET, pieces
+from valueadapter.data import IGNORED, Collator
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
 from valueadapter.evaluation import response_bytes
 from valueadapter.link import Link
+from valueadapter.network import logits_width
 from valueadapter.prefix import BasePrefix, begins_texts, prefix_ids
 from valueadapter.value_logits import Inputs, Term, fit_width, value_logits
 
@@ -102,12 +104,13 @@ def _score_group(
     term = _term(adapter, link, examples.prefix, tokenizer)
     width = adapter.config.vocabulary.logits_width if link is None else link.alignment.base.logits_width
     for batch in by_length(encoded(examples.records, tokenizer)):
-        added = _value_logits(term, batch, tokenizer, width)
-        for target in members:
-            own = states[target.name]
-            rows = own.tokens.rows([example.number for example in batch])
-            base = target.head(own.hidden[rows].float())
-            nats[target.name][rows] = nats_at_scales(base, fit_width(added, base.shape[-1]), own.tokens.labels[rows])
+        for example, some, added in _value_logits(term, batch, tokenizer, width):
+            for target in members:
+                own = states[target.name]
+                rows = own.tokens.rows([example.number])[some]
+                base = target.head(own.hidden[rows].float())
+                labels = own.tokens.labels[rows]
+                nats[target.name][rows] = nats_at_scales(base, fit_width(added, base.shape[-1]), labels)
     sizes = _sizes(examples)
     return {name: Curve(states[name].tokens, nats[name], sizes, len(examples.held_out)) for name in states}
 
@@ -125,23 +128,61 @@ def _term(adapter: ValueAdapter, link: Link | None, prefix: str | None, tokenize
     return Term("study", names, networks, weights, 1.0, link, prefixes=read)
 
 
-def _value_logits(term: Term, batch: list[Encoded], tokenizer: PreTrainedTokenizerBase, width: int) -> torch.Tensor:
-    """What is added to the base's logits before each response token: (tokens of the batch, base_vocab)."""
-    collated = Collator(tokenizer.pad_token_id or 0)([{"input_ids": e.ids, "labels": e.ids} for e in batch])
-    keep = max(len(example.ids) - example.positions[0] for example in batch)
+def _value_logits(
+    term: Term, batch: list[Encoded], tokenizer: PreTrainedTokenizerBase, width: int
+) -> Iterator[tuple[Encoded, slice, torch.Tensor]]:
+    """What is added to the base's logits before response tokens.
+
+    Rows run together as far as their logits fit `bounded_logits.BUDGET`; a row that does not runs once for each part.
+
+    Yields:
+        An example, which of its response tokens, and the sum for these, (tokens, base_vocab).
+    """
+    networks = sum(logits_width(network) for network in term.networks)
+    positions = max(1, BUDGET // (4 * (3 * width + 4 * networks)))
+    for some in _together(batch, positions):
+        longest = max(len(example.ids) - example.positions[0] for example in some)
+        step = longest if len(some) > 1 else positions
+        for begin in range(0, longest, step):
+            columns = torch.arange(begin, min(longest, begin + step)) - longest  # counted from the end
+            added = _of_columns(term, some, tokenizer, width, columns)
+            for row, example in enumerate(some):
+                places = [position - len(example.ids) + longest - begin for position in example.positions]
+                within = [index for index, place in enumerate(places) if 0 <= place < len(columns)]
+                if within:
+                    chosen = [places[index] for index in within]
+                    yield example, slice(within[0], within[-1] + 1), added[row, chosen]
+
+
+def _together(batch: list[Encoded], positions: int) -> Iterator[list[Encoded]]:
+    """Consecutive examples whose scored columns come to no more than so many positions, or one alone."""
+    some: list[Encoded] = []
+    for example in batch:
+        longest = max(len(one.ids) - one.positions[0] for one in [*some, example])
+        if some and longest * (len(some) + 1) > positions:
+            yield some
+            some = []
+        some.append(example)
+    yield some
+
+
+def _of_columns(
+    term: Term, some: list[Encoded], tokenizer: PreTrainedTokenizerBase, width: int, kept: torch.Tensor
+) -> torch.Tensor:
+    """What is added at some columns of a batch, (batch, kept, base_vocab)."""
+    collated = Collator(tokenizer.pad_token_id or 0)([{"input_ids": e.ids, "labels": e.ids} for e in some])
     inputs = Inputs(
         input_ids=collated["input_ids"],
         attention_mask=collated["attention_mask"],
         position_ids=collated["position_ids"],
-        logits_to_keep=keep,
+        logits_to_keep=kept % collated["input_ids"].shape[1],
         use_cache=False,
         cache=None,
-        base_logits=torch.empty(len(batch), keep, width, device="meta"),  # a residual network asks for the width alone
+        # a residual network asks for the width alone
+        base_logits=torch.empty(len(some), len(kept), width, device="meta"),
     )
     summands = [weight * fit_width(logits, width) for logits, weight in value_logits(term, inputs)]
-    added = torch.stack(summands).sum(0) if len(summands) > 1 else summands[0]
-    places = [[p + keep - len(example.ids) for p in example.positions] for example in batch]
-    return torch.cat([added[row, place] for row, place in enumerate(places)])
+    return torch.stack(summands).sum(0) if len(summands) > 1 else summands[0]
 
 
 def _refusable(
@@ -166,17 +207,23 @@ def curve_of(model: ValueAdapterForCausalLM, tokenizer: PreTrainedTokenizerBase,
     """The nats of a wrapped base at every scale, by its own `forward`; its scale must be 1."""
     parts: list[tuple[Encoded, torch.Tensor]] = []
     for batch in by_length(encoded(examples.records, tokenizer)):
-        collated = Collator(tokenizer.pad_token_id or 0)([{"input_ids": e.ids, "labels": e.ids} for e in batch])
-        del collated["labels"]
-        keep = max(len(example.ids) - example.positions[0] for example in batch)
-        out = model(**collated, use_cache=False, logits_to_keep=keep, output_value_logits=True)
-        for row, example in enumerate(batch):
-            place = [position + keep - len(example.ids) for position in example.positions]
-            value = out.value_logits[row, place]
-            parts.append((example, nats_at_scales(out.logits[row, place] - value, value, torch.tensor(example.labels))))
+        rows = [{"input_ids": example.ids, "labels": _labels(example)} for example in batch]
+        collated = Collator(tokenizer.pad_token_id or 0)(rows)
+        labels = collated.pop("labels")[:, 1:]
+        found = torch.zeros(int((labels != IGNORED).sum()), len(SCALES))
+        for piece in pieces(model, collated, labels, value_logits=True):
+            value = cast(torch.Tensor, piece.value_logits)
+            found[piece.places] = nats_at_scales(piece.logits - value, value, piece.labels)
+        parts += zip(batch, torch.split(found, [len(example.labels) for example in batch]), strict=True)
     parts.sort(key=lambda part: part[0].number)
     tokens = Tokens.of([example for example, _ in parts], tokenizer)
     return Curve(tokens, torch.cat([nats for _, nats in parts]), _sizes(examples), len(examples.held_out))
+
+
+def _labels(example: Encoded) -> list[int]:
+    """-100 where nothing is scored."""
+    scored = dict(zip(example.positions, example.labels, strict=True))
+    return [IGNORED, *(scored.get(position, IGNORED) for position in range(len(example.ids) - 1))]
 
 
 def _sizes(examples: Examples) -> list[int]:

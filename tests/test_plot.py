@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from valueadapter import ConfigError
 from valueadapter.evaluation import ARMS, Arm, BaseResult, Example, Report, Score, save_plot
+from valueadapter.visible import visible
 
 drawn = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
 
@@ -61,3 +64,14 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError, match=r"pip install 'valueadapter\[evaluation\]'"):
         save_plot(report(), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
+
+
+@drawn
+@pytest.mark.parametrize("name", ["$x_1$", "a$b", "$\\frac{$", "[bold]", "a\x1b[31m\x00b", "\u202egnp"])
+def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
+    """Dollar signs set no mathematics and stop no picture; what no XML may hold is spelled out."""
+    told = report()
+    results = tuple(dataclasses.replace(one, base=name) for one in told.results)
+    path = save_plot(dataclasses.replace(told, adapter=name, data=name, results=results), tmp_path / "plot.svg")
+    text = " ".join(ElementTree.parse(path).getroot().itertext())
+    assert text.count(visible(name)) == 2 + len(results)

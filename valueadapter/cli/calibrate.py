@@ -28,6 +28,7 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Find the scale at which base + adapter predicts the examples best, and record it where you say."""
+    from datasets import disable_progress_bars
     from transformers.utils import logging
 
     from valueadapter.adapter import ValueAdapter
@@ -36,6 +37,7 @@ def calibrate(
     from valueadapter.modeling import ValueAdapterForCausalLM
 
     logging.disable_progress_bar()
+    disable_progress_bars()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
     if save_to is not None:

@@ -36,7 +36,8 @@ def facts(values: Mapping[str, object], *, as_json: bool) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(cell(name.replace("_", " ")), cell(_shown(value), keep="\n"))
+        own = name.replace("_", " ") if name.isidentifier() else name  # others' names stay as they are
+        table.add_row(cell(own), cell(_shown(value), keep="\n"))
     out.print(table)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,3 +117,20 @@ def test_a_file_and_what_lies_below_one_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(ArtifactError, match=r"holds something else \(thesis\.tex\)"):
         check_target(tmp_path / "thesis")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["align", "--base", "none"], ["evaluate", "--base", "none", "--data", "none"], ["calibrate", "--base", "none"]],
+    ids=lambda command: command[0],
+)
+def test_commands_look_at_the_target_first(tmp_path: Path, command: list[str]) -> None:
+    """Before data, adapter or base, none of which is there."""
+    (tmp_path / "thesis.tex").write_text("x")
+    data = ["--data", "none"] if command[0] == "calibrate" else []
+    arguments = [command[0], "none", *command[1:], *data, "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "valueadapter", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "holds something else (thesis.tex)" in " ".join(done.stderr.split())

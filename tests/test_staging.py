@@ -19,7 +19,7 @@ import pytest
 from saves import FILES, NEW, change_scale, old, scale, visible
 from saving_run import GOLDEN, save
 
-from valueadapter import ArtifactError, ValueAdapter, artifact, layout, staging
+from valueadapter import ArtifactError, ValueAdapter, artifact, layout
 from valueadapter.errors import ConfigError, MissingFileError
 from valueadapter.export import export
 from valueadapter.staging import check_target, staged
@@ -344,4 +344,3 @@ def test_where_two_renames_are_all_there_is(old: Path, monkeypatch: pytest.Monke
     assert scale(old) == NEW
     assert visible(old) == FILES | {"LICENSE"}
     assert [path.name for path in old.parent.iterdir()] == [old.name]
-    assert staging.check_target is check_target

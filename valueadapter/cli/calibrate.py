@@ -28,6 +28,8 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Find the scale at which base + adapter predicts the examples best, and record it where you say."""
+    if save_to is not None:
+        check_target(save_to)
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
@@ -40,8 +42,6 @@ def calibrate(
     disable_progress_bars()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
-    if save_to is not None:
-        check_target(save_to)
     examples = list(load_demonstrations(data))[:limit]
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     model = ValueAdapterForCausalLM.from_pretrained(base, loaded, scale=1.0)

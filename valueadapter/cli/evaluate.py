@@ -65,6 +65,8 @@ def evaluate(
     For each base: it alone, with demonstrations in its prompt, the adapter's own small tuned model, base + adapter at
     its own and at the calibrated scale, and with --finetune-reference the base fine-tuned directly.
     """
+    if save_to is not None:
+        check_target(save_to)
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
@@ -79,8 +81,6 @@ def evaluate(
     disable_progress_bars()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
-    if save_to is not None:
-        check_target(save_to)
     for path in plot or ():
         check_plot(path)
     others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None

@@ -11,6 +11,7 @@ import typer
 from valueadapter import hub
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
+from valueadapter.cli.models import TrustRemoteCode
 from valueadapter.errors import ConfigError
 from valueadapter.staging import check_target
 
@@ -23,6 +24,7 @@ def calibrate(
     limit: Annotated[int, typer.Option(help="Use this many examples at most.", min=1)] = 100,
     save_to: Annotated[Path | None, typer.Option("--output", help="Write the adapter with the scale here.")] = None,
     push: Annotated[bool, typer.Option("--push", help="Publish the adapter with the scale under its Hub ID.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -42,9 +44,13 @@ def calibrate(
     disable_progress_bars()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
+    if push:
+        hub.check_push(adapter, token=token)
     examples = list(load_demonstrations(data))[:limit]
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
-    model = ValueAdapterForCausalLM.from_pretrained(base, loaded, scale=1.0)
+    model = ValueAdapterForCausalLM.from_pretrained(
+        base, loaded, scale=1.0, trust_remote_code=trust_remote_code
+    )
     output.note(f"scoring {len(examples)} examples with {base}")
     with output.progress() as tell:
         done = 0

@@ -14,6 +14,7 @@ from rich.table import Table
 from valueadapter import hub
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
+from valueadapter.cli.models import TrustRemoteCode
 from valueadapter.errors import ConfigError
 from valueadapter.staging import check_target
 
@@ -56,6 +57,7 @@ def evaluate(
         bool, typer.Option("--push", help="Publish the adapter with the results under its Hub ID.")
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what a run that was stopped has kept.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -81,6 +83,8 @@ def evaluate(
     disable_progress_bars()
     if push and Path(adapter).is_dir():
         raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
+    if push:
+        hub.check_push(adapter, token=token)
     for path in plot or ():
         check_plot(path)
     others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None
@@ -103,6 +107,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             seed=seed,
+            trust_remote_code=trust_remote_code,
             data_name=data_name or (Path(data).name if Path(data).exists() else data),
             on_progress=on_progress,
             kept=kept,

@@ -59,6 +59,8 @@ class Options:
     """Where models run (`cuda`); where they are loaded by default."""
     seed: int = 0
     """Of everything that is drawn."""
+    trust_remote_code: bool = False
+    """Run the code that a base brings; an adapter's is never run."""
     data_name: str = "unnamed"
     """Hub ID or name of the held-out set, for the record."""
     on_progress: Progress | None = None
@@ -137,6 +139,8 @@ class _Run:
         self, base: str | Path | PreTrainedModel, *, scale: float | None, revision: str | None = None
     ) -> ValueAdapterForCausalLM:
         more: dict[str, Any] = {"base_revision": revision} if revision else {}
+        if not isinstance(base, PreTrainedModel):
+            more["trust_remote_code"] = self.options.trust_remote_code
         model = ValueAdapterForCausalLM.from_pretrained(base, self.adapter.copy(), scale=scale, **more)
         return model.to(self.options.device) if self.options.device else model
 

@@ -27,7 +27,8 @@ from .value_networks import RECORDED, Adapter, Network, check_scale, load, prefi
 
 ADAPTER = None
 """Hub ID under which this file was published."""
-_LOADED: weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, Adapter]] = weakref.WeakKeyDictionary()
+_LOADED: weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, tuple[Any, Any, Adapter]]] = weakref.WeakKeyDictionary()
+"""A base -> adapter and revision -> what else it was loaded for, the text of the tokenizer, and the adapter."""
 
 
 def generate(
@@ -60,11 +61,12 @@ def generate(
     if adapter is None:
         adapter, revision = _where_this_came_from(revision)
     kept = _LOADED.setdefault(model, {})
-    key = (str(adapter), revision, model.dtype, model.device)
-    if key not in kept:
+    key, now = (str(adapter), revision), _loaded_for(model, adapter, tokenizer)
+    then, text, loaded = kept.get(key, (None, None, None))
+    if loaded is None or (then != now and (then is None or then[1:] != now[1:] or text != _text(tokenizer))):
         places = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        kept[key] = load(model, str(adapter), tokenizer=tokenizer, **places)
-    loaded = kept[key]
+        loaded = load(model, str(adapter), tokenizer=tokenizer, **places)
+        kept[key] = now, _text(tokenizer), loaded
     if base_prefix is not RECORDED:
         theirs = tokenizer if tokenizer is not None else tokenizer_of(model)
         ids = prefix_ids(base_prefix, theirs) if base_prefix else ()
@@ -75,6 +77,20 @@ def generate(
     if scale == 0:
         return model.generate(**arguments)
     return with_adapter(model, loaded, scale).generate(**arguments)
+
+
+def _loaded_for(model: PreTrainedModel, adapter: str, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, ...]:
+    """What a loaded adapter depends on: where the base is, its tokenizer, and of a directory when it was written."""
+    config = Path(adapter, "config.json")
+    written = (config.stat().st_ino, config.stat().st_mtime_ns) if config.is_file() else None
+    template = None if tokenizer is None else str(tokenizer.chat_template)
+    size = 0 if tokenizer is None else len(tokenizer)
+    return tokenizer, size, template, model.dtype, model.device, model.name_or_path, written
+
+
+def _text(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """All of a tokenizer, for one that is loaded anew at each call."""
+    return None if tokenizer is None else str(tokenizer.backend_tokenizer.to_str())
 
 
 def _where_this_came_from(revision: str | None) -> tuple[str, str | None]:

@@ -63,7 +63,7 @@ def moment(model: PreTrainedModel) -> Moment | None:
     held: list[Any] = [tuple(_hooks(model))]
     parts: dict[torch.device, list[torch.Tensor]] = {}
     try:
-        for name, tensor, waiting in tensors_of(modules):
+        for name, tensor, waiting in tensors_of(modules, on_disk=False):
             place = None if waiting or tensor.is_inference() else (tensor.data_ptr(), tensor._version)
             held.append((name, place, tuple(tensor.shape), tensor.dtype, tensor.device))
             parts.setdefault(tensor.device, []).append(_some_bytes(tensor))
@@ -136,13 +136,16 @@ def has_hooks(module: nn.Module) -> bool:
     return any(not str(getattr(hook, "__module__", "")).startswith(_HARMLESS) for hook in own)
 
 
-def tensors_of(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, torch.Tensor, bool]]:
+def tensors_of(
+    modules: Iterable[tuple[str, nn.Module]], *, on_disk: bool = True
+) -> Iterator[tuple[str, torch.Tensor, bool]]:
     """Parameters, buffers and other tensors of the modules, each once, as plain tensors.
 
     What accelerate has offloaded is taken from where it waits; a tensor made of others (quantized) as those.
 
     Args:
         modules: `named_modules()` of a model.
+        on_disk: whether to read what is offloaded to a disk, where nobody changes it in place.
 
     Yields:
         Name, tensor, and whether it is offloaded, so that its address says nothing.
@@ -157,17 +160,22 @@ def tensors_of(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, 
             if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 waiting = tensor.device.type == "meta"
-                for inner in plain_tensors(_offloaded(module, name) if waiting else tensor):
+                at_hand = _offloaded(module, name, on_disk=on_disk) if waiting else tensor
+                for inner in plain_tensors(at_hand) if at_hand is not None else ():
                     yield f"{path}.{name}".lstrip("."), inner, waiting
 
 
-def _offloaded(module: nn.Module, name: str) -> torch.Tensor:
+def _offloaded(module: nn.Module, name: str, *, on_disk: bool) -> torch.Tensor | None:
+    """A tensor that accelerate brings when it is needed; None where it lies on a disk and that is not asked for."""
     hook = getattr(module, "_hf_hook", None)
     for one in (*getattr(hook, "hooks", ()), hook):
-        try:
-            return one.weights_map[name]  # type: ignore[no-any-return]  # accelerate's
-        except (AttributeError, KeyError, TypeError):
+        if (waiting := getattr(one, "weights_map", None)) is None:
             continue
+        loader, key = getattr(waiting, "dataset", waiting), f"{getattr(waiting, 'prefix', '')}{name}"
+        in_memory: Mapping[str, torch.Tensor] = getattr(loader, "state_dict", loader)
+        if key in in_memory:
+            return in_memory[key]
+        return cast(torch.Tensor, loader[key]) if on_disk else None
     raise NotImplementedError(f"the elements of '{name}' are nowhere")
 
 

@@ -124,6 +124,7 @@ class ValueAdapterForCausalLM(
         self._active: tuple[str, ...] = ()
         self._enabled = True
         self._side: Side | None = None
+        self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
         self._given_prefix: Prefix | Recorded | None = RECORDED
         self._prefixes: dict[Prefix, KnownPrefix] = {}
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
@@ -352,8 +353,11 @@ class ValueAdapterForCausalLM(
         raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
 
     def _base_side(self) -> Side:
-        if self._side is None:
-            self._side = side_of(self._base_tokenizer(), logits_width(self.base))
+        tokenizer, width = self._base_tokenizer(), logits_width(self.base)
+        now = tokenizer, len(tokenizer), tokenizer.eos_token, width
+        if self._side is None or self._side_of not in (None, now):
+            self._side = side_of(tokenizer, width)
+        self._side_of = now
         return self._side
 
     def _base_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -81,7 +81,7 @@ class Standing:
         """
         if not isinstance(record, TrainingRecord) and then.reading != self.reading:
             return False
-        if not partly and self.marks.keys() != then.marks.keys():
+        if self.marks.keys() - then.marks.keys() or (then.marks.keys() - self.marks.keys() and not partly):
             return False
         pairs = [(self.marks[name], then.marks[name]) for name in self.marks.keys() & then.marks.keys()]
         return all(now is None or old is None or now.same(old) for now, old in pairs)

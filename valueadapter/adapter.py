@@ -206,10 +206,13 @@ class ValueAdapter:
         max_shard_size: int | str = "5GB",
         state_dicts: Sequence[dict[str, torch.Tensor]] | None = None,
     ) -> ValueAdapterConfig:
-        """Writes the artifact. `directory` holds the old adapter or the new one at every moment, never a mixture.
+        """Writes the artifact. `directory` holds the old adapter, the new one or none at every moment, never a mixture.
+
+        None only while files are moved in a directory that must stay in its place; see docs/format.md, "Writing".
 
         Args:
-            directory: new, empty, or an earlier adapter's. A model card that a person wrote or edited stays.
+            directory: new, empty, or an earlier adapter's. A model card that a person wrote or edited stays, and so
+                does what else is not the adapter's.
             max_shard_size: weights larger than this are split over several files.
             state_dicts: one per network, to save in place of its own weights.
 

@@ -1,11 +1,11 @@
 """Where a text can be cut so that no text that follows moves the tokens before the cut; knows no vocabulary's bytes.
 
-A cut lies at an edge of a run of white space that is complete: text stands on both sides of it. Normalisers and
-pre-tokenizers of known kinds decide about what is before such a place without looking past it, as long as no pattern
-of theirs repeats something that matches both this white space and text (`"[^"]*"`, `(?=.*x)`). Digits that are grouped
-from the right, long runs of letters and the like are runs without white space, so a cut never lies within one. Where
-nothing holds a pattern back, or a step is of an unknown kind, nothing is ever settled, and all of the text is encoded
-again with each token: slow, and right.
+A cut lies at an edge of a run of white space that is complete, with text on both sides of it, or of Chinese punctuation
+between letters. Normalisers and pre-tokenizers of known kinds decide about what is before such a place without looking
+past it, as long as no pattern of theirs repeats something that matches both this barrier and text (`"[^"]*"`,
+`(?=.*x)`). Digits that are grouped from the right, long runs of letters and the like are runs without a barrier, so a
+cut never lies within one. Where nothing holds a pattern back, or a step is of an unknown kind, nothing is ever settled,
+and all of the text is encoded again with each token: slow, and right.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ _BOUNDED = frozenset(
         *("BertNormalizer", "Precompiled"),
     )
 )
-"""Kinds of normalisers and pre-tokenizers that look no farther than white space, patterns apart."""
+"""Kinds of normalisers and pre-tokenizers that look no farther than a barrier, patterns apart."""
 _WHITE = " \n\t\r\u3000"
 _TEXT = "aZ1.-_\"'<>()[]{}/|\\:;,!?@#$%&*+=~^`\u00e9\u0416\u4eac\u0e01\u0663\u20ac\U0001f469\u0301\u200b"
+_LETTERS = "aZ1\u00e9\u0416\u4eac\u0e01\u0663"
+_CHINESE = "\u3002\uff0c\u3001\uff01\uff1f\uff1b\uff1a"
+"""Punctuation of texts that have little white space."""
 _META = "\u2581"
 _RUNS_AFTER = 2
-"""Runs of white space that stand after a cut, for patterns that match several runs one after the other."""
+"""Barriers that stand after a cut, for patterns that match several runs one after the other."""
+
+_RUN = re.compile(rf"(?<=\S)\s+(?=\S)|(?<=[^\W\d_])[{_CHINESE}]+(?=[^\W\d_])")
 
 
 def barriers(state: dict[str, Any], tokenizer: Any) -> str:
-    """White space that no step of a tokenizer looks past; none where any text to come may move any cut.
+    """White space and punctuation that no step of a tokenizer looks past; none where later text may move any cut.
 
     Args:
         state: a parsed tokenizer.json.
@@ -44,22 +49,27 @@ def barriers(state: dict[str, Any], tokenizer: Any) -> str:
     if any(step["type"] not in _BOUNDED for step in steps):
         return ""
     repeated = [body for step in steps for pattern in _patterns(step) for body in _repeated(pattern)]
-    mixed = [body for body in repeated if _matches_any(body, _TEXT)]
-    seen_as = {white: white + _META * any(step["type"] == "Metaspace" for step in steps) for white in _WHITE}
+    seen_as = {one: one for one in _WHITE + _CHINESE}
     if tokenizer.normalizer is not None:
-        seen_as = {white: also + tokenizer.normalizer.normalize_str(white) for white, also in seen_as.items()}
-    return "".join(white for white in _WHITE if not any(_matches_any(body, seen_as[white]) for body in mixed))
+        seen_as = {one: one + tokenizer.normalizer.normalize_str(one) for one in seen_as}
+    if any(step["type"] == "Metaspace" for step in steps):
+        seen_as[" "] += _META
+    found = ""
+    for kind, others in ((_WHITE, _TEXT), (_CHINESE, _LETTERS)):
+        mixed = [body for body in repeated if _matches_any(body, others)]
+        found += "".join(one for one in kind if not any(_matches_any(body, seen_as[one]) for body in mixed))
+    return found
 
 
-def places(text: str, white: str, margin: int) -> Iterator[int]:
-    """Where a text might be cut: edges of complete runs of white space, from the end to the beginning.
+def places(text: str, held: str, margin: int) -> Iterator[int]:
+    """Where a text might be cut: edges of complete runs of barriers, from the end to the beginning.
 
     Args:
         text: any text.
-        white: what `barriers` gave.
+        held: what `barriers` gave.
         margin: characters at the end before which a cut must lie.
     """
-    runs = [run for run in re.finditer(r"(?<=\S)\s+(?=\S)", text) if not set(white).isdisjoint(run.group())]
+    runs = [run for run in _RUN.finditer(text) if not set(held).isdisjoint(run.group())]
     for run in reversed(runs[:-_RUNS_AFTER]):
         after = run.end()
         if after < len(text) - margin and not unicodedata.combining(text[after]):

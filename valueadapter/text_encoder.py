@@ -53,7 +53,7 @@ class TextEncoder:
         self._same = start == middle
         self._made = {("start", _MARK): _made(start)}
         self._made["middle", _MARK] = self._made["start", _MARK] if self._same else _made(middle)
-        self._white = barriers(middle, self._made["middle", _MARK])
+        self._barriers = barriers(middle, self._made["middle", _MARK])
         self._splits = is_byte_level(state) or _splits_words(self._made["middle", _MARK])
         self._pairs = frozenset() if self._splits else _pairs_inside_tokens(vocabulary)
         longest = max((len(entry["content"]) for entry in entries if not entry["special"]), default=0)
@@ -120,7 +120,7 @@ class TextEncoder:
         """
         edges: set[int] | None = None
         middle = self._tokenizer("middle", text)
-        for cut in places(text, self._white, self.margin):
+        for cut in places(text, self._barriers, self.margin):
             if self._splits:
                 edges = edges_of_pieces(middle, text) if edges is None else edges
                 if cut not in edges:

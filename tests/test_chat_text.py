@@ -32,7 +32,8 @@ _ANSWER = "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 TEMPLATES = {
     "as given": "{% for m in messages %}<s><|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}" + _ANSWER,
     "stripped": "{% for m in messages %}<|turn|> {{ m['content'].strip() }} <|end|>{% endfor %}" + _ANSWER,
-    "cut": "{% for m in messages %}<|turn|>{{ m['content'][:9] }}|{{ m['content'][-9:] }}<|end|>{% endfor %}" + _ANSWER,
+    "cut": "{% for m in messages %}<|turn|>{{ m['content'][:9] }}, {{ m['content'][-9:] }}<|end|>{% endfor %}"
+    + _ANSWER,
     "upper": "{% for m in messages %}<|turn|>{{ m['content'] | upper }} <|end|>{% endfor %}" + _ANSWER,
     "replaced": "{% for m in messages %}{{ '<|turn|>' + m['content'].replace('e', 'E') }}<|end|>{% endfor %}",
     "counted": "{% for m in messages %}<|turn|>{{ m['content'] | length }}: {{ m['content'] }}<|end|>{% endfor %}",

@@ -167,7 +167,9 @@ class ContextAligner:
         self._begin(base_ids)
         self._append(value_ids)
         self._reopen(value_ids, open_text, after)
-        self._opened = not (self.reading.controls_open_with_space and base_ids[-1] in self.reading.base_controls)
+        self._opened = not (
+            self.reading.controls_open_with_space and self.reading.base_controls.issuperset(base_ids[-1:])
+        )
         self._prompt = len(base_ids)
         unchanged = _common_prefix(old, self.ids)
         return len(old) - unchanged, self.ids[unchanged:]

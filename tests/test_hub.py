@@ -239,7 +239,7 @@ def test_something_else_is_named(server: LocalHub, files: dict[str, str], error:
     HfApi().create_repo(REPO)
     HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="model.safetensors", repo_id=REPO)
     put(**files)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^'{REPO}' {message}"):
         hub.fetch(REPO)
     assert not requests(server, "GET", "safetensors")
 

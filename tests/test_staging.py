@@ -242,6 +242,7 @@ def test_a_move_that_fails_is_undone(old: Path, monkeypatch: pytest.MonkeyPatch)
             except OSError as error:
                 assert error.errno == 28  # noqa: PT017
                 assert {name: (old / name).read_bytes() for name in visible(old)} == before
+                assert not list(old.glob(f"{layout.SAVING}*"))
                 continue
         break
     assert at > 8

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from valueadapter import contents, layout
 from valueadapter.config import MODEL_TYPE
 from valueadapter.errors import ArtifactError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # no such locks here (Windows): processes that save inside one directory must not do so at once
+    fcntl = None
 
 NEW = "new"
 """In a directory whose name begins with `layout.SAVING`: the adapter that is being saved."""
@@ -28,7 +36,9 @@ def check_target(target: Path) -> None:
         ArtifactError: it holds something that would be lost or that no adapter may hold, is a file, or may not be
             written.
     """
-    networks_at(resolved(target))
+    target = resolved(target)
+    with alone(target):
+        networks_at(target)
 
 
 def resolved(target: Path) -> Path:
@@ -141,3 +151,29 @@ def tree(directory: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(directory):
         yield from (Path(root, name) for name in folders if Path(root, name).is_symlink())
         yield from (Path(root, name) for name in names)
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Waits for other processes that put an adapter into `directory`; ends with the process, however that ends."""
+    handle = _lock(directory)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(directory: Path) -> int | None:
+    while fcntl is not None:
+        try:
+            handle = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # nobody puts anything into it
+            return None
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), directory.stat()):
+                return handle
+        os.close(handle)  # it was exchanged while this waited
+    return None

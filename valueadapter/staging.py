@@ -17,13 +17,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from valueadapter import card, layout
 from valueadapter.errors import ArtifactError
 from valueadapter.save_target import (
     MOVING,
     NEW,
+    alone,
     check_target,
     interrupted,
     is_adapters,
@@ -34,12 +34,6 @@ from valueadapter.save_target import (
     tree,
 )
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # no such locks here (Windows): processes that save inside one directory must not do so at once
-    fcntl = None
-
 __all__ = ["check_target", "copy_adapter", "staged"]
 
 _AT_FDCWD = -100
@@ -48,6 +42,8 @@ _MUST_STAY = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
 """How a system says that a directory cannot be renamed, though what is in it may be."""
 _IN_USE = (".nfs", ".fuse_hidden")
 """Names that a file system gives to a removed file that is still open; they vanish by themselves."""
+_SINCE = "since"
+"""In the folder of a save: what another process put in the adapter's place while it was moved in."""
 _LOOKS = 10
 
 
@@ -63,14 +59,19 @@ def staged(target: Path) -> Iterator[Path]:
         ArtifactError: see `check_target`, which says so before the work.
     """
     target = resolved(target)
-    networks = networks_at(target)
-    _bring_to_its_end(target)
-    work, beside = _work_folder(target)
-    new = work / NEW
+    with alone(target):  # so that nothing is looked at while another process puts an adapter there
+        networks = networks_at(target)
+        _bring_to_its_end(target)
+        work, beside = _work_folder(target)
+        new = work / NEW
+        try:
+            new.mkdir()
+            if target.is_dir():
+                _copy_others(target, new, only_card=not beside)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     try:
-        new.mkdir()
-        if target.is_dir():
-            _copy_others(target, new, only_card=not beside)
         yield new
         if target.is_dir():
             shutil.copymode(target, new)
@@ -139,7 +140,8 @@ def _must_stay(target: Path) -> bool:
     except OSError:  # the current directory was removed
         stands_in = False
     own = {*tops(networks_in(target) or ()), layout.CONFIG, *layout.TOKENIZER_FILES}
-    theirs = {path for path in target.iterdir() if path.name not in own} - set(_documents(target))
+    copied = {path for path in _documents(target) if not path.is_symlink() and os.access(path, os.R_OK)}
+    theirs = {path for path in target.iterdir() if path.name not in own} - copied
     return stands_in or bool(theirs) or any(map(os.path.ismount, (target, *target.iterdir())))
 
 
@@ -148,7 +150,7 @@ def _put_beside(new: Path, target: Path, networks: frozenset[str]) -> bool:
     """Exchanges the directories; False where `target` must stay, and then nothing was changed."""
     work = new.parent
     try:
-        with _alone(target):
+        with alone(target):
             old = _replace(new, target)
     except OSError as error:
         if error.errno in _MUST_STAY:
@@ -176,7 +178,7 @@ def _replace(new: Path, target: Path) -> Path | None:
     if _exchange(new, target):
         return new
     # no exchange in one step here: between two renames `target` is absent, and put back if the second fails
-    old = new.with_name(layout.BEFORE)
+    old = new.with_name("replaced")
     target.rename(old)
     try:
         new.rename(target)
@@ -211,7 +213,7 @@ def _put_inside(new: Path, target: Path, networks: frozenset[str]) -> None:
             works.append(Path(tempfile.mkdtemp(prefix=layout.SAVING, dir=target)))
             _bring_inside(new, target, works[1] / NEW)
         work = works[-1]
-        with _alone(target):
+        with alone(target):
             _move_out(target, work)
             _move_in(work, target, networks)
             _settle(work / layout.BEFORE, target, networks)
@@ -229,24 +231,6 @@ def _bring_inside(new: Path, target: Path, place: Path) -> None:
     for path in sorted(new.iterdir()):
         if path.name in own or not os.path.lexists(target / path.name):
             shutil.move(path, place / path.name)
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Waits for other processes that put an adapter into `directory`; ends with the process, however that ends."""
-    if fcntl is None or not directory.is_dir():
-        yield
-        return
-    while True:
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(handle), directory.stat()):  # not exchanged while this waited
-                yield
-                return
-        finally:
-            os.close(handle)
 
 
 def _move_out(target: Path, work: Path) -> None:
@@ -275,7 +259,7 @@ def _move_back(moving: Path, target: Path) -> None:
 
 def _move_in(work: Path, target: Path, networks: frozenset[str]) -> None:
     """Moves the new adapter in: config.json last, from when on there is an adapter. All or nothing."""
-    new, since, done = work / NEW, work / "since", []
+    new, since, done = work / NEW, work / _SINCE, []
     own = {layout.CONFIG, layout.CARD, *layout.TOKENIZER_FILES, *tops(networks_in(new) or ())}
     since.mkdir(exist_ok=True)
     try:
@@ -289,6 +273,7 @@ def _move_in(work: Path, target: Path, networks: frozenset[str]) -> None:
     except BaseException:
         for path in reversed(done):
             shutil.move(target / path.name, path)
+        _move_back(since, target)
         (work / layout.BEFORE).rename(work / MOVING)
         _move_back(work / MOVING, target)
         raise
@@ -301,22 +286,19 @@ def _config_last(path: Path) -> tuple[bool, str]:
 
 def _bring_to_its_end(target: Path) -> None:
     """Ends what was killed while it put an adapter into `target`: as if it had not begun, or with the new adapter."""
-    if not (target.is_dir() and interrupted(target)):
-        return
-    with _alone(target):
-        for work in interrupted(target):
-            moving, before = work / MOVING, work / layout.BEFORE
-            if not os.path.lexists(target / layout.CONFIG):
-                if moving.is_dir():
-                    _move_back(moving, target)
-                elif (work / NEW / layout.CONFIG).exists():
-                    _move_in(work, target, frozenset())
-            for old in (moving, before):
-                if old.is_dir():
-                    _settle(old, target, frozenset())
-            shutil.rmtree(work / NEW, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                work.rmdir()
+    for work in interrupted(target) if target.is_dir() else ():
+        moving, before = work / MOVING, work / layout.BEFORE
+        if not os.path.lexists(target / layout.CONFIG):
+            if moving.is_dir():
+                _move_back(moving, target)
+            elif (work / NEW / layout.CONFIG).exists():
+                _move_in(work, target, frozenset())
+        for old in (moving, before, work / _SINCE):
+            if old.is_dir():
+                _settle(old, target, frozenset())
+        shutil.rmtree(work / NEW, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            work.rmdir()
 
 
 # -- what is not the adapter's -----------------------------------------------------------------------------------------
@@ -335,12 +317,17 @@ def _settle(old: Path, new: Path, networks: frozenset[str]) -> None:
         for path in left:
             name = path.relative_to(old).as_posix()
             own = is_adapters(name, networks) or (name == layout.CARD and _is_generated(path))
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            try:
                 if own or _is_at(new / name, path):
                     path.unlink()
                 else:
                     (new / name).parent.mkdir(parents=True, exist_ok=True)
                     path.replace(new / name)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except OSError as error:
+                error.add_note(f"The adapter was saved to '{new}'; what else was there lies in '{old}' now.")
+                raise
         if _remove_folders(old, new, tops(networks)):
             return
     if left:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def _clearer(error: Exception, asked: Asked) -> Exception:
     import httpx2
     from huggingface_hub import errors
 
+    if isinstance(error, ValueAdapterError):  # some are OSErrors, and say already what is wrong
+        return error
     # how the client wraps what breaks an upload of weights by LFS
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
         return _clearer(error.__cause__, asked)

@@ -90,7 +90,7 @@ def test_as_many_names_as_prompts(count: int) -> None:
 
 
 def test_a_pass_over_other_rows_names_its_own_adapters() -> None:
-    """Within `generate` of mixed rows nobody can guess whose a lone row is; a call that says so is taken at its word."""
+    """Within `generate` of mixed rows nobody can guess whose a lone row is; a call that says so is believed."""
     model = mixed()
 
     def other(**names: Any) -> LogitsProcessorList:

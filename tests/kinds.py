@@ -40,7 +40,7 @@ OF_THEIR_OWN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "jamba": (
         "Jamba",
-        {**_SHAPE, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False},
+        {**_SHAPE, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
     ),
     "bloom": ("Bloom", {"vocab_size": SIZE, "hidden_size": 16, "n_layer": 2, "n_head": 2}),
     "openai-gpt": ("OpenAIGPT", _OLD),
@@ -56,6 +56,8 @@ OF_THEIR_OWN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 NO_PADDING = {"rwkv", "xlnet", "xlm"}
 """Alone, these know nothing of padding either."""
+CACHED_OTHERWISE = {"cpmant", "xlm"}
+"""Alone, these do not give with a cache what they give without."""
 NO_BEAMS = {"rwkv"}
 """Alone, these have no beam search."""
 _CLASSES = {"OpenAIGPT": "OpenAIGPTLMHeadModel", "CTRL": "CTRLLMHeadModel", "XLNet": "XLNetLMHeadModel"}
@@ -80,4 +82,4 @@ def model_of(kind: str, *, seed: int, width: int = SIZE) -> PreTrainedModel:
             if not key.endswith(("A_log", "dt_bias", ".D", "time_decay", "dt_proj.bias")):
                 parameter.normal_(std=0.35, generator=generator)
     model.config.use_cache = True
-    return model.eval()
+    return model.requires_grad_(False).eval()  # as it is when wrapped: torch folds otherwise where gradients are wanted

@@ -162,8 +162,11 @@ class GenerationMethods(RowMethods):
             return self._prepared_rows(groups, input_ids, next_sequence_length=next_sequence_length, **given)
         if not self.terms() and self._acting_prefix() is None:
             own = cache.parts[BASE] if isinstance(cache, ValueAdapterCache) else cache
-            made = self.base.prepare_inputs_for_generation(input_ids, next_sequence_length, **{**given, "cache": own})
-            return {**made, "cache": cache} if made.get("cache") is own else made
+            given |= {"next_sequence_length": next_sequence_length, "cache": own}
+            made = self.base.prepare_inputs_for_generation(input_ids, **given)
+            if cache is not None and made.get("cache") is None and has_read(cache):
+                cache.reset()  # the base reads everything anew
+            return {**made, "cache": cache}
         steps, anew = self._own_steps(input_ids, next_sequence_length, **given)
         if anew and cache is not None and has_read(cache):
             cache.reset()
@@ -354,7 +357,7 @@ def _without_cache(base: PreTrainedModel, terms: list[Term]) -> PreTrainedModel 
 
 def _check_length(name: str, model: PreTrainedModel, longest: int | None) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and longest and longest > limit:
+    if limit and longest and longest > limit > 0:  # -1 says that there is none
         raise UnsupportedModeError(
             f"prompt and answer may be {longest:,} tokens long, and {name} reads {limit:,} at most; shorten the "
             "prompt, or lower max_new_tokens"

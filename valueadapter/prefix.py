@@ -260,7 +260,7 @@ class BasePrefix:
             UnsupportedModeError: too long, saying by how much.
         """
         limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
-        if limit and tokens and tokens + len(self.ids) > limit:
+        if limit and tokens and tokens + len(self.ids) > limit > 0:
             reader = "the base" if self.part == BASE else "a value network"
             raise UnsupportedModeError(
                 f"the base prefix has {len(self.ids):,} tokens, prompt and answer may have {tokens:,}, and {reader} "

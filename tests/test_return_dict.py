@@ -1,0 +1,58 @@
+"""`return_dict=False` gives a tuple of values, as in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from valueadapter import ValueAdapterForCausalLM
+from valueadapter.cache import ValueAdapterCache
+
+IDS = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
+CALLS: dict[str, dict[str, Any]] = {
+    "adapters": {},
+    "names": {"adapter_names": ["default", None]},
+    "one name": {"adapter_names": ["default", "default"]},
+    "labels": {"labels": IDS},
+    "labels and names": {"labels": IDS, "adapter_names": ["default", None]},
+    "no cache": {"use_cache": False},
+    "states": {"output_hidden_states": True, "output_value_logits": "each"},
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("said", ["argument", "configuration"])
+def test_a_tuple_of_what_there_is(wrapped: Callable[..., ValueAdapterForCausalLM], call: str, said: str) -> None:
+    """Loss first where there are labels, then logits, cache and the rest: as the output object holds them."""
+    model = wrapped("llama", "gpt2")
+    expected = model(IDS, **CALLS[call], return_dict=True)
+    model.config.return_dict = said == "argument"
+    found = model(IDS, **CALLS[call], **({"return_dict": False} if said == "argument" else {}))
+    assert isinstance(found, tuple)
+    assert len(found) == len(expected.to_tuple())
+    first = 1 if "labels" in CALLS[call] else 0
+    if first:
+        assert torch.equal(found[0], expected.loss)
+    assert torch.equal(found[first], expected.logits)
+    if CALLS[call].get("use_cache", True):
+        assert isinstance(found[first + 1], ValueAdapterCache) or "adapter_names" in CALLS[call]
+    assert torch.equal(model(IDS, **CALLS[call], return_dict=True).logits, expected.logits)
+
+
+def test_a_base_that_gives_tuples_is_wrapped_into_one(wrapped: Callable[..., ValueAdapterForCausalLM]) -> None:
+    """Its configuration is the default; what the library calls itself does not depend on it."""
+    base = tiny_model("llama", seed=1)
+    base.config.return_dict = False
+    plain = wrapped("llama", "gpt2")
+    model = ValueAdapterForCausalLM(base, tokenizer=plain.base_tokenizer).eval()
+    model.add_adapter(plain.adapters["default"].copy(), "default", scale=1.0)
+    assert isinstance(model(IDS), tuple)
+    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for names in ({}, {"adapter_names": ["default", None]}):
+        assert torch.equal(model.generate(IDS, **how, **names), plain.generate(IDS, **how, **names))
+    asked = {"end_of_sequence": False}
+    assert model.value_score("AB", ["CD"], **asked) == plain.value_score("AB", ["CD"], **asked)

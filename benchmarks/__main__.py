@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 import valueadapter
-from benchmarks import cached_training, prefix, training
+from benchmarks import cached_training, prefix, scoring, training
 from benchmarks.harness import Measured, interval, machine, rounds
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.testing.reference_models import gemma_3_270m, smollm2_instruct
@@ -36,7 +36,15 @@ def main() -> None:
     logging.disable_progress_bar()
     groups = {
         group.__name__: group
-        for group in (decoding, other_vocabulary, loading, *prefix.GROUPS, *training.GROUPS, *cached_training.GROUPS)
+        for group in (
+            decoding,
+            other_vocabulary,
+            loading,
+            *prefix.GROUPS,
+            *training.GROUPS,
+            *cached_training.GROUPS,
+            *scoring.GROUPS,
+        )
     }
     asked = sys.argv[1:] or list(groups)
     if unknown := sorted({*asked} - {*groups}):

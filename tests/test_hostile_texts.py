@@ -199,10 +199,13 @@ def test_every_command_with_hostile_names(place: Path, name: str, monkeypatch: p
 def test_training_says_hostile_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line of it, and the summary."""
     monkeypatch.setattr(output.err, "_width", 500)
-    out = place / "[INST]o[/INST] [bold]"
-    words = ["train", "--base", place / "base", "--data", place / "data.jsonl", "--output", out, "--base-name", "[b]/x"]
+    base, out = place / "[INST]b[/INST] [bold]", place / "[INST]o[/INST] [bold]"
+    base.parent.mkdir(parents=True)
+    (place / "base").rename(base)
+    words = ["train", "--base", base, "--data", place / "data.jsonl", "--output", out, "--base-name", "acme/base"]
     told = invoke(*words, "--base-prefix-examples", "0", "--epochs", "1", "--network", "full", "--layers", "1")
-    assert_shown(told.output, str(out))
+    assert_shown(told.stderr.split("frozen")[0].split("\r")[-1], f"base model {base}")
+    assert_shown(told.stdout.split("adapter", 1)[1], str(out))
 
 
 def test_configurations_steer_no_terminal(place: Path, screen: Screen) -> None:

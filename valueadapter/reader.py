@@ -23,6 +23,7 @@ from valueadapter.positions import check_goes_on, places_of
 from valueadapter.prefix import BasePrefix
 from valueadapter.refinement import ByteEvents, Mode, refined, trials
 from valueadapter.row_cache import RowLayer, Slots
+from valueadapter.steps import longest_alike
 
 _ROWS_KEPT = 4
 """Last rows of logits that refinements find without computing them again: most tokens take back fewer."""
@@ -360,7 +361,7 @@ def _last(attention_mask: torch.Tensor, length: int) -> list[list[bool]]:
 
 def _check_length(network: PreTrainedModel, plans: Sequence[Plan], to_come: int | None) -> None:
     """Raises where the text is too long, or will be if every base token to come is one of the network's."""
-    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_alike(network) or getattr(network.config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(plan.row.text.ids) for plan in plans) + max(0, to_come or 0)
     if limit and longest > limit:
         raise UnsupportedModeError(

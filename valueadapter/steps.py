@@ -62,6 +62,20 @@ def turns_with_length(model: Any) -> bool:
     return any(kind in ("longrope", "dynamic") for one in found for kind in kinds(one))
 
 
+def longest_alike(model: Any) -> int | None:
+    """Tokens up to which the keys of a text's beginning are of use whatever follows, in a model that turns by length.
+
+    Longrope has a second set of rotary factors beyond this length, and dynamic NTK another base; None for other models.
+    """
+    if not turns_with_length(model):
+        return None
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, Mapping))]
+    found = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min((int(one) for one in found if one), default=getattr(config, "max_position_embeddings", None))
+
+
 def has_read(cache: Cache) -> bool:
     """Whether a cache holds anything, of whatever kind its layers are."""
     for layer in cache.layers:

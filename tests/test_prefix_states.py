@@ -189,9 +189,11 @@ def test_a_lora_that_is_off_for_a_block_is_off_for_the_prefix() -> None:
 def test_dropout_is_drawn_anew() -> None:
     """Of a base that someone has put into training mode nothing is kept, and of eval mode nothing of that."""
     model = prefixed("gpt2")
+    seen, length = lengths_read(model), len(tokens(model, PREFIX))
     still = model(IDS).logits
     model.base.train()
-    assert not torch.allclose(model(IDS).logits, still, atol=1e-3)
+    assert not torch.allclose(model(IDS).logits, model(IDS).logits, atol=1e-3)
+    assert seen.count(length) == 3
     model.base.eval()
     torch.testing.assert_close(model(IDS).logits, still)
 

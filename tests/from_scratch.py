@@ -260,6 +260,7 @@ class Witness(PreTrainedModel, GenerationMixin):
     def __init__(self, base: PreTrainedModel, words: Words, rows: Sequence[Sequence[Acting]]) -> None:
         super().__init__(base.config)
         self.one, self.words, self.rows = [base], words, rows  # in a list: no submodule
+        self.said: dict[tuple[int, ...], torch.Tensor] = {}  # beams and samples begin alike
         self.generation_config = base.generation_config
         self.register_parameter("anchor", torch.nn.Parameter(torch.zeros(1)))
 
@@ -271,10 +272,13 @@ class Witness(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutput:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         each = len(input_ids) // len(self.rows)
-        logits = [
-            last_logits(self.one[0], self.words, self.rows[row // each], ids[seen.bool()].tolist())
-            for row, (ids, seen) in enumerate(zip(input_ids, mask, strict=True))
-        ]
+        logits = []
+        for row, (ids, seen) in enumerate(zip(input_ids, mask, strict=True)):
+            read = ids[seen.bool()].tolist()
+            key = (row // each, *read)
+            if key not in self.said:
+                self.said[key] = last_logits(self.one[0], self.words, self.rows[row // each], read)
+            logits.append(self.said[key])
         return CausalLMOutput(logits=torch.stack(logits)[:, None].float())
 
 

@@ -51,7 +51,7 @@ def test_unload_gives_the_base_back(wrapped: Wrapped) -> None:
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "a b"])
 def test_unusable_names_are_refused(wrapped: Wrapped, tiny_adapter: Make, name: str) -> None:
     """A name that would clash with a module's attribute is an error, not a broken model."""
-    with pytest.raises(AdapterNameError, match=r"made of letters|method of torch"):
+    with pytest.raises(AdapterNameError, match=r"made of letters|a method or an attribute of torch's modules"):
         wrapped().add_adapter(tiny_adapter(), name)
 
 

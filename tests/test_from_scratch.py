@@ -6,6 +6,7 @@ test's name is the seed of its case.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from vocabularies import KINDS, TEXTS, tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 
-NEW = 8
+NEW = 6
 GREEDY: dict[str, Any] = {"do_sample": False}
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # what the wrapper is asked for, what the witness is
@@ -81,6 +82,7 @@ class Case:
         return [self.model.base_tokenizer(text)["input_ids"] for text in texts]
 
 
+@functools.lru_cache(maxsize=8)
 def case(
     relation: tuple[str, str] = RELATIONS["static"],
     *,
@@ -158,6 +160,7 @@ def test_scores_are_those_of_the_witness(relation: str, prefix: str | None) -> N
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("prefix", [None, PREFIX], ids=["bare", "behind a prefix"])
 @pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.slow
 def test_decoding_gives_the_witness_tokens(relation: str, prefix: str | None, mode: str) -> None:
     """In every mode of decoding, alone or in a padded batch."""
     found = case(RELATIONS[relation], prefix=prefix, pair=prefix is not None)
@@ -166,6 +169,7 @@ def test_decoding_gives_the_witness_tokens(relation: str, prefix: str | None, mo
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ALONE])
 @pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.slow
 def test_rows_with_adapters_of_their_own_give_the_witness_tokens(relation: str, mode: str) -> None:
     """Prefix, none, both adapters, the base alone: each row what it is alone."""
     found = case(RELATIONS[relation], prefix=PREFIX, pair=True)

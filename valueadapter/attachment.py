@@ -363,7 +363,8 @@ def check_name(name: object) -> None:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
-    if hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+    of_python = name.startswith("__") and name.endswith("__")  # some are there, and hasattr says no
+    if of_python or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
         raise AdapterNameError(
             f"'{name}' is a method or an attribute of torch's modules, so it cannot name an adapter; choose another"
         )

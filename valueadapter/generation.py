@@ -183,11 +183,11 @@ class GenerationMethods(RowMethods):
             common["position_ids"] = position_ids[..., -common["input_ids"].shape[1] :]
         of_base = {key: value for key, value in steps.get(BASE, kwargs).items() if key not in _COMMON}
         about = {key: kwargs[key] for key in (*_OWN_ARGUMENTS, "use_cache", "logits_to_keep") if key in kwargs}
-        made = {**of_base, **about, **{key: one for key, one in common.items() if one is not None}}
+        made = {**of_base, **{key: one for key, one in common.items() if one is not None}}
         device = execution_device(self.base)
         made = move_to_device(made, device) if device.type != "meta" else made
         made.pop("is_first_iteration", None)
-        return {**made, "cache": cache, STEPS: steps}
+        return {**made, **about, "cache": cache, STEPS: steps}
 
     def _own_steps(
         self,

@@ -96,8 +96,10 @@ def _before_more(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer sets its begin-of-sequence token before every text."""
+    if tokenizer.bos_token_id is None:
+        return False
     ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
+    return len(ids) > 0 and ids[0] == tokenizer.bos_token_id
 
 
 States = list[tuple[torch.Tensor, torch.Tensor]]

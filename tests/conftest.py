@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 
 transformers_logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def pytest_sessionfinish() -> None:

@@ -29,8 +29,17 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 # products of architectures, vocabularies and modes: they depend on torch, transformers and tokenizers alone
-MATRICES = ("alignment", "chat_text", "connection", "context", "encoding", "export_generate", "from_scratch", "fused_loss")
-MATRICES += ("generation", "other_vocabulary", "own_preparation", "prefix", "refinement_rows", "rows", "stable_cuts")
+MATRICES = ("alignment", "chat_text", "connection", "context", "encoding", "export_generate", "from_scratch")
+MATRICES += (
+    "fused_loss",
+    "generation",
+    "other_vocabulary",
+    "own_preparation",
+    "prefix",
+    "refinement_rows",
+    "rows",
+    "stable_cuts",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

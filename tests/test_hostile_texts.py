@@ -195,7 +195,7 @@ def test_every_command_with_hostile_names(place: Path, name: str, monkeypatch: p
     assert json.loads(invoke("trace", *words, "--json").stdout)["prompt"] == "[INST]x[b]y[/INST]"
 
 
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
 def test_training_says_hostile_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line of it, and the summary."""
     monkeypatch.setattr(output.err, "_width", 500)

@@ -292,5 +292,3 @@ def _not_of_a_network(model: PreTrainedModel) -> list[str]:
 
 def _brings_code(model: PreTrainedModel) -> bool:
     return not type(model.config).__module__.startswith("transformers.")
-
-

@@ -48,9 +48,7 @@ def calibrate(
         hub.check_push(adapter, token=token)
     examples = list(load_demonstrations(data))[:limit]
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
-    model = ValueAdapterForCausalLM.from_pretrained(
-        base, loaded, scale=1.0, trust_remote_code=trust_remote_code
-    )
+    model = ValueAdapterForCausalLM.from_pretrained(base, loaded, scale=1.0, trust_remote_code=trust_remote_code)
     output.note(f"scoring {len(examples)} examples with {base}")
     with output.progress() as tell:
         done = 0

@@ -43,12 +43,11 @@ def test_a_tuple_of_what_there_is(wrapped: Callable[..., ValueAdapterForCausalLM
     assert torch.equal(model(IDS, **CALLS[call], return_dict=True).logits, expected.logits)
 
 
-def test_a_base_that_gives_tuples_is_wrapped_into_one(wrapped: Callable[..., ValueAdapterForCausalLM]) -> None:
-    """Its configuration is the default; what the library calls itself does not depend on it."""
-    base = tiny_model("llama", seed=1)
-    base.config.return_dict = False
+def test_what_the_library_calls_itself_does_not_depend_on_it(wrapped: Callable[..., ValueAdapterForCausalLM]) -> None:
+    """A model that is set to give tuples generates and scores as any other."""
     plain = wrapped("llama", "gpt2")
-    model = ValueAdapterForCausalLM(base, tokenizer=plain.base_tokenizer).eval()
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=plain.base_tokenizer).eval()
+    model.config.return_dict = False
     model.add_adapter(plain.adapters["default"].copy(), "default", scale=1.0)
     assert isinstance(model(IDS), tuple)
     how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

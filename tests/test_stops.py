@@ -63,7 +63,8 @@ def test_judge_and_trace_stop_there_too(talker: tuple[PreTrainedModel, list[int]
     with torch.no_grad():
         network.lm_head.weight.zero_()
     wrapper = ValueAdapterForCausalLM(model, tokenizer=tokenizer)
-    wrapper.add_adapter(ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="a/b"), "default")
+    adapter = ValueAdapter.from_networks([network], byte_tokenizer(), base_model_name_or_path="a/b")
+    wrapper.add_adapter(adapter, "default")
     wrapper.eval()
     steps = wrapper.trace(PROMPT, max_new_tokens=6).steps
     assert [step.token for step in steps] == [tokenizer.decode([token]) for token in said[:3]]

@@ -168,7 +168,7 @@ def _lock(directory: Path) -> int | None:
     while fcntl is not None:
         try:
             handle = os.open(directory, os.O_RDONLY)
-        except FileNotFoundError:  # nobody puts anything into it
+        except (FileNotFoundError, NotADirectoryError):  # nobody puts anything into it
             return None
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -241,9 +241,11 @@ def _from_hub(repo: str, revision: str, places: dict[str, Any]) -> Any:
 
 
 def _fit(logits: torch.Tensor, width: int) -> torch.Tensor:
-    """Cut, or padded with zeros, to `width` columns: what is beyond belongs to no token."""
+    """Cut, or filled up with the row's mean, to `width` columns: what is beyond belongs to no token."""
     missing = width - logits.shape[-1]
-    return torch.nn.functional.pad(logits, (0, missing)) if missing > 0 else logits[..., :width]
+    if missing <= 0:
+        return logits[..., :width]
+    return torch.cat((logits, logits.mean(-1, keepdim=True).expand(*logits.shape[:-1], missing)), dim=-1)
 
 
 # -- vocabularies ------------------------------------------------------------------------------------------------------

@@ -73,12 +73,19 @@ class Words:
         bare, whole = self.first.encode("a", add_special_tokens=False).ids, self.first.encode("a").ids
         self.begin = whole[: whole.index(bare[0])]
         self.space_before = self.spelled[bare[0]].startswith(b" ")
+        self.known = self._encoder(self.state)
+        self.known.encode_special_tokens = False
+        self.space_behind = self.spelled[self.known.encode(f"{self.eos_name}a").ids[-1]].startswith(b" ")
 
     @staticmethod
     def _encoder(state: dict[str, Any]) -> Tokenizer:
         made = Tokenizer.from_str(json.dumps(state))
         made.encode_special_tokens = True  # what a user types is text
         return made
+
+    def bytes_of_ids(self) -> dict[int, tuple[bytes, bool]]:
+        """What each ordinary token spells, and whether it is one of the tokens that stand for a single byte."""
+        return {index: (data, index in self.fallback) for index, data in self.spelled.items()}
 
     @property
     def ends(self) -> list[int]:
@@ -91,13 +98,20 @@ class Words:
     def encode(self, text: str, *, opens: bool) -> list[int]:
         return list((self.first if opens else self.later).encode(text, add_special_tokens=False).ids)
 
+    def behind_an_end(self, text: str) -> list[int]:
+        """Tokens of text behind the token that ends texts, as the tokenizer itself has them there."""
+        if not text:
+            return []
+        ids = list(self.known.encode(self.eos_name + text, add_special_tokens=False).ids)
+        return ids[ids.index(self.eos) + 1 :]
+
     def prefix(self, text: str) -> list[int]:
         """Tokens of a text that more text follows."""
-        more = self.first.encode(text + "A", add_special_tokens=False)
+        more = self.known.encode(text + "A", add_special_tokens=False)
         kept = [index for index, (_, end) in zip(more.ids, more.offsets, strict=True) if end <= len(text)]
         if all(begin >= len(text) for begin, _ in more.offsets[len(kept) :]) and len(kept) < len(more.ids):
             return [*self.begin, *kept]
-        return [*self.begin, *self.first.encode(text, add_special_tokens=False).ids]
+        return [*self.begin, *self.known.encode(text, add_special_tokens=False).ids]
 
 
 def _no_space_before(part: Any) -> Any:
@@ -128,11 +142,11 @@ class Meeting:
     """Whether every token of one is a token of the other, perhaps under another id."""
 
     def __post_init__(self) -> None:
-        mine = {(data, None) for data in self.value.spelled.values()}
-        theirs = {(data, None) for data in self.base.spelled.values()}
+        mine, theirs = self.value.bytes_of_ids(), self.base.bytes_of_ids()
         names = set(self.value.controls.values()) == set(self.base.controls.values())
         alike = self.value.state["pre_tokenizer"] == self.base.state["pre_tokenizer"]
-        self.same = mine == theirs and names and alike and len(self.value.spelled) == len(self.base.spelled)
+        self.twins = {known: index for index, known in mine.items()}
+        self.same = self.twins.keys() == set(theirs.values()) and names and alike and len(mine) == len(theirs)
         of_bytes: dict[bytes, int] = {}
         for index in sorted(self.value.spelled, key=lambda i: (i in self.value.fallback, i), reverse=True):
             if index < self.value_width and self.value.spelled[index]:
@@ -144,25 +158,34 @@ class Meeting:
         """What the network reads where the base has read `ids`."""
         if self.same:
             return [*lead, *(self._twin(index) for index in ids)]
-        out, data, opens, anything = list(lead or self.value.begin), b"", True, False
+        out, data, opens = list(lead or self.value.begin), b"", True
 
         def taken(text: str) -> list[int]:
-            bare = text[1:] if not anything and self.base.space_before and text.startswith(" ") else text
-            return self.value.encode(bare, opens=opens) if bare else []
+            put = self.base.space_before if opens else self.base.space_behind  # a space that is not in the text
+            bare = text[1:] if put and text.startswith(" ") else text
+            return self.value.encode(bare, opens=True) if opens else self.value.behind_an_end(bare)
 
         for index in ids:
             if index in self.base.ends:
                 out += [*taken(data.decode("utf-8", "replace")), self.value.eos]
-                data, opens, anything = b"", False, True
+                data, opens = b"", False
             else:
                 data += self.base.spelled.get(index, b"")
         waiting = codecs.getincrementaldecoder("utf-8")("replace")
         return out + taken(waiting.decode(data))
 
+    @functools.cached_property
+    def in_place(self) -> bool:
+        """Whether the tokens are the same under the same ids."""
+        known = self.base.spelled.keys() | self.base.controls.keys()
+        return self.same and all(self._twin(index) == index for index in known)
+
     def _twin(self, index: int) -> int:
         if index in self.base.controls:
             return self.of_name[self.base.controls[index]]
-        return self.of_bytes.get(self.base.spelled.get(index, b""), 0)
+        if index not in self.base.spelled:  # padding, which is itself where all ids are the same
+            return index if self.in_place and index < self.value_width else 0
+        return self.twins.get((self.base.spelled.get(index, b""), index in self.base.fallback), 0)
 
     def carry(self, row: torch.Tensor) -> torch.Tensor:
         """Value logits (value_vocab,) as the base's tokens have them (base_vocab,)."""
@@ -176,6 +199,8 @@ class Meeting:
     def sources(self) -> list[int | str]:
         """For each of the base's tokens the value token whose logit it gets, or "mean" or "end"."""
         found: list[int | str] = ["mean"] * self.base_width
+        if self.in_place:
+            return [index if index < self.value_width else "mean" for index in range(self.base_width)]
         for index in range(self.base_width):
             if index in self.base.controls:
                 if self.same:
@@ -185,7 +210,9 @@ class Meeting:
             elif index in self.base.spelled:
                 data = self.base.spelled[index]
                 source = self.of_bytes.get(data)
-                if source is None and not self.same and data:
+                if self.same:
+                    source = self._twin(index)
+                elif source is None and data:
                     source = self._first(data)
                 found[index] = "mean" if source is None else source
         return found

@@ -22,7 +22,7 @@ from tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 from vocabularies import KINDS, TEXTS, tokenizer_of
 
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
 
 NEW = 6
 GREEDY: dict[str, Any] = {"do_sample": False}
@@ -192,14 +192,19 @@ def test_random_cases_give_the_witness_tokens(seed: int) -> None:
         (theirs, mine),
         base=draw.choice(ARCHITECTURES),
         network=draw.choice(ARCHITECTURES),
-        prefix=draw.choice([None, PREFIX, "".join(draw.choices(PIECES, k=3)) + "\n"]),
+        prefix=draw.choice([None, PREFIX, "".join(draw.choices(PIECES, k=3)) + " a\n"]),
         pair=draw.random() < 0.5,
         scale=draw.choice([0.25, 1.0, 1.7]),
         padding=(draw.choice([0, 5]), draw.choice([0, 2])),
     )
     mode = draw.choice(list(MODES))
     count = 1 if mode in ALONE else draw.randint(1, 3)
-    texts = ["".join(draw.choices(PIECES, k=draw.randint(1, 4))) or "a" for _ in range(count)]
+    texts = ["".join(draw.choices(PIECES, k=draw.randint(1, 4))) for _ in range(count)]
+    texts = [text if row else f"a{text}" for text, row in zip(texts, found.rows(texts), strict=True)]
     choices = ["one", "two", None, ["one", "two"]]
     names = draw.choice([None, [draw.choice(choices) for _ in range(count)]])
-    compare(found, texts, mode, names)
+    try:
+        compare(found, texts, mode, names)
+    except UnsupportedModeError as refused:  # said, and not answered wrong
+        if "make prefill_chunk_size larger than the padding" not in str(refused):
+            raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from valueadapter.fused_loss import summed_loss
 from valueadapter.heads import Head, LazyLogits
 from valueadapter.losses import norm_penalty
 from valueadapter.modeling import add_value_logits
-from valueadapter.value_logits import fit_width
+from valueadapter.network import fit_width
 
 TOKENS, WIDTH, SCALE = 11, 23, 0.7
 PENALTIES = [
@@ -85,6 +85,22 @@ def test_equals_the_sum_written_out(penalty: Regularisation, value_width: int, s
         case = Case(value_width=value_width, bias=bias)
         made = case.fused(penalty, label_smoothing=smoothing, chunk=chunk).total
         case.compare(made, case.written_out(penalty, smoothing), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value_width", [WIDTH, WIDTH - 4, WIDTH + 4], ids=["equal", "narrower", "wider"])
+def test_a_constant_added_to_all_value_logits_changes_nothing(value_width: int) -> None:
+    """Logits mean the same when one number is added to all of them; also for ids that only the base has."""
+    base, value = torch.randn(3, WIDTH), torch.randn(3, value_width)
+    sums = [add_value_logits(base.clone(), value + constant, SCALE).softmax(-1) for constant in (0.0, -40.0, 40.0)]
+    for other in sums[1:]:
+        torch.testing.assert_close(other, sums[0], rtol=1e-4, atol=1e-6)
+    case = Case(value_width=value_width, bias=True)
+    bias = cast(torch.Tensor, case.value.head.bias)
+    moved = LazyLogits(case.value.hidden, Head(case.value.head.weight, bias - 40))
+    common = {"labels": case.labels, "scale": SCALE, "penalty": NONE}
+    with torch.no_grad():
+        fused = [summed_loss(case.base, one, **common).total for one in (case.value, moved)]
+    torch.testing.assert_close(fused[1], fused[0])
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: f"{p.kind} {'centred' if p.centred else 'raw'}")

@@ -13,6 +13,7 @@ from test_other_vocabulary import wrapped as other_vocabulary
 from tiny import KINDS, byte_tokenizer, tiny_model
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast, StaticCache
+from vocabularies import tokenizer_of
 
 from valueadapter import RECORDED, ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
 
@@ -343,3 +344,21 @@ def test_what_is_no_prefix_is_refused(given: Any, message: str) -> None:
     """Empty, or turns without content."""
     with pytest.raises(ConfigError, match=message):
         prefixed().set_base_prefix(given)
+
+
+def test_a_prefix_without_tokens_is_refused() -> None:
+    """White space, to a tokenizer that knows none: nothing would be read."""
+    tokenizer = tokenizer_of("wordpiece")
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(tokenizer)), tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match=r"'\\n \\n' has no tokens in the tokenizer of the model that reads it"):
+        model.set_base_prefix("\n \n")
+    assert model.base_prefix is None
+
+
+def test_a_first_chunk_of_nothing_but_padding_is_read() -> None:
+    """Whichever rows are adapted: the chunk that begins the texts comes later."""
+    model = prefixed(starts=True)
+    rows = torch.tensor([[0] * 5 + [1, 60, 61], [0] * 4 + [1, 62, 63, 64]])
+    given = {"input_ids": rows, "attention_mask": (rows != 0).long(), "adapter_names": [model.active_adapters[0], None]}
+    right = model.generate(**given, **GREEDY)
+    assert torch.equal(model.generate(**given, **GREEDY, prefill_chunk_size=3), right)

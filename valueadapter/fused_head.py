@@ -20,9 +20,9 @@ from valueadapter.devices import execution_device, moved
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.heads import Head, head_of, last_hidden_state
 from valueadapter.model_state import settings_of
-from valueadapter.network import logits_width
+from valueadapter.network import fit_width, logits_width
 from valueadapter.prefix import BasePrefix
-from valueadapter.value_logits import Term, fit_width, readable
+from valueadapter.value_logits import Term, readable
 
 _plain: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 """Models whose logits are their last hidden state times their head, as a probe has found -> how each was set then."""
@@ -52,7 +52,7 @@ class OutputHead(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """(base_vocab, Σ hidden sizes); the networks' rows are cut or filled up with zeros to the base's number."""
+        """(base_vocab, Σ hidden sizes); networks' rows are cut or filled up with their mean to the base's number."""
         heads = self._heads()
         width = len(heads[0][0].weight)
         return torch.cat(

@@ -19,7 +19,7 @@ from valueadapter.config import Regularisation
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.heads import Head, LazyLogits
 from valueadapter.losses import norm_penalty
-from valueadapter.value_logits import fit_width
+from valueadapter.network import fit_width
 
 CHUNK = 256
 """Tokens at a time: enough that the head's gradient is not walked through too often, few enough to stay small."""
@@ -49,8 +49,8 @@ def summed_loss(
     """The loss of `base + scale · value`, without ever holding the logits of more than `chunk` tokens.
 
     As in the sum that the model computes, value logits beyond the base's width are dropped, and base logits beyond the
-    value logits' width are left as they are: there the value logits are 0, for the penalty too. Logits are computed in
-    their head's dtype (under autocast in its), everything after that in at least float32.
+    value logits' width get the mean of the row, in the penalty too. Logits are computed in their head's dtype (under
+    autocast in its), everything after that in at least float32.
 
     Args:
         base: never receives gradients; its hidden states may come from a cache in another dtype.
@@ -172,7 +172,8 @@ def _add_chunk(rows: slice, task: _Task, value: LazyLogits, sums: torch.Tensor, 
     losses, gradient = _losses_and_gradient(logits, values, task, rows)
     sums += losses
     del values
-    gradients.add(gradient[:, :width].mul_(task.scale), value, rows)
+    filled = gradient[:, width:].sum(1, keepdim=True)  # columns that hold the mean of the row
+    gradients.add(gradient[:, :width].add_(filled, alpha=1 / width).mul_(task.scale), value, rows)
 
 
 def _losses(logits: torch.Tensor, values: torch.Tensor, task: _Task, rows: slice) -> torch.Tensor:

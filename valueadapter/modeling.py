@@ -42,7 +42,7 @@ from valueadapter.generation import NO_IDS, GenerationMethods
 from valueadapter.injected import check_no_lora_on_lora
 from valueadapter.judge import JudgeMethods
 from valueadapter.loading import find_tokenizer, load_both
-from valueadapter.network import logits_width
+from valueadapter.network import fit_width, logits_width
 from valueadapter.outputs import ValueAdapterModelConfig, ValueAdapterOutput
 from valueadapter.positions import PACKING, check_not_packed
 from valueadapter.prefix import RECORDED, BaseCall, GivenPrefix, Recorded
@@ -52,14 +52,15 @@ from valueadapter.steps import STEPS, logits_of
 from valueadapter.tokenizer_loading import side_of
 from valueadapter.trace import TraceMethods
 from valueadapter.training_loss import LossRequest, TextInputs, mean_loss
-from valueadapter.value_logits import Inputs, Term, fit_width, of_part, shared_parts, value_logits
+from valueadapter.value_logits import Inputs, Term, of_part, shared_parts, value_logits
 
 
 def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
     """The sum, written once: base_logits + weight · value_logits.
 
     The vocabulary is the same, its padding may not be: value logits beyond the base's width belong to no token and are
-    dropped; base logits beyond the value logits' width are left as they are.
+    dropped; base logits beyond the value logits' width get the mean of the row, as every token of which the networks
+    say nothing.
 
     Args:
         base_logits: (batch, seq, base_vocab). Without gradients it is overwritten by the sum.

@@ -228,6 +228,18 @@ def logits_width(model: nn.Module) -> int:
     return int(head.weight.shape[0])
 
 
+def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:
+    """Value logits cut or filled up to `width` columns; themselves if they have that width.
+
+    What is filled up gets the mean of the row, which says nothing of a token: a constant added to all value logits
+    changes no probability, here neither.
+    """
+    missing = width - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., :width]
+    return torch.cat((logits, logits.mean(-1, keepdim=True).expand(*logits.shape[:-1], missing)), dim=-1)
+
+
 def set_trainable(network: PreTrainedModel, trainable: bool) -> None:
     """Lets a network's weights take gradients, or not; of a LoRA network only the LoRA's, since only they are saved."""
     network.requires_grad_(False)

@@ -67,11 +67,11 @@ def prefix_ids(prefix: Prefix, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
     """The tokens a base reads for a prefix: with the token that begins a text, where its tokenizer sets one.
 
     Raises:
-        ConfigError: messages for a tokenizer without chat template.
+        ConfigError: messages for a tokenizer without chat template, or nothing is left of the prefix in its tokens.
     """
     if isinstance(prefix, str):
         start = [cast(int, tokenizer.bos_token_id)] if begins_texts(tokenizer) else []
-        return (*start, *_before_more(prefix, tokenizer))
+        return _not_empty((*start, *_before_more(prefix, tokenizer)), prefix)
     if not tokenizer.chat_template:
         raise ConfigError(
             "the base prefix is a chat, and the base's tokenizer has no chat template; give it as text: "
@@ -79,7 +79,16 @@ def prefix_ids(prefix: Prefix, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
         )
     turns = [{"role": turn.role, "content": turn.content} for turn in prefix]
     text = render(turns, tokenizer, generation=False)
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _not_empty(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), prefix)
+
+
+def _not_empty(ids: tuple[int, ...], prefix: Prefix) -> tuple[int, ...]:
+    if not ids:
+        raise ConfigError(
+            f"the base prefix {prefix!r} has no tokens in the tokenizer of the model that reads it; give it another "
+            "one: base_prefix='…', or None for no prefix"
+        )
+    return ids
 
 
 def _before_more(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -270,8 +279,10 @@ class BasePrefix:
             )
 
     def _starts_again(self, firsts: torch.Tensor) -> bool:
-        if self.start is None or not len(firsts):
+        if self.start is None:
             return False
+        if not len(firsts):  # nothing but padding has come; the prompts will begin as the tokenizer begins texts
+            return True
         again = firsts == self.start
         if bool(again.any()) and not bool(again.all()):
             raise UnsupportedModeError(_MIXED)

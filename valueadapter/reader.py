@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from valueadapter.context import ContextAligner, Reading
 from valueadapter.devices import execution_device
 from valueadapter.errors import UnsupportedModeError
+from valueadapter.network import fit_width
 from valueadapter.plan import Plan, Prompt, Row, masks
 from valueadapter.positions import check_goes_on, places_of
 from valueadapter.prefix import BasePrefix
@@ -203,7 +204,7 @@ class TextReader(CacheLayerMixin):
                 default=0,
             )
             logits = self._forward(network, plans, count, device, keep=count - first, remember=remember)
-            logits = torch.nn.functional.pad(logits, (0, self.width - logits.shape[-1]))
+            logits = fit_width(logits, self.width)
         else:
             first, logits = 0, network.get_output_embeddings().weight.new_zeros(len(plans), 1, self.width)
         shifts = [count - len(plan.nodes) - first for plan in plans]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from valueadapter.cache import ValueAdapterCache
@@ -22,7 +21,7 @@ from valueadapter.context import Reading
 from valueadapter.devices import execution_device, moved
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.link import Link
-from valueadapter.network import logits_width
+from valueadapter.network import fit_width, logits_width
 from valueadapter.plan import Prompt
 from valueadapter.positions import check_not_packed
 from valueadapter.prefix import BasePrefix
@@ -251,9 +250,3 @@ def of_part(
 ) -> dict[str, Any]:
     """The mask, which is common, and the cache of one of the models."""
     return {"attention_mask": attention_mask, "cache": cache.parts[part] if cache is not None else None}
-
-
-def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:
-    """Value logits cut or zero-padded to `width` columns; themselves if they have that width."""
-    missing = width - logits.shape[-1]
-    return nn.functional.pad(logits, (0, missing)) if missing > 0 else logits[..., :width]

@@ -35,7 +35,7 @@ PATTERNS = {
     "until the line ends": r"#(?=.*!)|\w+|\s+|[^\w\s]+",
     "far ahead over lines": r"\w(?=[\s\S]*END)|\w+|\s+|[^\w\s]+",
     "white space runs": r"\s+(?=\S)|\S+|\s+",
-    "tags": r"<(?:[^<>]|\s)+>|\S+|\s+",
+    "tags": r"<(?:[^<>\s]|\s)+>|\S+|\s+",
 }
 SEEDS = [
     *CORPUS,

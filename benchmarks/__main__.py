@@ -21,8 +21,8 @@ from transformers.utils import logging
 import valueadapter
 from benchmarks import cached_training, prefix, scoring, training
 from benchmarks.harness import Measured, interval, machine, rounds
+from testkit.reference_models import gemma_3_270m, smollm2_instruct
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
-from valueadapter.testing.reference_models import gemma_3_270m, smollm2_instruct
 
 IDS = torch.randint(3, 49_000, (1, 32), generator=torch.Generator().manual_seed(0))
 TEXT = "The committee met again on Tuesday, but nobody could explain why the bridge had been closed; its engineers said"

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.harness import Measured, peak_memory, ratios
+from testkit.reference_models import smollm2_instruct
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments
-from valueadapter.testing.reference_models import smollm2_instruct
 
 Step = Callable[[], object]
 Records = list[dict[str, list[int]]]

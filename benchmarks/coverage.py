@@ -12,10 +12,11 @@ import time
 import numpy as np
 from tokenizers import Tokenizer
 
-from valueadapter.alignment import EXACT, FIRST, NONE, Side, VocabularyAlignment
-from valueadapter.context import ContextAligner, Reading
-from valueadapter.testing.full_tokenizers import FULL_SIZE_TOKENIZERS, full_size_tokenizer
-from valueadapter.testing.texts import sample_texts
+from testkit.full_tokenizers import FULL_SIZE_TOKENIZERS, full_size_tokenizer
+from testkit.texts import sample_texts
+from valueadapter.vocabulary.alignment import EXACT, FIRST, NONE, VocabularyAlignment
+from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
 
 LENGTH = 6_000
 DOMAINS = ("english", "gsm8k", "python", "chinese", "french", "markdown")

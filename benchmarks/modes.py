@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+from testkit.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
+from testkit.texts import sample_records
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.data import IGNORED
-from valueadapter.evaluation import response_bytes, scored
-from valueadapter.refinement import ByteEvents
-from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
-from valueadapter.testing.texts import sample_records
+from valueadapter.demonstrations.responses import response_bytes, scored
+from valueadapter.demonstrations.tokenized import IGNORED
+from valueadapter.forward.alignment_modes import ByteEvents
 
 DOMAINS = ("english", "gsm8k", "python", "chinese")
 MODES = ("none", "static", "boundary", "chain", "exact")

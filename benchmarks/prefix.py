@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache
 
 from benchmarks.harness import Measured, ratios
+from testkit.demonstrations import jeopardy
+from testkit.reference_models import gemma_3_270m
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
-from valueadapter.data import as_context
-from valueadapter.prefix import prefix_ids
-from valueadapter.testing.demonstrations import jeopardy
-from valueadapter.testing.reference_models import gemma_3_270m
+from valueadapter.demonstrations.tokenized import as_context
+from valueadapter.forward.prefix_reading import prefix_ids
 
 
 @torch.no_grad()

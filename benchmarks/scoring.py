@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from benchmarks.harness import Measured, peak_memory, ratios
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
-from valueadapter.data import IGNORED
-from valueadapter.evaluation import evaluate
-from valueadapter.heads import last_hidden_state
-from valueadapter.scoring import responses
+from valueadapter.adapter.heads import last_hidden_state
+from valueadapter.demonstrations.responses import responses
+from valueadapter.demonstrations.tokenized import IGNORED
+from valueadapter.evaluation.metrics import evaluate
 
 Step = Callable[[], object]
 VOCABULARY, ROWS = 262_144, 6

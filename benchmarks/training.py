@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.harness import Measured, peak_memory, ratios
-from valueadapter.config import Regularisation
-from valueadapter.fused_loss import summed_loss
-from valueadapter.heads import Head, LazyLogits, head_of, last_hidden_state
-from valueadapter.modeling import add_value_logits
+from valueadapter.adapter.heads import Head, LazyLogits, head_of, last_hidden_state
+from valueadapter.artifact.config import Regularisation
+from valueadapter.model.modeling import add_value_logits
+from valueadapter.training.chunked_loss import summed_loss
 
 Step = Callable[[], object]
 TOKENS, VOCABULARY, HIDDEN = 2048, 49_152, 576

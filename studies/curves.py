@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from studies.states import FIRST, LAST, MIDDLE, Tokens
-from valueadapter import calibration
+from valueadapter.evaluation import calibration
 
 SCALES = tuple(round(index * 0.05, 2) for index in range(31))
 """0 to 1.5, as `calibrate_scale` tries them."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from studies.tasks import Record
 from valueadapter import ValueAdapter
-from valueadapter.data import IGNORED, encode
+from valueadapter.demonstrations.tokenized import IGNORED, encode
 
 SHARED = 0.05
 """A token of at least this share of the responses is form."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from studies.cell import Judge, key_of
+from studies.material.best_of import compare_best_of
+from studies.material.reasoning_tasks import reasoning_task
 from studies.store import Result, Store
 from studies.targets import TARGETS, relation
 from valueadapter import ValueAdapterForCausalLM, calibrate_scale
-from valueadapter.recipes import Recipe, run
-from valueadapter.stops import stop_tokens
-from valueadapter.testing.reasoning_tasks import reasoning_task
-from valueadapter.testing.verifiable import compare_best_of
+from valueadapter.evaluation.stops import stop_tokens
+from valueadapter.training.recipe import Recipe, run
 
 MAX_NEW_TOKENS = 12
 

@@ -17,8 +17,8 @@ from studies.states import States, Tokens, compute_hidden, encoded
 from studies.store import Result
 from studies.targets import TARGETS
 from studies.tasks import Prefix, Record, load_task, training_records
-from valueadapter.data import Collator, tokenize
-from valueadapter.network import with_lora
+from valueadapter.adapter.network import with_lora
+from valueadapter.demonstrations.tokenized import Collator, tokenize
 
 
 def fine_tuned(

@@ -8,7 +8,7 @@ from typing import Any
 
 from studies.cell import Cell, Reference, from_settings
 from studies.store import Result, Store
-from valueadapter.recipes import SCALES
+from valueadapter.training.recipe import SCALES
 
 KINDS = ("the training base", "another size", "another vocabulary")
 """What a column is about; a base further from the training base than its relation says stands in a table of its own."""

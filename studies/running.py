@@ -21,7 +21,7 @@ from studies.store import Result, Store
 from studies.targets import TARGETS, Target, relation, targets_of
 from studies.tasks import Prefix, Task, load_task, prefix_records, prefix_text, training_records
 from valueadapter import ValueAdapter
-from valueadapter.recipes import Recipe, run
+from valueadapter.training.recipe import Recipe, run
 
 FEWSHOT = 4
 """Examples in the prompt of the few-shot arm where the cell's own prefix has none."""

@@ -18,15 +18,15 @@ from studies.store import Store
 from studies.targets import Target
 from studies.tasks import Record
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.base_prefix import network_prefixes
-from valueadapter.bounded_logits import BUDGET, pieces
-from valueadapter.data import IGNORED, Collator
+from valueadapter.adapter.network import logits_width
+from valueadapter.demonstrations.responses import response_bytes
+from valueadapter.demonstrations.tokenized import IGNORED, Collator
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
-from valueadapter.evaluation import response_bytes
-from valueadapter.link import Link
-from valueadapter.network import logits_width
-from valueadapter.prefix import BasePrefix, begins_texts, prefix_ids
-from valueadapter.value_logits import Inputs, Term, fit_width, value_logits
+from valueadapter.forward.bounded_logits import BUDGET, pieces
+from valueadapter.forward.prefix_reading import BasePrefix, begins_texts, prefix_ids
+from valueadapter.forward.value_logits import Inputs, Term, fit_width, value_logits
+from valueadapter.model.base_prefix import network_prefixes
+from valueadapter.vocabulary.bridge import Link
 
 Say = Callable[[str], object]
 

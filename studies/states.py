@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from studies.store import Store
 from studies.targets import Target
 from studies.tasks import Record
-from valueadapter.data import IGNORED, encode
+from valueadapter.demonstrations.tokenized import IGNORED, encode
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.prefix import prefix_ids
+from valueadapter.forward.prefix_reading import prefix_ids
 
 VERSION = 2
 BATCH = 16
@@ -87,7 +87,7 @@ def _kinds(count: int) -> list[int]:
 
 
 def encoded(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """The examples as `valueadapter.data.encode` gives them, the end of sequence included."""
+    """The examples as `valueadapter.demonstrations.tokenized.encode` gives them, the end of sequence included."""
     found = []
     for number, record in enumerate(records):
         row = encode(record, tokenizer)

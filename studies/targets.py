@@ -12,10 +12,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.alignment import Side
-from valueadapter.testing.packages import sha256_of
-from valueadapter.testing.reference_models import MARKER
-from valueadapter.tokenizer_loading import side_of
+from testkit.packages import sha256_of
+from testkit.reference_models import MARKER
+from valueadapter.adapter.tokenizer_loading import side_of
+from valueadapter.vocabulary.model_vocabulary import Side
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,34 @@ class Target:
 
 
 def _maker(module: str, function: str, part: int | None = None) -> Callable[[], Path]:
-    """Finds a folder by a function of `valueadapter.testing`, imported when it is needed."""
+    """Finds a folder by a function of a module, imported when it is needed."""
 
     def make() -> Path:
-        result = getattr(importlib.import_module(f"valueadapter.testing.{module}"), function)()
+        result = getattr(importlib.import_module(module), function)()
         return Path(result if part is None else result[part])
 
     return make
 
 
+_REFERENCE, _STUDY = "testkit.reference_models", "studies.material.study_models"
 TARGETS = {
     target.name: target
     for target in (
-        Target("smollm2_derived", "SmolLM2-135M without layers 14-17", _maker("reference_models", "smollm2_derived")),
-        Target("smollm2", "SmolLM2-135M-Instruct", _maker("reference_models", "smollm2_instruct")),
-        Target("smollm2_continued", "SmolLM2 trained further on text", _maker("study_models", "smollm2_continued")),
-        Target("gemma", "gemma-3-270m", _maker("reference_models", "gemma_3_270m")),
-        Target("byte", "a small model over bytes", _maker("study_models", "byte_model")),
-        Target("scratch_small", "from scratch, small", _maker("study_models", "scratch_pair", 0)),
-        Target("scratch_large", "from scratch, large", _maker("study_models", "scratch_pair", 1)),
+        Target(
+            "smollm2_derived",
+            "SmolLM2-135M without layers 14-17",
+            _maker(_REFERENCE, "smollm2_derived"),
+        ),
+        Target("smollm2", "SmolLM2-135M-Instruct", _maker(_REFERENCE, "smollm2_instruct")),
+        Target(
+            "smollm2_continued",
+            "SmolLM2 trained further on text",
+            _maker(_STUDY, "smollm2_continued"),
+        ),
+        Target("gemma", "gemma-3-270m", _maker(_REFERENCE, "gemma_3_270m")),
+        Target("byte", "a small model over bytes", _maker(_STUDY, "byte_model")),
+        Target("scratch_small", "from scratch, small", _maker(_STUDY, "scratch_pair", 0)),
+        Target("scratch_large", "from scratch, large", _maker(_STUDY, "scratch_pair", 1)),
     )
 }
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from studies.cell import PrefixPolicy
+from testkit.demonstrations import jeopardy
+from testkit.tasks import task
 from valueadapter.errors import ConfigError
-from valueadapter.testing.demonstrations import jeopardy
-from valueadapter.testing.tasks import task
 
 Record = Mapping[str, str]
 

@@ -11,8 +11,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from tiny import byte_tokenizer, tiny_model
 from transformers.utils import hub as transformers_hub
 
+from testkit.local_hub import LocalHub
 from valueadapter import ValueAdapter, hub
-from valueadapter.testing.local_hub import LocalHub
 
 REPO = "alice/adapter"
 WEIGHTS = "value_network/model.safetensors"

@@ -1,4 +1,4 @@
-"""Builds a small store for test_base_states.py: directory, a file with a line per forward pass, a pause after each."""
+"""Builds a small store for test_state_store.py: directory, a file with a line per forward pass, a pause after each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-from test_base_states import DATA, VOCABULARY
+from test_state_store import DATA, VOCABULARY
 from tiny import tiny_model
 
-from valueadapter import base_states
+from valueadapter.training import state_store
 
 
 def main() -> None:
     place, log, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    base_states.SHARD_BYTES = 2 * 16 * 20
+    state_store.SHARD_BYTES = 2 * 16 * 20
     base = tiny_model("llama", seed=1)
 
     def note(*args: object) -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         time.sleep(pause)
 
     base.model.register_forward_hook(note)
-    base_states.BaseStates.build(base, DATA, place, vocabulary=VOCABULARY)
+    state_store.BaseStates.build(base, DATA, place, vocabulary=VOCABULARY)
 
 
 if __name__ == "__main__":

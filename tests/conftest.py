@@ -29,17 +29,23 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 # products of architectures, vocabularies and modes: they depend on torch, transformers and tokenizers alone
-MATRICES = ("alignment", "chat_text", "connection", "context", "encoding", "export_generate", "from_scratch")
-MATRICES += (
-    "fused_loss",
+MATRICES = {
+    "alignment",
+    "alignment_mode_rows",
+    "cascade",
+    "chat_text",
+    "chunked_loss",
+    "encoding",
+    "from_scratch",
     "generation",
+    "mixed_rows",
     "other_vocabulary",
     "own_preparation",
-    "prefix",
-    "refinement_rows",
-    "rows",
+    "prefix_reading",
+    "retokenizer",
     "stable_cuts",
-)
+    "standalone_generate",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

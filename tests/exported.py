@@ -13,7 +13,7 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.export import export
+from valueadapter.artifact.standalone import export
 
 IDS = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

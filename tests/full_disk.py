@@ -11,7 +11,8 @@ import subprocess
 import sys
 import warnings
 
-from valueadapter import artifact, hub
+from valueadapter import hub
+from valueadapter.artifact import verification
 
 NAME = "alice/adapter"
 kind, cache = sys.argv[1:]
@@ -35,7 +36,7 @@ try:
     message = "there was room"
 except OSError as error:
     message = str(error)
-while_full = artifact.verify(hub.fetch(NAME, offline)).scale
+while_full = verification.verify(hub.fetch(NAME, offline)).scale
 room(50_000_000)
-after = artifact.verify(hub.fetch(NAME, online)).scale
+after = verification.verify(hub.fetch(NAME, online)).scale
 sys.stdout.write(json.dumps({"message": message, "while full": while_full, "after": after}))

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi, close_session, constants
 from huggingface_hub.utils import _xet
 
-from valueadapter.testing.local_hub import LocalHub
+from testkit.local_hub import LocalHub
 
 ID = "alice/adapter"
 WEIGHTS = os.urandom(1_000_000) + b"compressible" * 100_000 + os.urandom(800_000)

@@ -13,8 +13,9 @@ from tiny import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from vocabularies import tokenizer_of
 
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
-from valueadapter.evaluation import FineTuning, evaluate, finetuned
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate_scale, trace, value_score
+from valueadapter.evaluation.metrics import evaluate
+from valueadapter.training.finetuning import FineTuning, finetuned
 
 WIDTH = 262_144
 LONG = [{"prompt": "ABC", "completion": "DEFG" * 25}]
@@ -67,9 +68,9 @@ def main() -> None:
         "evaluate, cascade": lambda: likelihoods(cascade, 3),
         "evaluate, generation": lambda: evaluate(cascade, tokenizer, [{"prompt": "ABC" * 40, "completion": "D"}] * 8),
         "calibrate": lambda: calibrate_scale(same, LONG * 3),
-        "judge": lambda: same.value_score("ABC", ["DEFG" * 25] * 4),
+        "judge": lambda: value_score(same, "ABC", ["DEFG" * 25] * 4),
         "reference": lambda: tune(plain),
-        "trace": lambda: same.trace("DEFG" * 50),
+        "trace": lambda: trace(same, "DEFG" * 50),
     }
     chosen = sys.argv[1:] or list(steps)
     sys.stdout.write(json.dumps({name: grown(steps[name]) for name in chosen}) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from saving_run import GOLDEN, save
 
-from valueadapter import artifact
+from valueadapter.artifact import verification
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def change_scale(directory: Path) -> None:
 
 
 def scale(directory: Path) -> float:
-    return artifact.verify(directory).scale
+    return verification.verify(directory).scale
 
 
 def visible(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
-NEW = artifact.read_config(GOLDEN).scale
+NEW = verification.read_config(GOLDEN).scale
 FILES = visible(GOLDEN)

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from valueadapter import artifact
-from valueadapter.staging import staged
+from valueadapter.artifact import verification
+from valueadapter.artifact.atomic_directory import staged
 
 GOLDEN = Path(__file__).parent / "data" / "adapter-v1"
 
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "data" / "adapter-v1"
 def save(target: Path) -> None:
     with staged(target) as new:
         shutil.copytree(GOLDEN, new, dirs_exist_ok=True)
-        artifact.verify(new)
+        verification.verify(new)
 
 
 if __name__ == "__main__":

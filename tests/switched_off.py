@@ -1,7 +1,7 @@
 """Everything that tests and examples switch off of the libraries that users have, each with its reason.
 
 What is not here runs as installed: a default that tests switch off hides what users meet. `test_switched_off.py` looks
-for anything else that is switched off in their files and in `valueadapter/testing`.
+for anything else that is switched off in their files and in `testkit`.
 """
 
 from __future__ import annotations

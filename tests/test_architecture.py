@@ -3,85 +3,79 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import valueadapter
 
 PACKAGE = Path(valueadapter.__file__).parent
-# from the ground up; a module imports only from floors below its own, or from its own in the order given
-FLOORS = [
-    ["version", "errors", "layout", "visible"],
-    ["extras", "records", "messages", "contents", "foreign_records", "record_files"],
-    ["json_file", "weight_file", "network_settings", "tokenizer_settings"],
-    ["config", "record_checks", "network_files"],
-    ["demonstrations"],
-    ["vocabulary"],
-    ["stable_cuts"],
-    ["text_encoder"],
-    ["alignment"],
-    ["context"],
-    ["artifact", "card", "link"],
-    ["save_target"],
-    ["staging"],
-    ["compatibility", "export"],
-    ["hub"],
-    ["devices", "encoding", "steps", "model_state"],
-    ["network", "outputs", "losses", "heads", "data", "stops", "cache", "plan", "row_cache"],
-    ["positions"],
-    ["refinement", "prefix", "fused_kernels", "network_loading", "tokenizer_loading", "provenance"],
-    ["reader", "connection"],
-    ["adapter", "value_logits", "acting", "chat_text"],
-    ["base_prefix", "fused_loss", "chat", "effect", "injected"],
-    ["choosing", "training_loss", "token_mean", "claims"],
-    ["status", "fused_head", "saving"],
-    ["attachment", "base_states", "rows", "loading"],
-    ["generation", "bounded_logits"],
-    ["judge", "trace", "distillation"],
-    ["modeling"],
-    ["training_bases"],
-    ["hidden_state_loss"],
-    ["lora_checkpoint"],
-    ["checkpoints"],
-    ["training", "scoring"],
-    ["calibration"],
-    ["evaluation"],
-    ["recipe_settings", "run_callbacks", "run_directory"],
-    ["recipes"],
-    ["cli"],
+ORDER = [
+    "demonstrations",
+    "vocabulary",
+    "artifact",
+    "hub",
+    "adapter",
+    "forward",
+    "model",
+    "training",
+    "evaluation",
+    "cli",
 ]
-LIGHT = ["version", "errors", "layout", "records", "config", "vocabulary", "text_encoder", "alignment", "context"]
-LIGHT += ["json_file", "weight_file", "network_settings", "tokenizer_settings", "network_files"]
-LIGHT += ["artifact", "contents", "save_target", "staging", "card", "link", "compatibility", "export", "hub", "cli"]
-LIGHT += ["extras", "messages", "foreign_records", "record_checks", "record_files", "visible", "stable_cuts"]
+"""From the ground up; a package imports only from those before it and from the root."""
+ROOT = {"__init__", "__main__", "errors", "version"}
+LIGHT = ["vocabulary", "artifact", "hub", "cli"]
+"""Packages that import no torch, all of their modules but the commands (which import it when they run)."""
+MOST_ARROWS = 40
 
 
 def imports(path: Path) -> set[str]:
+    """The modules of the library that a module imports, dotted below `valueadapter`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("valueadapter"):
             rest = (node.module or "").split(".")[1:]
-            found |= {rest[0]} if rest else {alias.name for alias in node.names if alias.name != "__version__"}
+            found |= {".".join(rest)} if rest else {alias.name for alias in node.names}
     return found
 
 
-def modules() -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+def arrows() -> dict[tuple[str, str], list[str]]:
+    """(package, imported package) -> the files that do it."""
+    found: dict[tuple[str, str], list[str]] = {}
     for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name not in ("__init__", "__main__", "testing"):
-            found.setdefault(name, []).append(path)
-    return found
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for imported in {name.split(".")[0] for name in imports(path)} & {*ORDER} - {package}:
+            found.setdefault((package, imported), []).append(path.relative_to(PACKAGE).as_posix())
+    return {arrow: files for arrow, files in found.items() if arrow[0] in ORDER}
 
 
-def test_imports_point_down() -> None:
-    """No module imports from its own floor or from above."""
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    assert set(modules()) <= set(floor)
-    for name, paths in modules().items():
-        for imported in {i for path in paths for i in imports(path)} - {name}:
-            assert floor[imported] < floor[name], f"{name} imports {imported}"
+def test_every_file_is_in_a_package() -> None:
+    """Ten packages, each with a sentence that says what it is for, and four files beside them."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*ORDER}
+    for name in ORDER:
+        assert ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text())), name
+
+
+def test_packages_import_downwards() -> None:
+    """No package imports from one above it, and the arrows between packages stay few."""
+    found = arrows()
+    upwards = {arrow: files for arrow, files in found.items() if ORDER.index(arrow[1]) > ORDER.index(arrow[0])}
+    assert upwards == {}
+    assert len(found) <= MOST_ARROWS
+
+
+def test_modules_import_no_circle() -> None:
+    """Within a package, too, each module can be read after those that it imports."""
+    names = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")
+    }
+    waiting = {name: {*imports(path)} & {*names} for name, path in names.items() if not name.endswith("__init__")}
+    while ready := {name for name, needs in waiting.items() if not needs & {*waiting}}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in ready}
+    assert waiting == {}
 
 
 def test_files_are_short() -> None:
@@ -96,9 +90,37 @@ def test_public_names_are_sorted_and_resolve() -> None:
     assert all(getattr(valueadapter, name) is not None for name in valueadapter.__all__)
 
 
-def test_light_modules_import_no_torch() -> None:
-    """`import valueadapter` and the modules below the networks start at once."""
-    names = ", ".join(f"valueadapter.{name}" for name in LIGHT if name in modules())
-    program = f"import sys, valueadapter, {names}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+def test_light_packages_import_no_torch() -> None:
+    """`import valueadapter` and the packages that know no tensors start at once."""
+    paths = [path for name in LIGHT for path in (PACKAGE / name).rglob("*.py") if name != "cli" or path.stem == "app"]
+    names = (path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".") for path in paths)
+    program = f"import sys, valueadapter, {', '.join(sorted(names))}\n"
+    program += "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_public_names_stand_for_type_checkers_too() -> None:
+    """The names that are imported when they are asked for, and those that a type checker reads, are the same."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    read = {a.name: str(node.module) for node in checked.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert read == {name: f"valueadapter.{module}" for name, module in valueadapter._EXPORTS.items()}
+
+
+def test_faces_of_packages_resolve() -> None:
+    """What a package says it offers is there."""
+    for name in ORDER:
+        package = importlib.import_module(f"valueadapter.{name}")
+        assert all(getattr(package, public) is not None for public in dir(package))
+
+
+def test_the_wheel_holds_the_library_alone(tmp_path: Path) -> None:
+    """Neither tests nor what helps them, nor the studies; the templates that the library writes from."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=PACKAGE.parent, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
+    assert {name.parts[0] for name in names if ".dist-info" not in name.parts[0]} == {"valueadapter"}
+    rooms = {name.parts[1] for name in names if name.parts[0] == "valueadapter" and len(name.parts) > 2}
+    assert rooms == {*ORDER, "hub_templates"}

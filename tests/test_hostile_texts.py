@@ -17,12 +17,12 @@ from tiny import byte_tokenizer, tiny_model
 from typer.testing import CliRunner
 
 from valueadapter import ValueAdapter
+from valueadapter.artifact.config import RecommendedScale
 from valueadapter.cli import app as application
 from valueadapter.cli import output
 from valueadapter.cli.app import app
-from valueadapter.config import RecommendedScale
-from valueadapter.trace import Choice, Push, Step, Trace
-from valueadapter.visible import visible, visible_json
+from valueadapter.evaluation.trace import Choice, Push, Step, Trace
+from valueadapter.evaluation.visible import visible, visible_json
 
 MARKUP = ("[INST] hi [/INST]", "x[b]y", "[red]x[/]", "[/]", "[link=http://a]b[/link]", ":smile:", "$x_1$ $", "\\[b]")
 """What rich, matplotlib or Markdown would take for theirs."""

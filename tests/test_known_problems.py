@@ -16,12 +16,13 @@ from test_from_pretrained import base as base
 from test_management import Make
 from test_management import make as make
 from test_management import model as model
-from test_rows import IDS as ROWS
-from test_rows import MASK, Mixed
-from test_rows import mixed as mixed
+from test_mixed_rows import IDS as ROWS
+from test_mixed_rows import MASK, Mixed
+from test_mixed_rows import mixed as mixed
 from tiny import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, pipeline
 
+from testkit.local_hub import LocalHub
 from valueadapter import (
     AdapterNameError,
     ValueAdapter,
@@ -29,7 +30,6 @@ from valueadapter import (
     ValueTrainer,
     ValueTrainingArguments,
 )
-from valueadapter.testing.local_hub import LocalHub
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 

@@ -22,7 +22,7 @@ HERE = {"switched_off.py", "test_switched_off.py"}
 
 
 def sources() -> list[Path]:
-    folders = [ROOT / "tests", ROOT / "examples", ROOT / "valueadapter" / "testing"]
+    folders = [ROOT / "tests", ROOT / "examples", ROOT / "testkit"]
     programs = [path for folder in folders for path in sorted(folder.rglob("*.py")) if path.name not in HERE]
     return [ROOT / "pyproject.toml", *programs]
 

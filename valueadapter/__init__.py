@@ -6,6 +6,8 @@ Importing this package is light: torch and transformers load when a name that ne
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from valueadapter.version import __version__ as __version__
@@ -15,8 +17,8 @@ _EXPORTS = {
     "AdapterNameError": "errors",
     "AlignmentError": "errors",
     "ArtifactError": "errors",
-    "BestOf": "judge",
-    "Calibration": "calibration",
+    "BestOf": "evaluation.judge",
+    "Calibration": "evaluation.calibration",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "IncompatibleBaseError": "errors",
@@ -24,29 +26,31 @@ _EXPORTS = {
     "MissingFileError": "errors",
     "MissingExtraError": "errors",
     "NotAValueAdapterError": "errors",
-    "RECORDED": "prefix",
+    "RECORDED": "artifact.config.prefix",
     "UnsupportedModeError": "errors",
-    "ValueAdapter": "adapter",
-    "ValueAdapterCache": "cache",
-    "ValueAdapterConfig": "config",
+    "ValueAdapter": "adapter.value_adapter",
+    "ValueAdapterCache": "forward.cache",
+    "ValueAdapterConfig": "artifact.config",
     "ValueAdapterError": "errors",
-    "ValueAdapterForCausalLM": "modeling",
-    "ValueTrainer": "training",
-    "ValueTrainingArguments": "training",
-    "VocabularyAlignment": "alignment",
-    "build_network": "network",
-    "calibrate_scale": "calibration",
+    "ValueAdapterForCausalLM": "model.modeling",
+    "ValueTrainer": "training.trainer",
+    "ValueTrainingArguments": "training.trainer",
+    "VocabularyAlignment": "vocabulary.alignment",
+    "best_of": "evaluation.judge",
+    "build_network": "adapter.network",
+    "calibrate_scale": "evaluation.calibration",
+    "distill_into_lora": "training.distillation",
+    "trace": "evaluation.trace",
+    "value_score": "evaluation.judge",
 }
 
 __all__ = [*sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
-    from valueadapter.adapter import ValueAdapter as ValueAdapter
-    from valueadapter.alignment import VocabularyAlignment as VocabularyAlignment
-    from valueadapter.cache import ValueAdapterCache as ValueAdapterCache
-    from valueadapter.calibration import Calibration as Calibration
-    from valueadapter.calibration import calibrate_scale as calibrate_scale
-    from valueadapter.config import ValueAdapterConfig as ValueAdapterConfig
+    from valueadapter.adapter.network import build_network as build_network
+    from valueadapter.adapter.value_adapter import ValueAdapter as ValueAdapter
+    from valueadapter.artifact.config import ValueAdapterConfig as ValueAdapterConfig
+    from valueadapter.artifact.config.prefix import RECORDED as RECORDED
     from valueadapter.errors import AdapterNameError as AdapterNameError
     from valueadapter.errors import AlignmentError as AlignmentError
     from valueadapter.errors import ArtifactError as ArtifactError
@@ -59,19 +63,36 @@ if TYPE_CHECKING:
     from valueadapter.errors import NotAValueAdapterError as NotAValueAdapterError
     from valueadapter.errors import UnsupportedModeError as UnsupportedModeError
     from valueadapter.errors import ValueAdapterError as ValueAdapterError
-    from valueadapter.judge import BestOf as BestOf
-    from valueadapter.modeling import ValueAdapterForCausalLM as ValueAdapterForCausalLM
-    from valueadapter.network import build_network as build_network
-    from valueadapter.prefix import RECORDED as RECORDED
-    from valueadapter.training import ValueTrainer as ValueTrainer
-    from valueadapter.training import ValueTrainingArguments as ValueTrainingArguments
+    from valueadapter.evaluation.calibration import Calibration as Calibration
+    from valueadapter.evaluation.calibration import calibrate_scale as calibrate_scale
+    from valueadapter.evaluation.judge import BestOf as BestOf
+    from valueadapter.evaluation.judge import best_of as best_of
+    from valueadapter.evaluation.judge import value_score as value_score
+    from valueadapter.evaluation.trace import trace as trace
+    from valueadapter.forward.cache import ValueAdapterCache as ValueAdapterCache
+    from valueadapter.model.modeling import ValueAdapterForCausalLM as ValueAdapterForCausalLM
+    from valueadapter.training.distillation import distill_into_lora as distill_into_lora
+    from valueadapter.training.trainer import ValueTrainer as ValueTrainer
+    from valueadapter.training.trainer import ValueTrainingArguments as ValueTrainingArguments
+    from valueadapter.vocabulary.alignment import VocabularyAlignment as VocabularyAlignment
 
 
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'valueadapter' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"valueadapter.{_EXPORTS[name]}"), name)
+def lazy_face(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported when they are first asked for.
+
+    Args:
+        package: its dotted name.
+        exports: public name -> module inside the package that defines it.
+    """
+
+    def get(name: str) -> object:
+        if name not in exports:
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; it offers {', '.join(sorted(exports))}"
+            )
+        return getattr(importlib.import_module(f"{package}.{exports[name]}"), name)
+
+    return get, lambda: sorted({*exports, *vars(sys.modules[package])})
 
 
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazy_face(__name__, _EXPORTS)

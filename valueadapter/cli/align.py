@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from valueadapter import artifact, hub, layout
-from valueadapter.alignment import VocabularyAlignment
+from valueadapter import hub
+from valueadapter.artifact import file_names, verification
+from valueadapter.artifact.atomic_directory import check_target, copy_adapter, staged
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import (
     AsJson,
@@ -22,10 +23,11 @@ from valueadapter.cli.artifacts import (
     base_vocabulary,
     compatibility_rows,
 )
-from valueadapter.compatibility import Place, adapter_side, assess
 from valueadapter.errors import ConfigError
-from valueadapter.link import alignment_name
-from valueadapter.staging import check_target, copy_adapter, staged
+from valueadapter.hub.small_files import Place, adapter_side
+from valueadapter.vocabulary.alignment import VocabularyAlignment
+from valueadapter.vocabulary.bridge import alignment_name
+from valueadapter.vocabulary.compatibility import assess
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -56,7 +58,7 @@ def align(
         nothing: dict[str, object] = {"file": None} if as_json else {"map": "none is needed; nothing was written"}
         output.facts({**shown, **nothing}, as_json=as_json)
         return
-    name = f"{layout.ALIGNMENTS}/{alignment_name(theirs)}{layout.SAFETENSORS}"
+    name = f"{file_names.ALIGNMENTS}/{alignment_name(theirs)}{file_names.SAFETENSORS}"
     if output_dir is not None:
         with staged(output_dir.resolve()) as staging:
             _fill(staging, directory, name, alignment)
@@ -85,7 +87,7 @@ def _fill(target: Path, source: Path, name: str, alignment: VocabularyAlignment)
     """Copies an adapter, adds the map, and verifies the whole; a card that a person wrote in `target` stays."""
     copy_adapter(source, target)
     alignment.save(target / name)
-    artifact.verify(target)
+    verification.verify(target)
 
 
 def _push(

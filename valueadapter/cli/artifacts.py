@@ -10,14 +10,16 @@ from typing import Annotated
 
 import typer
 
-from valueadapter import artifact, hub, layout
-from valueadapter.alignment import Side
+from valueadapter import hub
+from valueadapter.artifact import file_names, verification
+from valueadapter.artifact.config import ValueAdapterConfig, prefix_text
 from valueadapter.cli import output
-from valueadapter.compatibility import Compatibility, Place, adapter_side, assess, base_side
-from valueadapter.config import ValueAdapterConfig, prefix_text
 from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
-from valueadapter.link import alignment_name, connect, why_unreadable
+from valueadapter.hub.small_files import Place, adapter_side, base_side
+from valueadapter.vocabulary.bridge import alignment_name, connect, why_unreadable
+from valueadapter.vocabulary.compatibility import Compatibility, assess
+from valueadapter.vocabulary.model_vocabulary import Side
 
 Source = Annotated[str, typer.Argument(help="Hub ID (user/name) or directory of an adapter.", metavar="ADAPTER")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
@@ -110,7 +112,7 @@ def verify(
 ) -> None:
     """Check every file of an adapter: complete, unchanged, safe, of a known format."""
     directory = hub.fetch(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
-    config = artifact.read_config(directory)
+    config = verification.read_config(directory)
     described = json.loads(config.to_json()) if as_json else _described(config)
     output.facts({"verified": str(directory), **described}, as_json=as_json)
 
@@ -174,7 +176,7 @@ def _verdict(
     found = assess(mine, theirs, alignment=link.alignment if link else None)
     refusal = why_unreadable(facts.config.connection, link)
     cost = {
-        "map_in_artifact": f"{layout.ALIGNMENTS}/{alignment_name(theirs)}{layout.SAFETENSORS}" in facts.files,
+        "map_in_artifact": f"{file_names.ALIGNMENTS}/{alignment_name(theirs)}{file_names.SAFETENSORS}" in facts.files,
         "network_bytes": _network_bytes(facts),
         "base_bytes": base.weight_bytes(),
     }
@@ -184,11 +186,13 @@ def _verdict(
 def _network_bytes(facts: hub.RepositoryFacts) -> int | None:
     """Weights that the adapter's networks read for each token; None where not all of them lie in the artifact."""
     folders = [f"{network.path}/" for network in facts.config.networks if network.path is not None]
-    partial = any(f"{folder}{layout.PEFT_CONFIG}" in facts.files for folder in folders)
+    partial = any(f"{folder}{file_names.PEFT_CONFIG}" in facts.files for folder in folders)
     if partial or len(folders) < len(facts.config.networks):
         return None
     sizes = facts.files.items()
-    return sum(size for name, size in sizes if name.startswith(tuple(folders)) and name.endswith(layout.SAFETENSORS))
+    return sum(
+        size for name, size in sizes if name.startswith(tuple(folders)) and name.endswith(file_names.SAFETENSORS)
+    )
 
 
 def _described(config: ValueAdapterConfig) -> dict[str, object]:

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from valueadapter import hub
+from valueadapter.artifact.atomic_directory import check_target
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
 from valueadapter.cli.models import TrustRemoteCode
 from valueadapter.errors import ConfigError
-from valueadapter.staging import check_target
 
 
 def calibrate(
@@ -35,10 +35,10 @@ def calibrate(
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
-    from valueadapter.adapter import ValueAdapter
-    from valueadapter.calibration import calibrate_scale
-    from valueadapter.data import load_demonstrations
-    from valueadapter.modeling import ValueAdapterForCausalLM
+    from valueadapter.adapter.value_adapter import ValueAdapter
+    from valueadapter.demonstrations.tokenized import load_demonstrations
+    from valueadapter.evaluation.calibration import calibrate_scale
+    from valueadapter.model.modeling import ValueAdapterForCausalLM
 
     logging.disable_progress_bar()
     disable_progress_bars()

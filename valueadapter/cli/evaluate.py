@@ -12,15 +12,17 @@ import typer
 from rich.table import Table
 
 from valueadapter import hub
+from valueadapter.artifact.atomic_directory import check_target
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
 from valueadapter.cli.models import TrustRemoteCode
 from valueadapter.errors import ConfigError
-from valueadapter.staging import check_target
 
 if TYPE_CHECKING:
-    from valueadapter.adapter import ValueAdapter
-    from valueadapter.evaluation import FineTuning, Kept, Report
+    from valueadapter.adapter.value_adapter import ValueAdapter
+    from valueadapter.evaluation.kept import Kept
+    from valueadapter.evaluation.report import Report
+    from valueadapter.training.finetuning import FineTuning
 
 
 def evaluate(
@@ -72,11 +74,11 @@ def evaluate(
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
-    from valueadapter.adapter import ValueAdapter
-    from valueadapter.data import load_demonstrations
-    from valueadapter.evaluation import Kept, Options, evaluate_adapter
-    from valueadapter.evaluation import split as split_records
-    from valueadapter.evaluation.kept import default_place
+    from valueadapter.adapter.value_adapter import ValueAdapter
+    from valueadapter.demonstrations.selection import split as split_records
+    from valueadapter.demonstrations.tokenized import load_demonstrations
+    from valueadapter.evaluation.arms import Options, evaluate_adapter
+    from valueadapter.evaluation.kept import Kept, default_place
     from valueadapter.evaluation.plot import check_plot, save_plot
 
     logging.disable_progress_bar()
@@ -149,7 +151,7 @@ def _resumable(kept: Kept) -> Iterator[None]:
 
 
 def _finetuning(adapter: ValueAdapter, epochs: float | None, seed: int) -> FineTuning:
-    from valueadapter.evaluation import FineTuning
+    from valueadapter.training.finetuning import FineTuning
 
     recorded = adapter.config.training.epochs if adapter.config.training else None
     return FineTuning(epochs=epochs or recorded or 1.0, seed=seed)
@@ -168,7 +170,7 @@ def _show(report: Report) -> None:
 
 
 def _table(arm: dict[str, Any], report: Report) -> Table:
-    from valueadapter.evaluation import ARMS
+    from valueadapter.evaluation.report import ARMS
 
     title = f"{arm['base']} ({arm['relation']}): {report.num_examples} examples of {report.data}"
     table = Table(title=output.cell(title), title_justify="left")

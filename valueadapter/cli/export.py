@@ -7,8 +7,9 @@ from typing import Annotated, cast
 
 import typer
 
-from valueadapter import export as exporting
-from valueadapter import hub, layout
+from valueadapter import hub
+from valueadapter.artifact import file_names
+from valueadapter.artifact import standalone as exporting
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Subfolder, Token
 
@@ -33,6 +34,6 @@ def export(
         f"model.generate(**inputs, custom_generate='{place}', adapter='{place}', trust_remote_code=True)",
         f"published: model.generate(**inputs, custom_generate='{name}', trust_remote_code=True)",
     ]
-    if to == layout.LOGITS_PROCESSOR:
+    if to == file_names.LOGITS_PROCESSOR:
         use = [f"with '{place}' on Python's path: from logits_processor import ValueLogitsProcessor"]
     output.facts({"adapter": adapter, "directory": place, "code": code, "use": use}, as_json=as_json)

@@ -36,8 +36,8 @@ def generate(
     import torch
     from transformers import TextStreamer
 
-    from valueadapter.encoding import prompt_ids
-    from valueadapter.stops import padding, stop_tokens
+    from valueadapter.demonstrations.encoding import prompt_ids
+    from valueadapter.evaluation.stops import padding, stop_tokens
 
     class Said(TextStreamer):
         """Prints what is generated, piece by piece."""

@@ -12,7 +12,7 @@ from valueadapter.cli import output
 from valueadapter.errors import ConfigError
 
 if TYPE_CHECKING:
-    from valueadapter.modeling import ValueAdapterForCausalLM
+    from valueadapter.model.modeling import ValueAdapterForCausalLM
 
 
 TrustRemoteCode = Annotated[
@@ -39,7 +39,7 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from valueadapter.modeling import ValueAdapterForCausalLM
+    from valueadapter.model.modeling import ValueAdapterForCausalLM
 
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"--dtype must be float32, bfloat16, float16 or auto; got '{dtype}'")

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from valueadapter.visible import visible, visible_json
+from valueadapter.evaluation.visible import visible, visible_json
 
 _AS_IT_IS: dict[str, Any] = {"soft_wrap": True, "markup": False, "emoji": False, "highlight": False}
 out = Console(**_AS_IT_IS)

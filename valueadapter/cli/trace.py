@@ -11,6 +11,7 @@ import typer
 from valueadapter.cli import output
 from valueadapter.cli.models import TrustRemoteCode, load
 from valueadapter.errors import ConfigError
+from valueadapter.evaluation import trace as tracing
 
 
 def trace(
@@ -43,7 +44,7 @@ def trace(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    found = model.trace(text, max_new_tokens=max_new_tokens)
+    found = tracing.trace(model, text, max_new_tokens=max_new_tokens)
     if html is not None:
         found.save_html(html)
         output.note(f"wrote {html}")

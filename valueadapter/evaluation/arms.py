@@ -14,19 +14,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter import ValueAdapter
-from valueadapter.calibration import calibrate_scale
-from valueadapter.data import as_context
-from valueadapter.demonstrations import all_checked
+from valueadapter.adapter.value_adapter import ValueAdapter
+from valueadapter.demonstrations.responses import Record, shape_of
+from valueadapter.demonstrations.selection import draw, tokens_too_many, without
+from valueadapter.demonstrations.sources import all_checked
+from valueadapter.demonstrations.tokenized import as_context
 from valueadapter.errors import ConfigError, ValueAdapterError
-from valueadapter.evaluation.fewshot import draw, tokens_too_many, without
+from valueadapter.evaluation.calibration import calibrate_scale
 from valueadapter.evaluation.kept import Kept, digest, kept_score, state_of
 from valueadapter.evaluation.metrics import evaluate
-from valueadapter.evaluation.reference import FineTuning, finetuned
 from valueadapter.evaluation.report import Arm, BaseResult, Report
 from valueadapter.evaluation.score import Score
-from valueadapter.modeling import ValueAdapterForCausalLM
-from valueadapter.scoring import Record, shape_of
+from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training.finetuning import FineTuning, finetuned
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its examples or steps are done, and how many there are."""

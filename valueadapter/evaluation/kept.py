@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.evaluation.score import Example, Score
-from valueadapter.stops import stop_tokens
+from valueadapter.evaluation.stops import stop_tokens
 from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)

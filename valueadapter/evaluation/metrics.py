@@ -14,13 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.bounded_logits import pieces, rows_at_once
-from valueadapter.data import IGNORED, Collator
-from valueadapter.demonstrations import all_checked
-from valueadapter.encoding import prompt_ids
-from valueadapter.errors import ConfigError
-from valueadapter.evaluation.score import Example, Score
-from valueadapter.scoring import (
+from valueadapter.demonstrations.encoding import prompt_ids
+from valueadapter.demonstrations.responses import (
     Record,
     Responses,
     batches,
@@ -30,7 +25,12 @@ from valueadapter.scoring import (
     responses,
     shape_of,
 )
-from valueadapter.stops import padding, stop_tokens
+from valueadapter.demonstrations.sources import all_checked
+from valueadapter.demonstrations.tokenized import IGNORED, Collator
+from valueadapter.errors import ConfigError
+from valueadapter.evaluation.score import Example, Score
+from valueadapter.evaluation.stops import padding, stop_tokens
+from valueadapter.forward.bounded_logits import pieces, rows_at_once
 
 
 @torch.no_grad()

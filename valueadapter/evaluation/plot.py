@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation.report import ARMS, Report
-from valueadapter.visible import visible
+from valueadapter.evaluation.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

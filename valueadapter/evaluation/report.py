@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from valueadapter.config import EvaluationRecord
+from valueadapter.artifact.config import EvaluationRecord
 from valueadapter.evaluation.bootstrap import Bootstrap, Pairs
 from valueadapter.evaluation.score import METRICS, Score, ratio
 

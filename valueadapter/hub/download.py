@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from valueadapter import artifact, layout
-from valueadapter.config import ValueAdapterConfig
+from valueadapter.artifact import file_names, verification
+from valueadapter.artifact.config import ValueAdapterConfig
 from valueadapter.errors import ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
 from valueadapter.hub.snapshots import remember, resolve, sizes_at, sizes_in, snapshot
@@ -79,7 +79,7 @@ def fetch(name_or_path: str | Path, download: Download | None = None) -> Path:
 
 
 @contextmanager
-def open_adapter(name_or_path: str | Path, download: Download | None = None) -> Iterator[artifact.OpenedArtifact]:
+def open_adapter(name_or_path: str | Path, download: Download | None = None) -> Iterator[verification.OpenedArtifact]:
     """An adapter, opened once and verified: what is read of it is what was verified, whatever happens to its files.
 
     Of one in a directory here the checksums of weights are left to whoever reads these: see `artifact.open_artifact`.
@@ -94,7 +94,7 @@ def open_adapter(name_or_path: str | Path, download: Download | None = None) -> 
     how = download or Download()
     directory = _local_directory(name_or_path, how)
     if directory is not None:
-        with artifact.open_artifact(directory) as opened:
+        with verification.open_artifact(directory) as opened:
             yield opened
         return
     asked = _asked(name_or_path, how)
@@ -102,7 +102,7 @@ def open_adapter(name_or_path: str | Path, download: Download | None = None) -> 
         commit, config = _first_look(asked, how.subfolder)
         directory = snapshot(asked, commit=commit, patterns=_files_of(config, how.subfolder)) / how.subfolder
     try:
-        opened = artifact.open_artifact(directory)
+        opened = verification.open_artifact(directory)
         with opened:
             opened.check_weights()
             remember(asked, commit)
@@ -123,7 +123,7 @@ def fetch_config(name_or_path: str | Path, download: Download | None = None) -> 
     how = download or Download()
     directory = _local_directory(name_or_path, how)
     if directory is not None:
-        return artifact.read_config(directory)
+        return verification.read_config(directory)
     asked = _asked(name_or_path, how)
     with readable(asked):
         return _first_look(asked, how.subfolder)[1]
@@ -138,7 +138,7 @@ def repository_facts(name_or_path: str | Path, download: Download | None = None)
     how = download or Download()
     directory = _local_directory(name_or_path, how)
     if directory is not None:
-        config = artifact.read_config(directory)
+        config = verification.read_config(directory)
         return RepositoryFacts(str(name_or_path), None, _visible(sizes_in(directory)), config)
     asked = _asked(name_or_path, how)
     with readable(asked):
@@ -199,22 +199,24 @@ def _first_look(asked: Asked, subfolder: str) -> tuple[str, ValueAdapterConfig]:
     """The commit and its config.json; raises if that is no value adapter."""
     commit = resolve(asked)
     # the card is in every repository, and the client complains if nothing matches
-    heads = [glob.escape(_inside(subfolder) + name) for name in (layout.CONFIG, layout.PEFT_CONFIG, layout.CARD)]
+    heads = [
+        glob.escape(_inside(subfolder) + name) for name in (file_names.CONFIG, file_names.PEFT_CONFIG, file_names.CARD)
+    ]
     directory = snapshot(asked, commit=commit, patterns=heads) / subfolder
     try:
-        if (directory / layout.CONFIG).exists():
-            return commit, artifact.read_config(directory)
+        if (directory / file_names.CONFIG).exists():
+            return commit, verification.read_config(directory)
     except NotAValueAdapterError:
         pass  # the listing on the Hub, not the two files here, says what it is
     names = {name.split("/")[0] for name in _visible(sizes_at(asked, commit), subfolder)}
-    raise artifact.what_is_it(names, f"{asked.repo_id}/{subfolder}".rstrip("/"))
+    raise verification.what_is_it(names, f"{asked.repo_id}/{subfolder}".rstrip("/"))
 
 
 def _files_of(config: ValueAdapterConfig, subfolder: str) -> list[str]:
     """Patterns of the files that make up an adapter. In these a star also matches what lies deeper."""
     folders = [network.path for network in config.networks if network.path is not None]
     inside = glob.escape(_inside(subfolder))
-    return [inside + pattern for pattern in (layout.CARD, *layout.patterns(folders))]
+    return [inside + pattern for pattern in (file_names.CARD, *file_names.patterns(folders))]
 
 
 def _inside(subfolder: str) -> str:

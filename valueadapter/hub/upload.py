@@ -12,8 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from valueadapter import artifact, card, export, layout
-from valueadapter.config import ValueAdapterConfig
+from valueadapter.artifact import card, file_names, standalone, verification
+from valueadapter.artifact.config import ValueAdapterConfig
 from valueadapter.errors import ArtifactError, ConfigError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
 
@@ -70,7 +70,7 @@ def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     how = how or Push()
-    config = artifact.verify(directory)
+    config = verification.verify(directory)
     _check_base(config.base_model_name_or_path)
     _check_networks(directory, config)
     asked = Asked(repo_id, how.revision, how.token)
@@ -78,12 +78,12 @@ def push(directory: Path, repo_id: str, how: Push | None = None) -> CommitInfo:
         api = asked.api
         repo_id = api.create_repo(repo_id, private=how.private, exist_ok=True).repo_id
         head = _head(api, repo_id, how)
-        files, code = _files(directory, config), export.code_in(directory, head.id)
+        files, code = _files(directory, config), standalone.code_in(directory, head.id)
         _check_ignored(api, head, [*files, *code])
         adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         adds += [CommitOperationAdd(name, data) for name, data in code.items()]
         text = _card(api, head, directory, config=config, how=how)
-        adds += [CommitOperationAdd(layout.CARD, text.encode())] if text is not None else []
+        adds += [CommitOperationAdd(file_names.CARD, text.encode())] if text is not None else []
         return api.create_commit(
             repo_id,
             [*adds, *(CommitOperationDelete(name) for name in _stale(api, head, config, {*files, *code}))],
@@ -144,8 +144,8 @@ def _check_base(base: str) -> None:
 def _check_networks(directory: Path, config: ValueAdapterConfig) -> None:
     """The base of a LoRA network must be named by its Hub ID, as the adapter's base must."""
     for network in config.networks:
-        if network.path is not None and (path := directory / network.path / layout.PEFT_CONFIG).exists():
-            base = str(artifact.load_json(path).get("base_model_name_or_path"))
+        if network.path is not None and (path := directory / network.path / file_names.PEFT_CONFIG).exists():
+            base = str(verification.load_json(path).get("base_model_name_or_path"))
             if os.path.isabs(base) or Path(base).exists():
                 raise ConfigError(
                     f"the LoRA network '{network.path}' names its base by '{base}', a path of this machine; set "
@@ -184,15 +184,15 @@ def _files(directory: Path, config: ValueAdapterConfig) -> dict[str, Path]:
     """Path on the Hub -> local path of everything that travels, except the model card."""
     networks = _networks(config)
     found = list(directory.iterdir())
-    for folder in (*networks, layout.ALIGNMENTS, layout.CHAT_TEMPLATES):
+    for folder in (*networks, file_names.ALIGNMENTS, file_names.CHAT_TEMPLATES):
         found += (directory / folder).rglob("*")
     named = {path.relative_to(directory).as_posix(): path for path in found if path.is_file()}
-    named.pop(layout.CARD, None)
-    return {name: named[name] for name in sorted(named) if layout.is_part(name, networks) or _is_document(name)}
+    named.pop(file_names.CARD, None)
+    return {name: named[name] for name in sorted(named) if file_names.is_part(name, networks) or _is_document(name)}
 
 
 def _is_document(name: str) -> bool:
-    is_left = layout.is_hidden(name) or layout.is_training_state(name)
+    is_left = file_names.is_hidden(name) or file_names.is_training_state(name)
     return "/" not in name and not is_left and Path(name).suffix in _DOCUMENTS
 
 
@@ -219,35 +219,39 @@ def _stale(api: HfApi, head: ModelInfo, config: ValueAdapterConfig, files: set[s
     """The files on the Hub that make up the earlier adapter and not this one."""
     there = _names(head)
     networks = {*_networks(config), *_networks_of_earlier(api, head)}
-    return sorted({name for name in there if layout.is_part(name, networks)} - files)
+    return sorted({name for name in there if file_names.is_part(name, networks)} - files)
 
 
 def _networks_of_earlier(api: HfApi, head: ModelInfo) -> list[str]:
     there = _names(head)
-    if layout.PEFT_CONFIG in there:
+    if file_names.PEFT_CONFIG in there:
         raise _occupied(head)
-    if layout.CONFIG not in there:
+    if file_names.CONFIG not in there:
         return []
     try:
-        return _networks(ValueAdapterConfig.from_json(_read(api, head, layout.CONFIG)))
+        return _networks(ValueAdapterConfig.from_json(_read(api, head, file_names.CONFIG)))
     except NotAValueAdapterError:
         raise _occupied(head) from None
     except (ArtifactError, ConfigError):  # of another version or damaged: go by the usual names
-        return [name.split("/")[0] for name in there if name.startswith(layout.NETWORK)]
+        return [name.split("/")[0] for name in there if name.startswith(file_names.NETWORK)]
 
 
 def _occupied(head: ModelInfo) -> ArtifactError:
-    found = artifact.what_is_it({name.split("/")[0] for name in _names(head)}, head.id)
+    found = verification.what_is_it({name.split("/")[0] for name in _names(head)}, head.id)
     return NotAValueAdapterError(f"{found}. Pushing an adapter there would spoil it: choose another repository")
 
 
 def _card(api: HfApi, head: ModelInfo, directory: Path, *, config: ValueAdapterConfig, how: Push) -> str | None:
     """The card to publish, or None where the one on the Hub is a person's and stays."""
-    if layout.CARD in _names(head) and not how.overwrite_card and not card.is_generated(_read(api, head, layout.CARD)):
+    if (
+        file_names.CARD in _names(head)
+        and not how.overwrite_card
+        and not card.is_generated(_read(api, head, file_names.CARD))
+    ):
         _LOG.warning("The model card of '%s' was written by hand and stays; overwrite_card=True replaces it.", head.id)
         return None
-    own = directory / layout.CARD
+    own = directory / file_names.CARD
     if own.exists() and not card.is_generated(text := own.read_text(encoding="utf-8")):
         return text
-    runs_alone = any(name.startswith(layout.CUSTOM_GENERATE) for name in export.code_in(directory, head.id))
+    runs_alone = any(name.startswith(file_names.CUSTOM_GENERATE) for name in standalone.code_in(directory, head.id))
     return card.render_card(config, repo_id=head.id, tags=how.tags, runs_alone=runs_alone)

@@ -1,0 +1,219 @@
+"""The model card: right metadata, a usage block that runs, and our own cards told from people's."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from adapters_on_hub import REPO, publish, server
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from tiny import byte_tokenizer, tiny_model
+
+from testkit.local_hub import LocalHub
+from valueadapter.artifact.card import is_generated, render_card
+from valueadapter.artifact.config import (
+    EvaluationRecord,
+    NetworkSpec,
+    RecommendedScale,
+    Regularisation,
+    TrainingRecord,
+    ValueAdapterConfig,
+)
+from valueadapter.vocabulary.spec import VocabularySpec
+
+__all__ = ["server"]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+BARE = ValueAdapterConfig(
+    "alice/base", (NetworkSpec(path="value_network"),), VocabularySpec(97, "a" * 64, "b" * 64), scale=0.7
+)
+TRAINING = TrainingRecord(
+    valueadapter_version="0.1.0",
+    initialisation="pretrained",
+    initialised_from="alice/small",
+    num_layers=4,
+    regularisation=Regularisation("l2", 0.01),
+    data="alice/demonstrations",
+    num_examples=1200,
+    num_response_tokens=34567,
+    steps=300,
+    loss_first=2.5,
+    loss_last=1.25,
+)
+EVALUATION = (
+    EvaluationRecord("alice/big", "same family, larger", "alice/held-out", 150, 1.0, 1.2, 1.1, 0.9, 0.1, 0.12, 0.2),
+    EvaluationRecord("alice/base", "trained on it", "quiz: a | b", 150, 1.0, 1.2, None, 0.95),
+)
+ALL_ARMS = dataclasses.replace(
+    EVALUATION[0],
+    fewshot_bits_per_byte=0.95,
+    fewshot_exact_match=0.15,
+    num_fewshot=4,
+    finetuned_bits_per_byte=0.8,
+    finetuned_exact_match=0.3,
+    gain_recovered=0.75,
+)
+FULL = dataclasses.replace(
+    BARE,
+    networks=(NetworkSpec(1.0, path="expert"), NetworkSpec(-1.0, repo="alice/reference", revision="c" * 40)),
+    base_model_revision="d" * 40,
+    base_prefix="Question: what?\nAnswer: ```that```\n",
+    training=TRAINING,
+    evaluation=EVALUATION,
+)
+
+
+def test_recommended_scales_are_shown() -> None:
+    """Under the adapter's own, base by base; and nothing of them where there are none."""
+    scale = RecommendedScale("e" * 64, "acme/other", 0.35, 1.25, 1.125, "quiz", 80)
+    text = render_card(dataclasses.replace(BARE, scales=(scale,)), repo_id="alice/a")
+    assert "| acme/other | 0.35 | 80 of quiz | 1.250 | 1.125 |" in text
+    assert "calibration" not in render_card(BARE, repo_id="alice/a")
+
+
+def _metadata(text: str) -> ModelCardData:
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    return data
+
+
+def test_metadata_is_what_the_hub_reads() -> None:
+    """Library, base, relation, task, tags, licence, data and results are in the places where the Hub looks."""
+    data = _metadata(render_card(FULL, repo_id=REPO, license="apache-2.0", tags=("quiz", "yes")))
+    assert (data.library_name, data.pipeline_tag, data.license) == ("valueadapter", "text-generation", "apache-2.0")
+    assert (data.base_model, data.get("base_model_relation")) == ("alice/base", "adapter")
+    assert data.tags == ["value-adapter", "quiz", "yes"]
+    assert data.datasets == ["alice/demonstrations"]
+    results = [(r.metric_type, r.metric_name, r.metric_value, r.dataset_name) for r in data.eval_results or []]
+    assert results == [
+        ("bits_per_byte", "bits per byte on alice/big, scale 1", 0.9, "alice/held-out"),
+        ("bits_per_byte", "bits per byte on alice/big: base alone", 1.2, "alice/held-out"),
+        ("bits_per_byte", "bits per byte on alice/big: small tuned model alone", 1.1, "alice/held-out"),
+        ("exact_match", "exact match on alice/big, scale 1", 0.2, "alice/held-out"),
+        ("exact_match", "exact match on alice/big: base alone", 0.1, "alice/held-out"),
+        ("exact_match", "exact match on alice/big: small tuned model alone", 0.12, "alice/held-out"),
+        ("bits_per_byte", "bits per byte on alice/base, scale 1", 0.95, "quiz: a | b"),
+        ("bits_per_byte", "bits per byte on alice/base: base alone", 1.2, "quiz: a | b"),
+    ]
+
+
+def test_every_arm_that_was_measured_is_in_the_metadata() -> None:
+    """Few-shot and fine-tuned too, and the share of the gain; the card's table has a column for each."""
+    text = render_card(dataclasses.replace(BARE, evaluation=(ALL_ARMS,)), repo_id=REPO)
+    results = {(r.metric_type, r.metric_name): r.metric_value for r in _metadata(text).eval_results or []}
+    assert results["bits_per_byte", "bits per byte on alice/big: base with 4 demonstrations in its prompt"] == 0.95
+    assert results["exact_match", "exact match on alice/big: base fine-tuned with LoRA"] == 0.3
+    assert results["gain_recovered", "share of the gain of fine-tuning on alice/big, scale 1"] == 0.75
+    assert len(results) == 11
+    row = "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 |"
+    assert f"{row} bits per byte | 1.200 | 0.950 (4) | 1.100 | 0.900 | 0.800 | 75.0% |" in text.splitlines()
+    assert f"{row} exact match | 10.0% | 15.0% | 12.0% | 20.0% | 30.0% | |" in text.splitlines()
+
+
+@pytest.mark.parametrize("name", ["no", "1e3", "a: b", "#x", 'say "hi"', "日本", "back\\slash", "null", "- x", ""])
+def test_any_text_survives_the_metadata(name: str) -> None:
+    """What YAML would read as something else is quoted."""
+    assert _metadata(render_card(BARE, repo_id=REPO, tags=("x", name))).tags == ["value-adapter", "x", name]
+
+
+@pytest.mark.parametrize("config", [BARE, FULL], ids=["bare", "full"])
+def test_hub_accepts_the_card(server: LocalHub, config: ValueAdapterConfig) -> None:
+    """The Hub's own validation has no complaint."""
+    ModelCard(render_card(config, repo_id=REPO)).validate()
+
+
+@pytest.mark.parametrize("config", [BARE, FULL], ids=["bare", "full"])
+@pytest.mark.parametrize("repo_id", [REPO, None])
+def test_no_ragged_text(config: ValueAdapterConfig, repo_id: str | None) -> None:
+    """No double blank lines, no trailing spaces, no table torn apart, nothing that Python or Jinja left."""
+    text = render_card(config, repo_id=repo_id)
+    assert not re.search(r"\n\n\n|[ \t]\n|\|\n\n\||None|\{\{|\{%", text)
+    assert text.endswith(" -->\n")
+
+
+def test_a_prefix_is_shown_whole() -> None:
+    """In a block that its own backticks do not end."""
+    assert "````text\nQuestion: what?\nAnswer: ```that```\n````\n" in render_card(FULL, repo_id=REPO)
+
+
+def test_sections_without_data_are_left_out() -> None:
+    """An adapter that nobody trained or measured says nothing of training and measuring."""
+    headings = re.findall(r"^## (.*)$", render_card(BARE, repo_id=None), re.M)
+    assert headings == ["Use", "Limits", "Citation"]
+    assert re.findall(r"^## (.*)$", render_card(FULL, repo_id=REPO), re.M) == [
+        "Use",
+        "Base prefix",
+        "Networks",
+        "Training",
+        "Evaluation",
+        "Limits",
+        "Citation",
+    ]
+
+
+SAME_FAMILY = "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 |"
+TRAINED_ON_IT = "| alice/base (trained on it) | quiz: a \\| b | 150 | 1.0 |"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{SAME_FAMILY} bits per byte | 1.200 | not measured | 1.100 | 0.900 | not measured | not measured |",
+        f"{SAME_FAMILY} exact match | 10.0% | not measured | 12.0% | 20.0% | not measured | |",
+        f"{TRAINED_ON_IT} bits per byte | 1.200 | not measured | not measured | 0.950 | not measured | not measured |",
+        "| -1.0 | alice/reference at cccccccccccc |",
+        "| response tokens | 34,567 |",
+        "| initialisation | pretrained from alice/small, first 4 layers |",
+        "| loss per response token | 2.500 at first, 1.250 at last (nats) |",
+    ],
+)
+def test_facts_are_in_the_tables(line: str) -> None:
+    """Every arm of the comparison, every network and the training facts have their row."""
+    assert line in render_card(FULL, repo_id=REPO).splitlines()
+
+
+def test_edited_card_is_no_longer_ours() -> None:
+    """One changed letter makes a card a person's."""
+    text = render_card(FULL, repo_id=REPO)
+    assert is_generated(text)
+    assert not is_generated(text.replace("Value adapter", "Value Adapter", 1))
+    assert not is_generated(text + "More.\n")
+    assert not is_generated("# mine\n")
+
+
+def test_usage_block_runs(server: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The code on the card, as it stands, loads base and adapter by their Hub IDs and generates."""
+    for part in (tiny_model("llama", seed=1), byte_tokenizer()):
+        part.save_pretrained(tmp_path / "base")
+    HfApi().create_repo("alice/base")
+    HfApi().upload_folder(repo_id="alice/base", folder_path=tmp_path / "base")
+    publish(tmp_path / "adapter")
+    card = ModelCard.load(REPO).text
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    exec(compile(code, "card", "exec"), {})
+    assert len(capsys.readouterr().out.strip()) > 0
+
+
+def test_template_is_in_the_wheel(tmp_path: Path) -> None:
+    """An installed wheel renders the same card as the checkout."""
+    pytest.importorskip("hatchling")
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    program = (
+        "import sys; from pathlib import Path; from valueadapter import card, config; "
+        "c = config.ValueAdapterConfig.from_json(Path(sys.argv[1]).read_text()); "
+        "sys.stdout.write(card.render_card(c, repo_id=sys.argv[2])); assert 'installed' in card.__file__"
+    )
+    (tmp_path / "config.json").write_text(FULL.to_json())
+    run = [sys.executable, "-c", program, str(tmp_path / "config.json"), REPO]
+    environment = {"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""}
+    out = subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert out == render_card(FULL, repo_id=REPO)

@@ -1,0 +1,147 @@
+"""A trace says what base and adapters compute, token by token, and can be read, printed and looked at."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import tiny_model
+from typer.testing import CliRunner
+from vocabularies import tokenizer_of
+
+from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, trace
+from valueadapter.cli.app import app
+
+Make = Callable[..., ValueAdapterForCausalLM]
+PROMPT = "A B <C> & D"
+
+
+@pytest.fixture
+def make() -> Make:
+    def traced(prefix: str | None = None) -> ValueAdapterForCausalLM:
+        """One adapter of the base's vocabulary and one of another."""
+        tokenizer, theirs = tokenizer_of("bytes"), tokenizer_of("sentencepiece")
+        base = tiny_model("llama", seed=1, width=len(tokenizer))
+        model = ValueAdapterForCausalLM(base, tokenizer=tokenizer).eval()
+        for name, own, seed in (("a", tokenizer, 5), ("b", theirs, 6)):
+            network = tiny_model("qwen3", seed=seed, width=len(own))
+            adapter = ValueAdapter.from_networks([network], own, base_model_name_or_path="x/y", base_prefix=prefix)
+            model.add_adapter(adapter, name, scale=0.5)
+        model.set_adapter(["a", "b"])
+        return model
+
+    return traced
+
+
+@pytest.mark.parametrize("prefix", [None, "Z: Y "])
+def test_each_number_is_what_it_says(make: Make, prefix: str | None) -> None:
+    """Against the logits of the base behind its prefix, of the sum, and of each adapter at its scale."""
+    model = make(prefix)
+    ids = model.base_tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    final = model(ids).logits[0, :-1]
+    if prefix is None:
+        base = model.base(ids).logits[0, :-1]
+    else:
+        with model.prefixed_base(prefix):
+            base = model(ids).logits[0, :-1]
+    alone = {}
+    for name in ("a", "b"):
+        model.set_adapter(name)
+        values = model(ids, output_value_logits=True).value_logits
+        assert values is not None
+        alone[name] = values[0, :-1]
+    model.set_adapter(["a", "b"])
+    traced = trace(model, PROMPT)
+    assert (len(traced.steps), traced.scales) == (ids.shape[1] - 1, {"a": 0.5, "b": 0.5})
+    p, q = base.softmax(-1), final.softmax(-1)
+    for index, (step, label) in enumerate(zip(traced.steps, ids[0, 1:], strict=True)):
+        assert step.token == model.base_tokenizer.decode([label])
+        assert step.base_probability == pytest.approx(float(p[index, label]), rel=1e-3)
+        assert step.probability == pytest.approx(float(q[index, label]), rel=1e-3)
+        assert step.final.probability == pytest.approx(float(q[index].max()), rel=1e-3)
+        assert step.final.token == model.base_tokenizer.decode([q[index].argmax()])
+        assert step.base.token == model.base_tokenizer.decode([p[index].argmax()])
+        kl = float((q[index] * (q[index] / p[index]).log()).sum())
+        assert step.divergence == pytest.approx(kl, rel=1e-3, abs=1e-4)
+        for name, values in alone.items():
+            push = float(values[index, label] - (p[index] * values[index]).sum())
+            assert step.pushes[name].on_token == pytest.approx(push, abs=1e-3)
+            assert step.pushes[name].on_it >= push - 1e-3 or step.pushes[name].token != step.token
+
+
+def test_generated_tokens_are_those_of_generate(make: Make) -> None:
+    """And are traced as if they had stood there."""
+    model = make()
+    ids = model.base_tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    answer = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    traced = trace(model, PROMPT, max_new_tokens=5)
+    assert [step.token for step in traced.steps] == [model.base_tokenizer.decode([token]) for token in answer]
+    assert all(step.final.token == step.token for step in traced.steps)
+    assert traced.prompt == PROMPT
+
+
+def test_rows_of_mixed_adapters_have_their_own_pushes(make: Make) -> None:
+    """An adapter that does not act on a row adds nothing there."""
+    model = make()
+    ids = model.base_tokenizer(PROMPT, return_tensors="pt")["input_ids"].repeat(2, 1)
+    out = model(ids, adapter_names=["a", "b"], output_value_logits="each")
+    assert out.each is not None
+    assert [bool(out.each["a"][row].any()) for row in (0, 1)] == [True, False]
+    assert [bool(out.each["b"][row].any()) for row in (0, 1)] == [False, True]
+    torch.testing.assert_close(out.each["a"] + out.each["b"], out.value_logits, rtol=0, atol=0)
+
+
+def test_what_cannot_be_traced_says_so(make: Make) -> None:
+    """Without an adapter, or with too little text."""
+    model = make()
+    with model.disable_adapter(), pytest.raises(UnsupportedModeError, match="no adapter acts here"):
+        trace(model, PROMPT)
+    with pytest.raises(UnsupportedModeError, match="has 1 tokens; tracing it needs 2"):
+        trace(model, "A")
+
+
+def test_the_page_shows_the_text_and_runs_none_of_it(make: Make, tmp_path: Path) -> None:
+    """Angle brackets of the text are text; every token is there once in the text and once in the table."""
+    traced = trace(make(), PROMPT)
+    traced.save_html(tmp_path / "trace.html")
+    page = (tmp_path / "trace.html").read_text(encoding="utf-8")
+    assert page.count('<span class="token') == len(traced.steps)
+    assert page.count("<tr") == len(traced.steps) + 1
+    assert "&lt;" in page
+    assert "<C>" not in page
+    assert "<script" not in page
+
+
+def test_the_table_fits_a_terminal(make: Make) -> None:
+    """A row for each token; white space can be seen."""
+    traced = trace(make(), PROMPT)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(traced.table())
+    text = console.export_text()
+    assert "a at 0.5" in text
+    assert "·" in text
+    assert json.loads(json.dumps(traced.to_dict()))["steps"][0]["pushes"].keys() == {"a", "b"}
+
+
+def test_the_command_shows_it(make: Make, tmp_path: Path) -> None:
+    """A table, a page or JSON, with the adapters under the last parts of their names."""
+    model = make()
+    model.base.save_pretrained(tmp_path / "base")
+    tokenizer: Any = model.base_tokenizer
+    tokenizer.save_pretrained(tmp_path / "base")
+    model.adapters["b"].save_pretrained(tmp_path / "style")
+    words = ["trace", "--base", str(tmp_path / "base"), "--adapter", f"{tmp_path / 'style'}=0.7", "--prompt", PROMPT]
+    words += ["--max-new-tokens", "3"]
+    table = CliRunner().invoke(app, [*words, "--html", str(tmp_path / "page.html")])
+    assert table.exit_code == 0, table.output
+    assert "3 tokens after" in table.output
+    assert "style" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    found = CliRunner().invoke(app, [*words, "--json"])
+    assert json.loads(found.stdout)["scales"] == {"style": 0.7}
+    assert CliRunner().invoke(app, [*words[:-3], "", "--max-new-tokens", "3"]).exit_code != 0

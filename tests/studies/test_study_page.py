@@ -1,0 +1,93 @@
+"""The page of the study: tables from results alone, each with its place, and text by hand that stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies.__main__ import run_all
+from studies.plan import DEFAULT, FOUR, JUDGES
+from studies.report import filled, makers, write_report
+from studies.results import rows_of
+from studies.store import Store
+from valueadapter import ConfigError
+
+WHO, WAYS = ("base", "adapted"), ("greedy", "sampled", "best", "any")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_writing_the_report_twice_changes_nothing(study: Store) -> None:
+    """Tables come from results alone, and what is written by hand stays."""
+    page = study.root / "transfer.md"
+    page.write_text("By hand.\n\n" + "".join(f"<!-- study: {n} -->\n<!-- /study -->\n" for n in [*makers(), "plot"]))
+    write_report(study, study.root)
+    first = page.read_text()
+    write_report(study, study.root)
+    assert page.read_text() == first
+    assert first.startswith("By hand.\n")
+
+
+def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) -> None:
+    """A made-up result of the default cell appears in its row."""
+    for cell, bits in (
+        (DEFAULT, 0.5),
+        (dataclasses.replace(FOUR, targets="all"), 0.5),
+        (dataclasses.replace(FOUR, epochs=2), 0.25),
+    ):
+        study.compute(cell, lambda bits=bits: _made_up(bits))  # type: ignore[misc]  # bound now
+    study.compute(JUDGES[0], lambda: {"right": {f"{who} {way}": [1.0, 0.5] for who, way in product(WHO, WAYS)}})
+    text = makers()["repetition"](study)
+    assert "`python -m studies cell --prefix-examples 4`" in text
+    assert makers()["judge"](study).count("75%") == 8
+    assert makers()["stopping"](study).count("| 2 |") == 3
+    assert "**0.250**" in text
+    assert "missed by 5%" not in makers()["goals"](study)
+    assert makers()["prefix"](study).count("\n") == 3
+
+
+def test_page_and_tables_belong_together() -> None:
+    """A table without a place, or a place without a table, is an error."""
+    with pytest.raises(ConfigError, match="differ in goals"):
+        filled("", {"goals": ""})
+    text = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text()
+    assert filled(text, dict.fromkeys([*makers(), "plot"], ""))
+
+
+def test_published_results_stand_in_the_report_and_are_not_run_again(tmp_path: Path) -> None:
+    """Unless they are asked for; what was computed here goes before them, and one cell's own command computes."""
+    first, second = (Store(tmp_path / name, tmp_path / "results.json") for name in ("first", "second"))
+    first.compute(DEFAULT, lambda: _made_up(0.5))
+    first.publish()
+    run_all([DEFAULT], second)
+    assert second.get(DEFAULT) is None
+    assert [row.at(1.0) for row in rows_of(second, DEFAULT)] == [0.5] * 3
+    second.compute(DEFAULT, lambda: _made_up(0.25))
+    assert [row.at(1.0) for row in rows_of(second, DEFAULT)] == [0.25] * 3
+    second.publish()
+    assert [row.at(1.0) for row in rows_of(Store(tmp_path / "none", tmp_path / "results.json"), DEFAULT)] == [0.25] * 3
+
+
+def _made_up(bits: float) -> dict[str, Any]:
+    arm = {"bits_per_byte": bits, "first": 1.0, "last": 0.1}
+    one = {"alone": {**arm, "bits_per_byte": 2.0}, "fewshot": {**arm, "bits_per_byte": 1.0}, "scale": 1.0}
+    scales = {f"{scale:g}": arm for scale in (0.25, 0.5, 0.75, 1.0)}
+    relations = {
+        "smollm2_derived": "the training base",
+        "smollm2": "another size (derived)",
+        "gemma": "another vocabulary",
+    }
+    return {
+        "donor_scale": 1.0,
+        "targets": {
+            name: {**one, "relation": relation, "scales": scales, "curve": {"1": bits}}
+            for name, relation in relations.items()
+        },
+    }

@@ -1,0 +1,161 @@
+"""A training run from names: what is asked for reaches the trainer and the record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters_on_hub import server
+from huggingface_hub import HfApi
+from tiny import byte_tokenizer, tiny_model
+
+from testkit.local_hub import LocalHub
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainer
+from valueadapter.artifact import verification
+from valueadapter.demonstrations.selection import draw
+from valueadapter.training.recipe import Recipe, run
+from valueadapter.training.state_store import default_place
+
+__all__ = ["server"]
+DATA = [{"prompt": f"Q{i}", "completion": "AB"} for i in range(16)]
+QUICK = {"use_cpu": True, "max_steps": 2, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def bases(tmp_path: Path) -> list[str]:
+    for name, kind in (("one", "llama"), ("two", "gpt2")):
+        tiny_model(kind, seed=1).save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    return [str(tmp_path / name) for name in ("one", "two")]
+
+
+def test_cached_bases_dropout_and_raw_penalty(tmp_path: Path, bases: list[str]) -> None:
+    """The states of both bases are said and lie in the Hugging Face home; the record says what was done."""
+    arguments = {"cache_base": True, "centred": False, "penalty": "l1", "learning_rate": 2e-3, "use_cpu": True}
+    recipe = Recipe(
+        base=bases[0],
+        other_bases=bases[1:],
+        data=[{"prompt": f"Q{i}", "completion": "AB"} for i in range(16)],
+        output_dir=tmp_path / "out",
+        network="full",
+        dropout=0.25,
+        base_prefix_examples=0,
+        arguments=arguments,
+    )
+    said: list[str] = []
+    run(recipe, say=said.append)
+    assert sum("hidden states of the base for 16" in line and str(default_place()) in line for line in said) == 2
+    config = verification.verify(tmp_path / "out" / "adapter")
+    assert config.training is not None
+    assert config.training.other_bases == ("two",)
+    assert config.training.regularisation.centred is False
+    assert (config.training.learning_rate, config.training.epochs) == (2e-3, 1.0)
+    saved = verification.load_json(tmp_path / "out" / "adapter" / "value_network" / "config.json")
+    assert saved["attention_dropout"] == 0.25
+
+
+def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, bases: list[str]) -> None:
+    """The same ones that a few-shot prompt of that seed has, and they are in the record as text."""
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", base_prefix_examples=3, arguments=QUICK)
+    said: list[str] = []
+    run(recipe, say=said.append)
+    config = verification.verify(tmp_path / "out" / "adapter")
+    assert config.base_prefix == "".join(f"{one['prompt']}{one['completion']}\n\n" for one in draw(DATA, 3))
+    assert config.training is not None
+    assert config.training.num_examples == 13
+    assert any("a prefix of" in line for line in said)
+
+
+def test_a_full_network_may_meet_several_prefixes(
+    tmp_path: Path, bases: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of their examples is trained on, and the first prefix is the one recorded."""
+    seen: list[Any] = []
+    init = ValueTrainer.__init__
+
+    def watched(self: ValueTrainer, *args: Any, **kwargs: Any) -> None:
+        seen.append(kwargs)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(ValueTrainer, "__init__", watched)
+    settings = {"network": "full", "base_prefix_examples": 2, "base_prefix_draws": 3, "arguments": QUICK}
+    run(Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", **settings), say=lambda line: None)
+    texts = [f"{one['prompt']}{one['completion']}\n\n" for one in draw(DATA, 6)]
+    first, *more = ("".join(texts[begin : begin + 2]) for begin in (0, 2, 4))
+    config = verification.verify(tmp_path / "out" / "adapter")
+    assert (config.base_prefix, seen[0]["more_prefixes"]) == (first, more)
+    assert config.training is not None
+    assert config.training.num_examples == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "full", "base_prefix_draws": 2, "base_prefix": "A"}, "for prefixes of drawn examples; got 2"),
+        ({"base_prefix_draws": 2}, "for base_prefix_draws train network='full'"),
+        ({"base_prefix": "A", "base_prefix_examples": 2}, "exclude each other"),
+        ({"base_prefix_examples": 16}, "leaves nothing to train on of 16"),
+        ({"num_layers": 1, "connection": "cascade"}, "for num_layers, connection train network='full'"),
+        ({"network": "wide"}, "must be one of lora, full; got 'wide'"),
+        ({"lora_rank": 0}, "must be at least 1; got 0"),
+    ],
+)
+def test_settings_that_exclude_each_other(
+    tmp_path: Path, bases: list[str], changes: dict[str, Any], message: str
+) -> None:
+    """With what to leave out."""
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", arguments=QUICK, **changes)
+    with pytest.raises(ConfigError, match=message):
+        run(recipe, say=lambda line: None)
+
+
+def test_by_default_a_lora_with_a_prefix_of_eight(tmp_path: Path, bases: list[str]) -> None:
+    """As docs/transfer.md argues; plain text shows nothing, and a prefix that is given is enough."""
+    for changes, examples in (
+        ({}, 8),
+        ({"base_prefix": "A"}, 16),
+        ({"data": [{"text": f"{number} AB"} for number in range(16)]}, 16),
+    ):
+        recipe = Recipe(
+            **{"base": bases[0], "data": DATA, "output_dir": tmp_path / "out", "arguments": QUICK, **changes}
+        )
+        run(recipe, overwrite=True, say=lambda line: None)
+        training = verification.verify(tmp_path / "out" / "adapter").training
+        assert training is not None
+        assert (training.num_examples, training.lora_rank, training.learning_rate) == (examples, 16, 1e-2)
+    assert Recipe(base="b", data=[], output_dir=tmp_path).network == "lora"
+
+
+def test_a_lora_on_a_base_without_commit_is_saved_whole(tmp_path: Path, bases: list[str]) -> None:
+    """+1 the base with the LoRA in its weights, -1 the base, which training leaves alone."""
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
+    run(recipe, say=lambda line: None)
+    config = verification.verify(tmp_path / "out" / "adapter")
+    assert [spec.coefficient for spec in config.networks] == [1.0, -1.0]
+    assert config.training is not None
+    assert config.training.lora_rank == 2
+    adapter = ValueAdapter.from_pretrained(tmp_path / "out" / "adapter")
+    base = tiny_model("llama", seed=1)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(adapter.networks[1](ids).logits, base(ids).logits)
+    assert not torch.allclose(adapter.networks[0](ids).logits, base(ids).logits)
+
+
+def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: Path, bases: list[str]) -> None:
+    """Both networks name the base at its commit, and what is loaded computes base + LoRA - base, prefix or not."""
+    HfApi().create_repo("alice/base")
+    HfApi().upload_folder(repo_id="alice/base", folder_path=bases[0])
+    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
+    run(recipe, push_to="alice/adapter", say=lambda line: None)
+    names = {path.name for path in (tmp_path / "out" / "adapter" / "value_network").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+    model = ValueAdapterForCausalLM.from_pretrained("alice/base", "alice/adapter", scale=1.0)
+    assert model.base_prefix is not None
+    assert [spec.reads_prefix for spec in model.adapters["default"].config.networks] == [False, True]
+    assert model.adapters["default"].config.scale == 0.25
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.adapters["default"].networks[0](ids).logits
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, model.base(ids).logits)

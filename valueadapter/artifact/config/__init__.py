@@ -1,0 +1,27 @@
+"""What `config.json` of an adapter says, as frozen dataclasses; knows nothing of files, tensors or the Hub.
+
+`docs/format.md` is the normative description. A field is documented once, by the string under it.
+"""
+
+from valueadapter.artifact.config.history import EvaluationRecord, RecommendedScale, Regularisation, TrainingRecord
+from valueadapter.artifact.config.parts import Connection, Initialisation, NetworkSpec, PenaltyKind
+from valueadapter.artifact.config.prefix import Message, Prefix, prefix_text
+from valueadapter.artifact.config.whole import FORMAT_VERSION, MODEL_TYPE, ValueAdapterConfig, upgrade
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MODEL_TYPE",
+    "Connection",
+    "EvaluationRecord",
+    "Initialisation",
+    "Message",
+    "NetworkSpec",
+    "PenaltyKind",
+    "Prefix",
+    "RecommendedScale",
+    "Regularisation",
+    "TrainingRecord",
+    "ValueAdapterConfig",
+    "prefix_text",
+    "upgrade",
+]

@@ -1,0 +1,160 @@
+"""How an adapter came to be and what was measured of it: records that change nothing of what it computes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from valueadapter.artifact.config.parts import Initialisation, PenaltyKind
+from valueadapter.errors import ConfigError
+from valueadapter.vocabulary.spec import SHA256
+from valueadapter.vocabulary.strict_json import OMIT
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """The penalty on the value logits that training added to the cross-entropy."""
+
+    kind: PenaltyKind
+    """none, l1 (mean |v|), l2 (mean v²) or entropy (of the softmax of the value logits, below its maximum)."""
+    coefficient: float
+    """Weight of the penalty, 0 or more."""
+    mask: Literal["response"] = "response"
+    """Positions it was taken over: the response tokens."""
+    centred: bool = True
+    """Whether the mean over the vocabulary was subtracted first (makes it invariant to adding a constant)."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
+            raise ConfigError(f"'coefficient' of the penalty must be finite and at least 0; got {self.coefficient}")
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What the adapter was trained on and how."""
+
+    valueadapter_version: str
+    """Version of this library that trained it."""
+    initialisation: Initialisation
+    """zero_head, pretrained or random."""
+    initialised_from: str | None
+    """Hub ID of the model whose body the network started from; null for random."""
+    num_layers: int | None
+    """First N layers kept of that body; null for all."""
+    regularisation: Regularisation
+    """The penalty on the value logits."""
+    data: str
+    """Hub ID of the dataset, or a name for it; never a path of the machine that trained."""
+    num_examples: int
+    """Demonstrations in the training set."""
+    num_response_tokens: int
+    """Tokens that the loss was taken over, all steps together."""
+    steps: int
+    """Optimizer steps."""
+    loss_first: float | None
+    """Training loss (cross-entropy and penalty) per response token at the first logged step, in nats."""
+    loss_last: float | None
+    """The same at the last logged step."""
+    learning_rate: float | None = field(default=None, metadata=OMIT)
+    """Peak of the learning-rate schedule."""
+    epochs: float | None = field(default=None, metadata=OMIT)
+    """Passes over the demonstrations."""
+    lora_rank: int | None = field(default=None, metadata=OMIT)
+    """Rank of the LoRA that was trained; null where all weights of the network were."""
+    other_bases: tuple[str, ...] = field(default=(), metadata=OMIT)
+    """Hub IDs of bases that took part in training besides the training base."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_examples", "num_response_tokens", "steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"'{name}' must be 0 or more; got {getattr(self, name)}")
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ConfigError(f"'num_layers' must be at least 1 or null; got {self.num_layers}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ConfigError(f"'lora_rank' must be at least 1 or null; got {self.lora_rank}")
+        _check_finite(self, ("loss_first", "loss_last", "learning_rate", "epochs"))
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What was measured on one base with one held-out set. Bits are per UTF-8 byte of the responses."""
+
+    base: str
+    """Hub ID or name of the base model."""
+    relation: str
+    """How the base relates to the base the adapter was trained on, in words."""
+    data: str
+    """Hub ID or name of the held-out set."""
+    num_examples: int
+    """Held-out examples."""
+    scale: float
+    """Scale of the adapter in the adapted arm."""
+    base_bits_per_byte: float
+    """The base alone."""
+    donor_bits_per_byte: float | None
+    """The adapter's own small tuned model alone (training base + adapter); null where not measured."""
+    adapted_bits_per_byte: float
+    """Base + adapter."""
+    base_exact_match: float | None = None
+    """Share of exact answers, 0 to 1, of the base alone; null where not measured."""
+    donor_exact_match: float | None = None
+    """The same for the small tuned model alone."""
+    adapted_exact_match: float | None = None
+    """The same for base + adapter."""
+    fewshot_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """The base with `num_fewshot` demonstrations in its prompt and no adapter; null where not measured."""
+    fewshot_exact_match: float | None = field(default=None, metadata=OMIT)
+    """Exact match of the same."""
+    num_fewshot: int | None = field(default=None, metadata=OMIT)
+    """Demonstrations in the prompt of the few-shot arm."""
+    finetuned_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """The base fine-tuned directly, with LoRA, on the demonstrations; null where not measured."""
+    finetuned_exact_match: float | None = field(default=None, metadata=OMIT)
+    """Exact match of the same."""
+    gain_recovered: float | None = field(default=None, metadata=OMIT)
+    """(base - adapted) / (base - finetuned) in bits per byte: 1 where the adapter is worth a fine-tuning."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
+        arms = ("base", "fewshot", "donor", "adapted", "finetuned")
+        _check_finite(self, ("scale", "gain_recovered", *(f"{arm}_bits_per_byte" for arm in arms)))
+        for name in (f"{arm}_exact_match" for arm in arms):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"'{name}' must lie between 0 and 1; got {value}")
+
+
+@dataclass(frozen=True)
+class RecommendedScale:
+    """The scale that served best on bases of one vocabulary, and the figures that say so."""
+
+    base_fingerprint: str
+    """SHA-256 over (id, bytes, special) of the base's tokens, as in `vocabulary.byte_fingerprint`; 64 hex."""
+    base: str
+    """Hub ID or name of the base it was measured on."""
+    scale: float
+    """Best scale on the calibration examples; finite."""
+    base_bits_per_byte: float
+    """Bits per UTF-8 byte of the calibration examples' responses: the base alone."""
+    adapted_bits_per_byte: float
+    """The same for base + adapter at this scale."""
+    data: str
+    """Hub ID or name of the calibration examples."""
+    num_examples: int
+    """How many there were, at least 1."""
+
+    def __post_init__(self) -> None:
+        if not SHA256.fullmatch(self.base_fingerprint):
+            raise ConfigError(f"'base_fingerprint' must be 64 hex digits; got {self.base_fingerprint!r}")
+        if self.num_examples < 1:
+            raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
+        _check_finite(self, ("scale", "base_bits_per_byte", "adapted_bits_per_byte"))
+
+
+def _check_finite(record: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"'{name}' must be finite; got {value}")

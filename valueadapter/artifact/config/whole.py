@@ -1,0 +1,152 @@
+"""`config.json` as one frozen dataclass: everything that an adapter is, except weights and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from valueadapter.artifact.config.history import EvaluationRecord, RecommendedScale, TrainingRecord
+from valueadapter.artifact.config.parts import Connection, NetworkSpec, check_name, check_revision
+from valueadapter.artifact.config.prefix import Prefix
+from valueadapter.errors import ConfigError, IncompatibleVersionError, NotAValueAdapterError
+from valueadapter.version import __version__
+from valueadapter.vocabulary.spec import VocabularySpec
+from valueadapter.vocabulary.strict_json import OMIT, checked_text, from_json, to_json
+
+FORMAT_VERSION = 1
+MODEL_TYPE = "value_adapter"
+
+
+@dataclass(frozen=True)
+class ValueAdapterConfig:
+    """Everything an adapter is, except weights and tokenizer; `config.json` at the root of the artifact.
+
+    Raises:
+        ConfigError: a value is out of range, or asks for what this version does not build.
+    """
+
+    base_model_name_or_path: str
+    """Hub ID of the base model that the adapter was trained on."""
+    networks: tuple[NetworkSpec, ...]
+    """The weighted sum: value logits = Σ coefficient · network logits. At least one."""
+    vocabulary: VocabularySpec
+    """The vocabulary of the value logits (the training base's)."""
+    base_model_revision: str | None = None
+    """Commit hash of that base, where the Hub gave one."""
+    connection: Connection = "residual"
+    """What the networks read: `residual` the tokens, `cascade` the base's prediction, `cascade_with_text` both."""
+    scale: float = 1.0
+    """Recommended scale: logits = base logits + scale · value logits. Finite."""
+    base_prefix: Prefix | None = None
+    """Text or chat messages that the base reads before the prompt; null for none."""
+    training: TrainingRecord | None = None
+    """How it was trained; null for adapters that needed no training."""
+    evaluation: tuple[EvaluationRecord, ...] = ()
+    """Measured results, one per base and held-out set."""
+    scales: tuple[RecommendedScale, ...] = field(default=(), metadata=OMIT)
+    """Recommended scales for bases they were measured on, in place of `scale`; left out where there are none."""
+    format_version: int = FORMAT_VERSION
+    """Version of the artifact format."""
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise ConfigError(f"'format_version' must be {FORMAT_VERSION} in this version; got {self.format_version}")
+        check_name("base_model_name_or_path", self.base_model_name_or_path)
+        if self.base_model_revision is not None:
+            check_revision("base_model_revision", self.base_model_revision)
+        for text in _texts(self.base_prefix):
+            if "\0" in checked_text(text, "base_prefix"):
+                raise ConfigError("'base_prefix' holds NUL (U+0000), which no tokenizer is made for; take it out")
+        if not self.networks:
+            raise ConfigError("'networks' is empty; expected at least one value network")
+        if self.connection not in get_args(Connection):
+            raise ConfigError(
+                f"'connection' must be one of {', '.join(map(repr, get_args(Connection)))}; got {self.connection!r}"
+            )
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"'scale' must be finite; got {self.scale}")
+        if self.base_prefix is not None and not self.base_prefix:
+            raise ConfigError("'base_prefix' is empty; use null for none")
+        if self.connection != "residual" and any(network.reads_prefix for network in self.networks):
+            raise ConfigError(f"a network with 'reads_prefix' reads tokens; 'connection' is {self.connection!r}")
+        paths = [n.path for n in self.networks if n.path is not None]
+        for a, b in ((a, b) for i, a in enumerate(paths) for b in paths[i + 1 :]):
+            if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
+                raise ConfigError(f"networks must lie in separate directories; got '{a}' and '{b}'")
+
+    def scale_for(self, base_fingerprint: str, base: str) -> RecommendedScale | None:
+        """The scale that was measured on a base of this vocabulary; that of the base itself where there is one."""
+        found = [one for one in self.scales if one.base_fingerprint == base_fingerprint]
+        return next((one for one in found if one.base == base), found[0] if found else None)
+
+    def to_json(self) -> str:
+        """The text of `config.json`: the same bytes for equal configurations, on every machine."""
+        head: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": ["ValueAdapterForCausalLM"]}
+        head["format_version"] = self.format_version
+        return json.dumps(head | to_json(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ValueAdapterConfig:
+        """Parses `config.json`.
+
+        Raises:
+            NotAValueAdapterError: it is another kind of config.json.
+            IncompatibleVersionError: a newer format version than this library reads.
+            ConfigError: not JSON, an unknown key, a wrong type or a value out of range.
+        """
+        try:
+            return cls._from_json(text)
+        except RecursionError:
+            raise ConfigError("config.json is nested too deep; download the adapter again") from None
+
+    @classmethod
+    def _from_json(cls, text: str) -> ValueAdapterConfig:
+        data = dict(upgrade(_parse(text)))
+        data.pop("model_type")
+        architectures = data.pop("architectures", ["ValueAdapterForCausalLM"])
+        if architectures != ["ValueAdapterForCausalLM"]:
+            raise ConfigError(f"'architectures' must be ['ValueAdapterForCausalLM']; got {architectures!r}")
+        return from_json(cls, data)
+
+
+def _texts(prefix: Prefix | None) -> Iterator[str]:
+    if isinstance(prefix, str):
+        yield prefix
+    for message in () if prefix is None or isinstance(prefix, str) else prefix:
+        yield from (message.role, message.content)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"config.json is not JSON (line {error.lineno}: {error.msg}); download the adapter again"
+        ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"config.json is not JSON ({error}); download the adapter again") from None
+    if not isinstance(data, dict) or data.get("model_type") != MODEL_TYPE:
+        found = data.get("model_type") if isinstance(data, dict) else type(data).__name__
+        raise NotAValueAdapterError(f"config.json has model_type {found!r}; a value adapter has {MODEL_TYPE!r}")
+    return data
+
+
+def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Checks the format version of a parsed config. Version 1 is the first, so there is nothing to upgrade yet.
+
+    Raises:
+        IncompatibleVersionError: a newer version.
+        ConfigError: no version, or one that never was.
+    """
+    version = data.get("format_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ConfigError(f"'format_version' must be a whole number from 1 to {FORMAT_VERSION}; got {version!r}")
+    if version > FORMAT_VERSION:
+        raise IncompatibleVersionError(
+            f"this adapter has format version {version}; valueadapter {__version__} reads up to {FORMAT_VERSION}. "
+            "Install a newer version: pip install --upgrade valueadapter"
+        )
+    return data

@@ -1,0 +1,189 @@
+"""What each adapter does to each token of a text: the base's choice, every push, the final choice; as data, or to see.
+
+At a position let p be the base's distribution and v the scaled value logits. An adapter's *push* on a token t is
+v[t] - Σ p·v in nats: what the token's logit gains over the average that the base expects, so that a constant pushes
+nothing. The *divergence* is KL(final ‖ base) in nats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from valueadapter.artifact.card import templates
+from valueadapter.demonstrations.encoding import prompt_ids
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.evaluation.stops import padding, stop_tokens
+from valueadapter.evaluation.visible import visible
+from valueadapter.forward.bounded_logits import pieces
+from valueadapter.model.modeling import ValueAdapterForCausalLM
+
+TEMPLATE = "trace.html.jinja"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that a distribution likes best."""
+
+    token: str
+    probability: float
+    """From 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """What one adapter does at one position, in nats."""
+
+    on_token: float
+    """On the token of the text."""
+    token: str
+    """The one that it pushes up most, among the likeliest of base and sum."""
+    on_it: float
+    """How far."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of the text, and what spoke for it."""
+
+    token: str
+    """As it stands in the text."""
+    base_probability: float
+    """Of that token under the base, which has read its prefix."""
+    probability: float
+    """Of that token under base + adapters."""
+    base: Choice
+    final: Choice
+    pushes: dict[str, Push]
+    """Adapter -> its push."""
+    divergence: float
+    """KL(final ‖ base) in nats, 0 or more."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the adapters changed the likeliest token."""
+        return self.base.token != self.final.token
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A text, and what each of its traced tokens owes to whom."""
+
+    prompt: str
+    """What stands before the traced tokens; the prefix of the base is not in it."""
+    steps: tuple[Step, ...]
+    scales: dict[str, float]
+    """The acting adapters, and how strongly they act."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        """For a terminal: a row for each token."""
+        table = Table(title=Text(f"{len(self.steps)} tokens after {_shown(self.prompt[-40:])}"))
+        for column in ("token", "base says", "", *(f"{n} at {s:g}" for n, s in self.scales.items()), "final", "", "KL"):
+            justify: Any = "right" if column in ("", "KL") else "left"
+            table.add_column(Text(visible(column)), justify=justify, overflow="fold")
+        for step in self.steps:
+            style = "bold" if step.changed else ""
+            pushes = [f"{step.pushes[n].on_token:+.1f}  ({_shown(step.pushes[n].token)} {step.pushes[n].on_it:+.1f})"
+                      for n in self.scales]  # fmt: skip
+            cells = [_shown(step.token), _shown(step.base.token), f"{step.base.probability:.0%}", *pushes]
+            cells += [_shown(step.final.token), f"{step.final.probability:.0%}", f"{step.divergence:.2f}"]
+            table.add_row(*(Text(cell, style=style) for cell in cells))
+        return table
+
+    def to_html(self) -> str:
+        """A page of its own: the text with its tokens shaded by divergence, and the table below it."""
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True)
+        environment.filters |= {"shown": _shown, "visible": lambda text: visible(text, keep="\n\t")}
+        template = environment.from_string((templates() / TEMPLATE).read_text(encoding="utf-8"))
+        return template.render(trace=self, most=max([step.divergence for step in self.steps], default=0.0))
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the page to a file."""
+        Path(path).write_text(self.to_html(), encoding="utf-8")
+
+
+@torch.no_grad()
+def trace(model: ValueAdapterForCausalLM, prompt: str, *, max_new_tokens: int = 0) -> Trace:
+    """Goes through a text token by token, with the adapters as they stand.
+
+    Args:
+        prompt: the text. As it is, it is traced itself, all but its first token.
+        max_new_tokens: in its place trace so many tokens that are generated after it, greedily.
+
+    Raises:
+        UnsupportedModeError: no adapter acts, or the prompt has nothing to trace.
+    """
+    acting = {name: model.scales[name] for name in model.active_adapters if model.scales[name] != 0}
+    if not acting:
+        raise UnsupportedModeError(
+            "no adapter acts here, so there is nothing to trace; set_adapter([…]) activates some"
+        )
+    tokenizer = model._base_tokenizer()
+    ids = torch.tensor([prompt_ids(prompt, tokenizer)], dtype=torch.long, device=model.device)
+    begin = ids.shape[1] if max_new_tokens else 1
+    if max_new_tokens:
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        how |= {"pad_token_id": padding(tokenizer), "eos_token_id": sorted(stop_tokens(model, tokenizer)) or None}
+        ids = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+    count = ids.shape[1] - begin
+    if count < 1:
+        raise UnsupportedModeError(f"the prompt {prompt!r} has {ids.shape[1]} tokens; tracing it needs 2 or more")
+    labels = ids[:, begin:]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    steps: list[Step] = []
+    for piece in pieces(model, inputs, labels, value_logits="each"):
+        each = {name: piece.each[name] for name in acting}
+        base = piece.logits - sum(each.values())
+        steps += _steps(piece.labels.tolist(), base, piece.logits, each, tokenizer)
+    return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), tuple(steps), acting)
+
+
+def _steps(
+    labels: Sequence[int],
+    base: torch.Tensor,
+    final: torch.Tensor,
+    each: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Step, ...]:
+    log_p, log_q = base.log_softmax(-1), final.log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    divergence = (q * (log_q - log_p)).sum(-1).clamp(min=0)
+    centred = {name: values - (p * values).sum(-1, keepdim=True) for name, values in each.items()}
+
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    def best(probabilities: torch.Tensor) -> Choice:
+        token = int(probabilities.argmax())
+        return Choice(text(token), float(probabilities[token]))
+
+    found = []
+    for index, label in enumerate(labels):
+        likely = torch.cat([p[index].topk(min(20, p.shape[-1])).indices, q[index].topk(min(20, p.shape[-1])).indices])
+        pushes = {}
+        for name, values in centred.items():
+            most = int(likely[values[index, likely].argmax()])
+            pushes[name] = Push(float(values[index, label]), text(most), float(values[index, most]))
+        probabilities = float(p[index, label]), float(q[index, label])
+        found.append(
+            Step(text(label), *probabilities, best(p[index]), best(q[index]), pushes, float(divergence[index]))
+        )
+    return tuple(found)
+
+
+def _shown(text: str) -> str:
+    """A token as it can be seen: white space and line ends by their signs, control characters spelled out."""
+    return visible(text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")) or "∅"

@@ -1,0 +1,252 @@
+"""What the networks of one adapter say of a text, in the base's vocabulary; knows neither the base nor its logits.
+
+Three ways, by how the vocabularies relate: the networks read the base's ids; they read them under their own ids, which
+correspond one to one; or they read the base's text in tokens of their own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from valueadapter.adapter.devices import execution_device, moved
+from valueadapter.adapter.network import fit_width, logits_width
+from valueadapter.artifact.config import Connection
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.forward.alignment_modes import CANDIDATES, ByteEvents, Mode
+from valueadapter.forward.cache import ValueAdapterCache
+from valueadapter.forward.cascade import read_embeddings
+from valueadapter.forward.positions import check_not_packed
+from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.forward.row_plan import Prompt
+from valueadapter.forward.steps import Steps, logits_of
+from valueadapter.forward.text_reader import TextReader
+from valueadapter.vocabulary.bridge import Link
+from valueadapter.vocabulary.retokenizer import Reading
+
+
+class Term(NamedTuple):
+    """An adapter that acts now."""
+
+    name: str
+    """What it is called on this model."""
+    parts: tuple[str, ...]
+    """Names of its networks in the cache: `<adapter>.<serial>.<index>`."""
+    networks: tuple[PreTrainedModel, ...]
+    coefficients: tuple[float, ...]
+    scale: float
+    """Never 0."""
+    link: Link | None
+    """None where the base has the adapter's vocabulary."""
+    refinement: tuple[Mode, ByteEvents] | None = None
+    """Mode and events, where the base's likeliest tokens get better values than the map's."""
+    connection: Connection = "residual"
+    """What the networks read; other than tokens only where they read in step with the base."""
+    prefixes: tuple[BasePrefix | None, ...] = ()
+    """For each network what it reads before the prompt; empty where none reads anything."""
+
+    def reader(self, part: str) -> TextReader:
+        """An empty reader for one of the networks."""
+        link = cast(Link, self.link)
+        width = link.alignment.value.logits_width
+        return TextReader(cast(Reading, link.reading), width, self.refinement, self.prefix_of(part))
+
+    def prefix_of(self, part: str) -> BasePrefix | None:
+        """What one of the networks reads before the prompt."""
+        return self.prefixes[self.parts.index(part)] if self.prefixes else None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the networks read the text in tokens of their own."""
+        return self.link is not None and self.link.reading is not None
+
+    @property
+    def reads_prediction(self) -> bool:
+        """Whether the networks read what the base expects, for which its logits are needed at every position."""
+        return self.connection != "residual"
+
+
+def shared_parts(terms: Sequence[Term]) -> frozenset[str]:
+    """Names of the networks that occur more than once."""
+    counts = Counter(part for term in terms for part in term.parts)
+    return frozenset(part for part, count in counts.items() if count > 1)
+
+
+@dataclass
+class Inputs:
+    """One call's input, as `ValueAdapterForCausalLM.forward` describes it."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | Mapping[str, Any] | None
+    position_ids: torch.Tensor | None
+    logits_to_keep: int | torch.Tensor
+    use_cache: bool
+    cache: ValueAdapterCache | None
+    base_logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    """(batch, kept, base_vocab): what the base says, once it has."""
+    prompts: Sequence[Prompt] | None = None
+    """Each row's prompt in both forms, where the term reads it so."""
+    said: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What networks of several terms have said in this call, by name."""
+    shared: frozenset[str] = frozenset()
+    """Names of these networks."""
+    packing: Mapping[str, Any] = field(default_factory=dict)
+    """What says where the texts of packed rows begin, besides the positions; see `positions.PACKING`."""
+    prediction: torch.Tensor | None = None
+    """(batch, seq, base_vocab): the base's own logits at every position, where a term reads them."""
+    steps: Steps = field(default_factory=dict)
+    """What the own preparation of each network that reads in step with the base made of this call."""
+
+    def keep(self, part: str, logits: torch.Tensor) -> torch.Tensor:
+        """The logits; remembered where another term has the same network."""
+        if part in self.shared:
+            self.said[part] = logits
+        return logits
+
+
+def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, float]]:
+    """What an adapter adds to the base's logits, summand by summand.
+
+    Yields:
+        Logits of (batch, kept, base_vocab), where the vocabulary is the same perhaps of another padded width; and the
+        weight to add them with.
+    """
+    if term.link is None:
+        for logits, coefficient in zip(_in_step(term, inputs, inputs.input_ids), term.coefficients, strict=True):
+            yield logits, term.scale * coefficient
+        return
+    alignment = term.link.alignment
+    better: list[tuple[int, int, int, float]] = []
+    if term.link.reading is None:
+        ids = alignment.value_ids(inputs.input_ids)
+        each = _in_step(term, inputs, ids)
+    else:
+        each = _as_text(term, inputs, better)
+    total: torch.Tensor | None = None
+    for logits, coefficient in zip(each, term.coefficients, strict=True):
+        weighted = fit_width(logits, alignment.value.logits_width)
+        weighted = weighted if coefficient == 1 else coefficient * weighted
+        total = weighted if total is None else total + weighted.to(total.device)
+    projected = alignment.project(cast(torch.Tensor, total))
+    if better:
+        rows, positions, tokens, values = zip(*better, strict=True)
+        projected[list(rows), list(positions), list(tokens)] = projected.new_tensor(values)
+    yield projected, term.scale
+
+
+def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The networks over one id for each of the base's, in the base's positions."""
+    common = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep, **inputs.packing}
+    if inputs.position_ids is not None:
+        common["position_ids"] = inputs.position_ids
+    for part, network in zip(term.parts, term.networks, strict=True):
+        if part in inputs.said:
+            yield inputs.said[part]
+            continue
+        device = execution_device(network)
+        read = {"input_ids": readable(ids.to(device), network, inputs.base_logits.shape[-1])}
+        if (prefix := term.prefix_of(part)) is not None:
+            yield inputs.keep(part, _after_prefix(network, prefix, read["input_ids"], inputs))
+            continue
+        arguments = moved({**of_part(part, inputs.attention_mask, inputs.cache), **common}, device)
+        arguments |= {**read, **inputs.steps.get(part, {})}
+        if term.reads_prediction:
+            alignment = term.link.alignment if term.link is not None else None
+            prediction = cast(torch.Tensor, inputs.prediction)
+            text = arguments.pop("input_ids")
+            if text.shape[1] != prediction.shape[1]:
+                raise UnsupportedModeError(
+                    f"a {type(network).__name__} reads {text.shape[1]} tokens where the base reads "
+                    f"{prediction.shape[1]}, so that it cannot read the base's prediction of each (connection "
+                    f"'{term.connection}')"
+                )
+            arguments["inputs_embeds"] = read_embeddings(term.connection, network, text, prediction, alignment)
+        yield inputs.keep(part, logits_of(network, arguments).logits)
+
+
+def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """A network that reads the prefix as the base does."""
+    _check_frozen(network)
+    mask, positions, keep = moved(
+        {0: inputs.attention_mask, 1: inputs.position_ids, 2: inputs.logits_to_keep}, ids.device
+    ).values()
+    call = prefix.call(ids, mask, positions, inputs.cache, keep)
+    arguments = {**call.arguments, **inputs.steps.get(prefix.part, {})}
+    return call.cut(logits_of(network, arguments).logits)
+
+
+def _check_frozen(network: PreTrainedModel) -> None:
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters()):
+        raise UnsupportedModeError(
+            "a network that reads the prefix takes no gradients: the prefix's keys and values are computed once. Train "
+            "with base_prefix=None, and record the prefix afterwards"
+        )
+
+
+def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float]]) -> Iterator[torch.Tensor]:
+    """The networks over their own tokens of the base's text.
+
+    Refined values are put into `better`: row, kept position, base token, value.
+    """
+    mask = inputs.attention_mask
+    if isinstance(mask, Mapping):
+        raise UnsupportedModeError(
+            "attention masks that are prepared for one kind of layer do not say which tokens are padding; pass the "
+            "attention_mask of (batch, past + seq)"
+        )
+    check_not_packed(inputs.packing, len(inputs.input_ids))
+    positions, order = _positions(inputs.logits_to_keep, inputs.input_ids.shape[1])
+    candidates = None
+    if term.refinement is not None:
+        base = inputs.base_logits if order is None else inputs.base_logits[:, order.argsort()]
+        count = min(CANDIDATES[term.refinement[0]], base.shape[-1])
+        candidates = base.topk(count, dim=-1).indices.tolist()
+    for part, network in zip(term.parts, term.networks, strict=True):
+        if part in inputs.said:
+            yield inputs.said[part]
+            continue
+        kept = inputs.cache is not None
+        if term.prefix_of(part) is not None:
+            _check_frozen(network)
+        reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader(part)
+        logits = reader.read(
+            network,
+            inputs.input_ids,
+            mask,
+            positions,
+            position_ids=inputs.position_ids,
+            prompts=inputs.prompts,
+            candidates=candidates,
+            remember=kept,
+        )
+        if candidates is not None:
+            place = list(range(len(positions))) if order is None else order.argsort().tolist()
+            better += [(row, place[at], token, v) for row, all_ in enumerate(reader.better) for at, token, v in all_]
+        yield inputs.keep(part, logits if order is None else logits[:, order])
+
+
+def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[int], torch.Tensor | None]:
+    """Which positions' logits are wanted, rising; and how to bring them into the order that was asked for."""
+    if isinstance(logits_to_keep, int):
+        return list(range(max(0, length - logits_to_keep) if logits_to_keep else 0, length)), None
+    asked = [int(position) % length for position in torch.arange(length)[logits_to_keep.cpu()]]
+    rising = sorted(set(asked))
+    return rising, None if rising == asked else torch.tensor([rising.index(position) for position in asked])
+
+
+def readable(ids: torch.Tensor, network: PreTrainedModel, base_width: int) -> torch.Tensor:
+    """Ids that only the base has rows for are padding of its logits: no token, read as the network's id 0."""
+    width = logits_width(network)
+    return ids if base_width <= width else ids.masked_fill(ids >= width, 0)
+
+
+def of_part(
+    part: str, attention_mask: torch.Tensor | Mapping[str, Any] | None, cache: ValueAdapterCache | None
+) -> dict[str, Any]:
+    """The mask, which is common, and the cache of one of the models."""
+    return {"attention_mask": attention_mask, "cache": cache.parts[part] if cache is not None else None}

@@ -1,0 +1,393 @@
+"""Attaching adapters to a wrapped base model, and detaching them; computes nothing.
+
+Speaks PEFT's vocabulary. Every `PreTrainedModel` inherits methods of these names from transformers' PEFT integration
+that would put LoRA into base and networks; all of them are overridden here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.adapter.devices import execution_device, is_placed
+from valueadapter.adapter.model_state import same_model, settings_of
+from valueadapter.adapter.network import set_trainable
+from valueadapter.adapter.value_adapter import ValueAdapter, combined
+from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
+from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.forward.steps import reads_text
+from valueadapter.model.choosing import Attached, ChoosingMethods
+from valueadapter.model.joint_head import OutputHead
+from valueadapter.model.sanity_check import check_effect
+from valueadapter.model.status import StatusMethods
+from valueadapter.vocabulary.bridge import Link
+from valueadapter.vocabulary.model_vocabulary import Side
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+_serials = itertools.count()
+
+
+class AdapterMethods(StatusMethods, ChoosingMethods):
+    """The part of `ValueAdapterForCausalLM` that attaches and detaches adapters."""
+
+    base: PreTrainedModel
+    base_tokenizer: PreTrainedTokenizerBase | None
+    value_networks: nn.ModuleDict
+    output_head: OutputHead
+    base_released = False
+    """Whether the base's weights are gone, all but its output head's (`release_base` of the trainer)."""
+
+    # -- attaching ---------------------------------------------------------------------------------------------------
+    def load_adapter(
+        self,
+        name_or_path: str | Path,
+        adapter_name: str,
+        *,
+        scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
+        is_trainable: bool = False,
+        hotswap: bool = False,
+        **download: Any,
+    ) -> None:
+        """Loads an adapter and attaches it. As in PEFT, it is active at once only if it is the first.
+
+        Args:
+            name_or_path: Hub ID or directory.
+            adapter_name: name to give it here.
+            scale: how strongly it acts; the adapter's own recommendation by default.
+            base_prefix: what only the base reads before the prompt: the adapter's own by default, text or chat
+                messages in its place, or None for nothing.
+            is_trainable: whether its weights take gradients.
+            hotswap: put its weights into the networks of the attached adapter of this name, see `hotswap_adapter`.
+            download: `revision, subfolder, token, cache_dir, local_files_only, force_download`.
+
+        Raises:
+            AdapterNameError: the name is taken or not usable.
+            IncompatibleBaseError: a vocabulary that no map leads to.
+            ArtifactError, ConfigError, huggingface_hub.errors: it cannot be had or is damaged.
+        """
+        if hotswap:
+            new = ValueAdapter.from_pretrained(name_or_path, **download)
+            self.hotswap_adapter(new, adapter_name, scale=scale, base_prefix=base_prefix)
+            return
+        self._check_new_name(adapter_name)
+        adapter = ValueAdapter.from_pretrained(name_or_path, **download)
+        self.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
+
+    def add_adapter(
+        self,
+        adapter: ValueAdapter,
+        adapter_name: str,
+        *,
+        scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
+        is_trainable: bool = False,
+    ) -> None:
+        """Attaches a loaded adapter. The first one is active at once, later ones with `set_adapter`.
+
+        Its networks move to the base's device and dtype, unless accelerate or a quantizer has placed them. They are not
+        copied: attach `adapter.copy()` to a second base.
+        A network that is attached already, with equal weights and not trained, is held and run once for both adapters.
+        An adapter that is not to be trained is run on a few tokens first: one that changes nothing is warned of.
+        Arguments as in `load_adapter`.
+
+        Raises:
+            AdapterNameError: the name is taken or not usable.
+            ConfigError: a prefix that is none, or that the base's tokenizer cannot take.
+            IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
+            UnsupportedModeError: a network of a kind that cannot read the base's text in tokens of its own.
+            ConfigError: its value logits are NaN or infinite.
+        """
+        self._check_new_name(adapter_name)
+        prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        if prefix is not None:
+            self._prefix_for_base(prefix)  # now, so that a prefix this base cannot take is not attached
+        link = adapter.connect(self._base_side(), self.base.name_or_path)
+        if link is not None and link.reading is not None:
+            _check_text_readers(adapter)
+        own = self._recommended_scale(adapter, link) if scale is None else scale
+        self._check_scale(adapter_name, own)
+        device = execution_device(self.base)
+        held = {id(network) for one in self.adapters.values() for network in one.networks}
+        for network in adapter.networks:
+            if id(network) not in held:  # what another adapter holds, perhaps to train it, stays as it is
+                if not is_placed(network):
+                    network.to(device=device, dtype=self.base.dtype)
+                set_trainable(network, is_trainable)
+        if not is_trainable:
+            check_effect(adapter, adapter_name)
+            adapter = self._sharing(adapter)
+        self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
+        self._attached[adapter_name] = Attached(adapter, float(own), next(_serials), link, prefix=prefix)
+        if not self._active:
+            self._active = (adapter_name,)
+        elif adapter_name not in self._active:
+            logger.info("attached %r; active is %s (set_adapter changes it)", adapter_name, list(self._active))
+
+    def hotswap_adapter(
+        self,
+        adapter: ValueAdapter,
+        adapter_name: str,
+        *,
+        scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
+    ) -> None:
+        """Puts an adapter's weights in the place of an attached one's, into the same tensors.
+
+        Nothing that was compiled is compiled again, and no second copy of the networks stays. A cache of an earlier
+        call holds what the old weights have read: start with a new one.
+
+        Args:
+            adapter: the new adapter; its networks have the architectures, and its vocabulary is that of the old one.
+            adapter_name: the attached adapter, which keeps its name.
+            scale: how strongly it acts; the new adapter's recommendation by default.
+            base_prefix: as in `load_adapter`.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: the networks do not fit, another adapter shares them, the scale cannot be, or the new value
+                logits are NaN or infinite; nothing has changed then.
+        """
+        attached = self._get(adapter_name)
+        old = attached.adapter
+        elsewhere = {id(n) for name, one in self.adapters.items() if name != adapter_name for n in one.networks}
+        if any(id(network) in elsewhere for network in old.networks):
+            raise ConfigError(
+                f"another adapter shares a network with '{adapter_name}', whose weights would change too; delete "
+                f"'{adapter_name}' and load the new adapter under its name"
+            )
+        if why := _why_not_swapped(old, adapter):
+            raise ConfigError(f"the new adapter does not fit '{adapter_name}': {why}; delete it and load the new one")
+        prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        if prefix is not None:
+            self._prefix_for_base(prefix)
+        own = self._recommended_scale(adapter, attached.link) if scale is None else scale
+        self._check_scale(adapter_name, own)
+        check_effect(adapter, adapter_name)
+        with torch.no_grad():
+            for mine, theirs in zip(old.networks, adapter.networks, strict=True):
+                state = theirs.state_dict()
+                for name, tensor in mine.state_dict().items():
+                    tensor.copy_(state[name])
+        attached.adapter = adapter.replaced(networks=old.networks)
+        attached.prefix, attached.trained_behind, attached.scale = prefix, RECORDED, float(own)
+        self._forget_prefixes(attached.serial)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        *,
+        base_prefix: GivenPrefix = RECORDED,
+    ) -> None:
+        """Makes one adapter of several attached ones: value logits = Σ weight · value logits, at scale 1.
+
+        Their networks are shared, not copied, and the new adapter can be saved and pushed as any other.
+
+        Args:
+            adapters: names of attached adapters of one vocabulary and connection.
+            weights: one for each, in the place of its scale; finite and not 0.
+            adapter_name: the new adapter's name.
+            combination_type: `linear`, the weights as they are; `average`, divided by their sum. PEFT's others combine
+                matrices of LoRA, and there are none here.
+            base_prefix: what the base reads; by default what they bring, which must be one prefix.
+
+        Raises:
+            AdapterNameError: unknown names, or a taken one.
+            ConfigError: weights that cannot be, or adapters that cannot be one.
+            UnsupportedModeError: another combination, or different prefixes.
+        """
+        self._check_new_name(adapter_name)
+        parts = [self._get(name).adapter for name in adapters]
+        new = combined(parts, self._weights(adapters, weights, combination_type))
+        prefix = self._one_prefix(adapters) if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        self.add_adapter(new.with_config(base_prefix=prefix), adapter_name, scale=1.0)
+
+    def _weights(self, adapters: Sequence[str], weights: Sequence[float], combination: str) -> list[float]:
+        if combination not in ("linear", "average"):
+            raise UnsupportedModeError(
+                f"combination_type must be 'linear' or 'average'; got {combination!r}. PEFT's other ways combine the "
+                "matrices of LoRA, and value adapters add logits"
+            )
+        if len(weights) != len(adapters) or not adapters:
+            raise ConfigError(f"expected one weight for each adapter; got {len(weights)} for {len(adapters)}")
+        if any(weight < 0 for weight in weights):
+            self._below_zero(f"weights {list(weights)} of {list(adapters)}")
+        total = sum(weights) if combination == "average" else 1.0
+        if total == 0:
+            raise ConfigError(f"the weights {list(weights)} add up to 0, so that there is no average; take 'linear'")
+        return [weight / total for weight in weights]
+
+    def _sharing(self, adapter: ValueAdapter) -> ValueAdapter:
+        """The adapter with networks that are attached already in the place of equal ones, to be held and run once."""
+        attached = [network for one in self.adapters.values() for network in one.networks]
+        frozen = [network for network in attached if not any(p.requires_grad for p in network.parameters())]
+        networks = [next((one for one in frozen if same_model(one, own)), own) for own in adapter.networks]
+        if all(one is own for one, own in zip(networks, adapter.networks, strict=True)):
+            return adapter
+        return adapter.replaced(networks=networks)
+
+    def _recommended_scale(self, adapter: ValueAdapter, link: Link | None) -> float:
+        vocabulary = adapter.config.vocabulary if link is None else link.alignment.base
+        if not adapter.config.scales:
+            return adapter.config.scale
+        own = adapter.provenance.true_records(adapter.config, adapter.networks)
+        measured = own.scale_for(vocabulary.byte_fingerprint, self.base.name_or_path)
+        if measured is None:
+            return adapter.config.scale
+        logger.warning(
+            "scale %g is used, which was measured on '%s' (%.3f -> %.3f bits per byte on %d examples of %s); "
+            "scale= chooses another",
+            measured.scale,
+            measured.base,
+            measured.base_bits_per_byte,
+            measured.adapted_bits_per_byte,
+            measured.num_examples,
+            measured.data,
+        )
+        return measured.scale
+
+    def base_fingerprint(self, adapter_name: str | None = None) -> str:
+        """The byte fingerprint of the base's vocabulary, 64 hex, under which an adapter records scales for it."""
+        attached = self._get(self.only_adapter(adapter_name))
+        link = attached.link
+        vocabulary = attached.adapter.config.vocabulary if link is None else link.alignment.base
+        return vocabulary.byte_fingerprint
+
+    def delete_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Detaches an adapter, or several, and forgets them.
+
+        Raises:
+            AdapterNameError: no such adapter; none of several is deleted then.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        for name in names:
+            self._get(name)
+        for name in dict.fromkeys(names):
+            self._delete(name)
+
+    def _delete(self, adapter_name: str) -> None:
+        serial = self._attached.pop(adapter_name).serial
+        self._forget_prefixes(serial)
+        del self.value_networks[adapter_name]
+        self.output_head.parts = ()  # which may still hold its networks
+        if self._active == (adapter_name,) and self._attached:
+            logger.warning("no adapter is active now; attached are %s (set_adapter)", list(self._attached))
+        self._active = tuple(name for name in self._active if name != adapter_name)
+
+    def unload(self) -> PreTrainedModel:
+        """Detaches every adapter and gives the base back, its weights as they came (frozen, and in eval mode).
+
+        Raises:
+            UnsupportedModeError: a trainer has given the base's memory back.
+        """
+        self._check_base()
+        for name in list(self._attached):
+            self.delete_adapter(name)
+        return self.base
+
+    # -- what cannot be ----------------------------------------------------------------------------------------------
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: a sum of logits is no change of the base's weights.
+
+        Raises:
+            UnsupportedModeError: always, naming what to do instead.
+        """
+        raise UnsupportedModeError(
+            "a value adapter cannot be merged: it is a second model, not a change of the base's weights. Keep the "
+            "wrapper (unload() gives the base back), or teach it to a LoRA on the base: distill_into_lora(data)"
+        )
+
+    merge_adapter = merge_and_unload
+
+    def enable_peft_hotswap(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: it is about LoRA weights.
+
+        Raises:
+            UnsupportedModeError: always, naming what to do instead.
+        """
+        raise UnsupportedModeError(
+            "this prepares LoRA for other ranks. Networks of one shape can be swapped without it: "
+            "load_adapter(…, adapter_name, hotswap=True)"
+        )
+
+    def get_adapter_state_dict(self, adapter_name: str | None = None) -> dict[str, torch.Tensor]:
+        """The weights of an adapter's networks, as `<index>.<tensor>`.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+        """
+        state: dict[str, torch.Tensor] = self.value_networks[self.only_adapter(adapter_name)].state_dict()
+        return state
+
+    # -- names -------------------------------------------------------------------------------------------------------
+    def _check_new_name(self, name: str) -> None:
+        check_name(name)
+        if name in self._attached:
+            raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
+
+    def _check_base(self) -> None:
+        if self.base_released:
+            raise UnsupportedModeError(
+                "the base's weights were given back after caching its hidden states (release_base), so that this model "
+                "only trains; save the adapter, and attach it to a base that is loaded anew"
+            )
+
+    def _base_side(self) -> Side:
+        raise NotImplementedError
+
+
+def check_name(name: object) -> None:
+    """Raises unless this can name an adapter, whatever the model.
+
+    Args:
+        name: what somebody calls an adapter.
+
+    Raises:
+        AdapterNameError: it is not made of letters, digits, '_' and '-', or torch's modules have something of that
+            name, as methods or as attributes.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
+    of_python = name.startswith("__") and name.endswith("__")  # some are there, and hasattr says no
+    if of_python or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+        raise AdapterNameError(
+            f"'{name}' is a method or an attribute of torch's modules, so it cannot name an adapter; choose another"
+        )
+
+
+def _check_text_readers(adapter: ValueAdapter) -> None:
+    for network in adapter.networks:
+        if not reads_text(network):
+            raise UnsupportedModeError(
+                f"a {type(network).__name__} cannot read text of another vocabulary: it is not told positions, or "
+                "keeps no cache of transformers' kind. Use it on a base of its vocabulary, or a network with attention"
+            )
+
+
+def _why_not_swapped(old: ValueAdapter, new: ValueAdapter) -> str | None:
+    """What keeps the weights of one adapter from taking the place of another's; None where nothing does."""
+    if old.config.vocabulary != new.config.vocabulary:
+        return "it has another vocabulary"
+    if old.config.connection != new.config.connection:
+        return f"its connection is {new.config.connection}, not {old.config.connection}"
+    if [s.coefficient for s in old.config.networks] != [s.coefficient for s in new.config.networks]:
+        return "it has other networks or coefficients"
+    for mine, theirs in zip(old.networks, new.networks, strict=True):
+        if type(mine) is not type(theirs) or settings_of(mine) != settings_of(theirs):
+            return "a network is of another architecture"
+    return None

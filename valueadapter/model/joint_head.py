@@ -1,0 +1,215 @@
+"""Base and networks shown as one body with one output head, for trainers that never call `forward`.
+
+    [h_b, h_1, …] @ [W_b, s c_1 W_1, …]ᵀ = h_b W_bᵀ + s Σ c_i h_i W_iᵀ
+
+TRL's trainers run `model.base_model` and multiply with `model.get_output_embeddings().weight` themselves; what they
+compute is then the wrapper's sum. Knows nothing of TRL, losses or caches.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from valueadapter.adapter.devices import execution_device, moved
+from valueadapter.adapter.heads import Head, head_of, last_hidden_state
+from valueadapter.adapter.model_state import settings_of
+from valueadapter.adapter.network import fit_width, logits_width
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.forward.value_logits import Term, readable
+
+_plain: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""Models whose logits are their last hidden state times their head, as a probe has found -> how each was set then."""
+
+
+class Part(NamedTuple):
+    """One of the models, and what its logits count for."""
+
+    model: PreTrainedModel
+    weight: float
+
+
+class OutputHead(nn.Module):
+    """The one head of base and networks, without parameters of its own: `logits = hidden @ weight.T + bias`.
+
+    `hidden` is what `Backbone` gives, (…, Σ hidden sizes). The matrix is put together anew each time it is asked for,
+    from the models' own, so that gradients reach a head that is trained.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: tuple[Part, ...] = ()
+
+    def _heads(self) -> list[tuple[Head, float]]:
+        linears = [(part.model.get_output_embeddings(), part.weight) for part in self.parts]
+        return [(Head(linear.weight, linear.bias), weight) for linear, weight in linears]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(base_vocab, Σ hidden sizes); networks' rows are cut or filled up with their mean to the base's number."""
+        heads = self._heads()
+        width = len(heads[0][0].weight)
+        return torch.cat(
+            [_rows(weight * head.weight if weight != 1 else head.weight, width) for head, weight in heads], 1
+        )
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(base_vocab,), where one of the models has a bias."""
+        heads = self._heads()
+        width = len(heads[0][0].weight)
+        biases = [fit_width((weight * head.bias)[None], width)[0] for head, weight in heads if head.bias is not None]
+        return torch.stack(biases).sum(0) if biases else None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, Σ hidden sizes) to logits of (…, base_vocab)."""
+        return nn.functional.linear(hidden, self.weight, self.bias)
+
+
+class Backbone:
+    """The body of base and networks together; everything else that is asked of it, the base answers."""
+
+    def __init__(self, owner: HeadMethods) -> None:
+        self._owner = owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Runs the bodies, without cache and logits.
+
+        Args:
+            args: `input_ids` of (batch, seq) may come by position.
+            kwargs: `input_ids, attention_mask, position_ids`; `use_cache` is passed over, others go to every model.
+
+        Returns:
+            `last_hidden_state` of (batch, seq, Σ hidden sizes), which `get_output_embeddings()` turns into logits.
+
+        Raises:
+            UnsupportedModeError: an adapter whose logits are no head times a hidden state over the base's own tokens.
+        """
+        return BaseModelOutputWithPast(last_hidden_state=self._owner._hidden_states(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_owner":  # asked for before there is one, while it is copied
+            raise AttributeError(name)
+        return getattr(self._owner.base, name)
+
+
+class HeadMethods:
+    """The part of `ValueAdapterForCausalLM` that shows it as one body and one head."""
+
+    base: PreTrainedModel
+    output_head: OutputHead
+
+    @property
+    def base_model(self) -> Backbone:
+        """Base and networks as one body, as transformers names what stands before the head; `base` is the base."""
+        return Backbone(self)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head: the base's, or while adapters act one for base and networks together, see `base_model`."""
+        terms = self.terms()
+        if not terms or self._why_no_head(terms):
+            return cast(nn.Module, self.base.get_output_embeddings())
+        self.output_head.parts = (Part(self.base, 1.0), *_parts(terms))
+        return self.output_head
+
+    def _why_no_head(self, terms: list[Term]) -> str | None:
+        for term in terms:
+            if term.link is not None:
+                return f"base and adapter '{term.name}' have different vocabularies"
+            if term.connection != "residual":
+                return f"the networks of '{term.name}' read what the base expects (connection {term.connection})"
+            if any(term.prefixes):
+                return f"the networks of '{term.name}' read the base prefix"
+        models = [("base", self.base), *((f"network of '{t.name}'", network) for t in terms for network in t.networks)]
+        return next(
+            (
+                f"the {what}'s logits are not its last hidden state times its head"
+                for what, m in models
+                if not _simple(m)
+            ),
+            None,
+        )
+
+    def _hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        self._check_base()
+        terms, prefix = self.terms(), self._acting_prefix()
+        if why := self._why_no_head(terms) if terms else None:
+            raise UnsupportedModeError(
+                f"this trainer takes logits from hidden states and one output head, and here {why}. Train with "
+                "ValueTrainer, or on logits: model(input_ids, labels=…)"
+            )
+        self._note_training()
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        read = {key: value for key, value in given.items() if value is not None}
+        with torch.no_grad():
+            if prefix is None:
+                hidden = [last_hidden_state(self.base, **read, use_cache=False)]
+            else:
+                hidden = [_after(prefix, **read)]
+        width = logits_width(self.base)
+        for term in terms:
+            for network in term.networks:
+                ids = readable(input_ids, network, width)
+                own = moved({**read, "input_ids": ids}, execution_device(network))
+                hidden.append(last_hidden_state(network, **own, use_cache=False).to(hidden[0].device))
+        return torch.cat(hidden, dim=-1)
+
+    def terms(self) -> list[Term]:  # documented where it is defined
+        raise NotImplementedError
+
+    def _acting_prefix(self) -> BasePrefix | None:  # documented where it is defined
+        raise NotImplementedError
+
+    def _check_base(self) -> None:
+        raise NotImplementedError
+
+    def _note_training(self) -> None:
+        raise NotImplementedError
+
+
+def _parts(terms: list[Term]) -> list[Part]:
+    return [
+        Part(network, term.scale * coefficient)
+        for term in terms
+        for network, coefficient in zip(term.networks, term.coefficients, strict=True)
+    ]
+
+
+def _simple(model: PreTrainedModel) -> bool:
+    """Whether logits are last hidden state times head; the probe runs once for each model and way to set it."""
+    if type(model.get_output_embeddings()) is not nn.Linear:
+        return False
+    setting = settings_of(model)
+    if _plain.get(model) == setting:
+        return True
+    _plain.pop(model, None)
+    if simple := head_of(model) is not None:
+        _plain[model] = setting
+    return simple
+
+
+def _after(prefix: BasePrefix, **read: Any) -> torch.Tensor:
+    mask, positions = read.pop("attention_mask", None), read.pop("position_ids", None)
+    if mask is None and positions is not None:
+        raise UnsupportedModeError(
+            "rows that are several texts (packing, padding_free) cannot be read behind a base prefix; switch both off, "
+            "or train with set_base_prefix(None) and record the prefix afterwards"
+        )
+    return prefix.hidden(read.pop("input_ids"), mask, positions, **read)
+
+
+def _rows(weight: torch.Tensor, count: int) -> torch.Tensor:
+    return weight if len(weight) == count else fit_width(weight.T, count).T

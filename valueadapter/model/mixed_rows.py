@@ -1,0 +1,266 @@
+"""Another choice of adapters for each row of a batch: rows that agree run together, each group with its own cache.
+
+A group is an ordinary call of the model for some of the rows, with just its adapters acting. So every row gets what it
+gets when it runs alone: its adapters, the prefix that they bring, and nothing of its neighbours'. Computes no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from valueadapter.errors import AdapterNameError, UnsupportedModeError
+from valueadapter.forward.cache import ValueAdapterCache
+from valueadapter.forward.steps import STEPS
+from valueadapter.model.chat import of_rows
+from valueadapter.model.outputs import ValueAdapterOutput
+from valueadapter.model.thread_scope import Names, acting
+
+AdapterNames = Names
+BASE_ALONE = "__base__"
+LOSS_ARGUMENTS = ("num_items_in_batch", "shift_labels")
+
+
+class RowsCache(Cache):
+    """One cache for each group of rows; to `generate` it looks like one cache of the whole batch.
+
+    Attributes:
+        groups: names of the adapters that act -> the cache of the rows that they act on.
+        rows: the same names -> numbers of these rows, rising.
+    """
+
+    def __init__(self, groups: Mapping[tuple[str, ...], ValueAdapterCache], rows: Mapping[tuple[str, ...], list[int]]):
+        self.groups, self.rows = dict(groups), dict(rows)
+        self.layer_class_to_replicate = None  # layers are the groups' business
+        self.offloading = False
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of all groups; the objects themselves, not copies."""
+        return [layer for group in self.groups.values() for layer in group.layers]
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `generate` may make masks for the whole batch: never, since groups need their own."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the caller's that have been seen, which is the same in all groups."""
+        return next(iter(self.groups.values())).get_seq_length(layer_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens of every row."""
+        for group in self.groups.values():
+            group.crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        """Empties all groups."""
+        for group in self.groups.values():
+            group.reset()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Reorders rows within their groups, as beams of one prompt do."""
+        for names, group in self.groups.items():
+            place = {row: index for index, row in enumerate(self.rows[names])}
+            group.reorder_cache(torch.tensor([place[int(beam_idx[row])] for row in self.rows[names]]).to(beam_idx))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row."""
+        for names, group in self.groups.items():
+            group.batch_repeat_interleave(repeats)
+            self.rows[names] = [row * repeats + again for row in self.rows[names] for again in range(repeats)]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps some rows; a group of which none is left goes."""
+        everyone = max(row for rows in self.rows.values() for row in rows) + 1
+        kept = torch.arange(everyone, device=indices.device)[indices].tolist()
+        for names, group in list(self.groups.items()):
+            place = {row: index for index, row in enumerate(self.rows[names])}
+            if not place.keys() & set(kept):
+                del self.groups[names], self.rows[names]
+                continue
+            group.batch_select_indices(torch.tensor([place[row] for row in kept if row in place]).to(indices.device))
+            self.rows[names] = [index for index, row in enumerate(kept) if row in place]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows on which the same adapters act."""
+
+    names: tuple[str, ...]
+    rows: list[int]
+
+
+class RowMethods:
+    """The part of `ValueAdapterForCausalLM` that serves batches of mixed adapters."""
+
+    loss_function: Any
+
+    def _get(self, name: str) -> Any:  # documented where it is defined
+        raise NotImplementedError
+
+    def _groups(self, adapter_names: AdapterNames, batch: int, *, repeated: bool = False) -> list[Group]:
+        """The rows of a batch by the adapters that act on them, each name checked.
+
+        Args:
+            adapter_names: one entry for each prompt.
+            batch: rows.
+            repeated: whether a prompt may have several rows, one after the other: within `generate`, which has counted
+                the prompts, it has one for each beam or answer.
+
+        Raises:
+            AdapterNameError: unknown names, or not one entry for each prompt.
+        """
+        count = 0 if isinstance(adapter_names, str) else len(adapter_names)
+        if not count or (batch % count if repeated else batch != count):
+            raise AdapterNameError(
+                f"adapter_names must have one entry for each of the {batch} rows, a name, a list of names, or None for "
+                f"the base alone; got {adapter_names!r}"
+            )
+        repeats = batch // count
+        found: dict[tuple[str, ...], list[int]] = {}
+        for index, entry in enumerate(adapter_names):
+            names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+            names = tuple(name for name in names if name != BASE_ALONE)
+            for name in names:
+                self._get(name)
+            if len(set(names)) != len(names):
+                raise AdapterNameError(f"an adapter can act once on a row; got {list(names)}. Raise its scale instead")
+            found.setdefault(names, []).extend(range(index * repeats, (index + 1) * repeats))
+        return [Group(names, rows) for names, rows in found.items()]
+
+    def _rows_cache(self, config: Any, groups: list[Group], given: Any, how: tuple[Any, ...]) -> Any:
+        """What `generate` carries: one cache for each group, made as for a batch of its own."""
+        if given is not None:
+            _check_cache(given, groups)
+            given._is_user_defined = True
+            return given
+        caches: dict[tuple[str, ...], Any] = {}
+        for group in groups:
+            prepared: dict[str, Any] = {}
+            with acting(self, group.names):
+                self._prepare_cache_for_generation(config, prepared, *how)  # type: ignore[attr-defined]
+            caches[group.names] = prepared.get("cache")
+        if any(cache is None for cache in caches.values()):
+            return None
+        return RowsCache(caches, {group.names: group.rows for group in groups})
+
+    def _forward_rows(
+        self,
+        adapter_names: AdapterNames,
+        input_ids: torch.Tensor | None,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        *,
+        repeated: bool,
+        cache: Any,
+        messages: Any,
+        labels: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> ValueAdapterOutput:
+        """One call for each group, and the rows in their order again; arguments as `forward`."""
+        if input_ids is None:
+            raise UnsupportedModeError("adapter_names choose among networks, which read token ids; pass input_ids")
+        groups = self._groups(adapter_names, len(input_ids), repeated=repeated)
+        kwargs["return_dict"] = True
+        if len(groups) == 1:
+            with acting(self, groups[0].names):
+                return self(  # type: ignore[operator,no-any-return]  # the model
+                    input_ids, attention_mask, position_ids, cache=cache, messages=messages, labels=labels, **kwargs
+                )
+        if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
+            raise UnsupportedModeError("adapter_names need the attention_mask of (batch, past + seq)")
+        if cache is not None:
+            _check_cache(cache, groups)
+        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+        steps = kwargs.pop(STEPS, {})
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        outputs: list[ValueAdapterOutput] = []
+        for group in groups:
+            own = {**_of_rows(given, group, len(input_ids)), **steps.get(group.names, {})}
+            own["logits_to_keep"] = kwargs["logits_to_keep"]
+            own["messages"] = None if messages is None else of_rows(messages, group.rows, len(input_ids))
+            own["cache"] = None if cache is None else cache.groups[group.names]
+            with acting(self, group.names):
+                outputs.append(self(**own))  # type: ignore[operator]  # the model
+        if cache is None and outputs[0].cache is not None:
+            made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
+            cache = RowsCache(made, {group.names: group.rows for group in groups})
+        order = torch.tensor([row for group in groups for row in group.rows]).argsort()
+        logits = _in_order([out.logits for out in outputs], order)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
+        adapters = None
+        if outputs[0].each is not None:
+            names = dict.fromkeys(name for out in outputs for name in out.each or {})
+            adapters = {
+                name: _in_order([(out.each or {}).get(name, torch.zeros_like(out.logits)) for out in outputs], order)
+                for name in names
+            }
+        return ValueAdapterOutput(
+            loss,
+            logits,
+            cache,
+            _each_in_order([out.hidden_states for out in outputs], order),
+            _each_in_order([out.attentions for out in outputs], order),
+            None if outputs[0].value_logits is None else _in_order([out.value_logits for out in outputs], order),
+            adapters,
+        )
+
+    def _prepared_rows(self, groups: list[Group], input_ids: torch.Tensor, **given: Any) -> dict[str, Any]:
+        """What each group's own preparation makes of a step; arguments as `prepare_inputs_for_generation`."""
+        cache, count = given.pop("cache", None), given.pop("next_sequence_length", None)
+        made = {}
+        for group in groups:
+            own = _of_rows({**given, "input_ids": input_ids}, group, len(input_ids))
+            own["cache"] = None if cache is None else cache.groups[group.names]
+            with acting(self, group.names):
+                made[group.names] = self.prepare_inputs_for_generation(  # type: ignore[attr-defined]
+                    own.pop("input_ids"), next_sequence_length=count, **own
+                )
+        new = input_ids if count is None else input_ids[:, -count:]
+        given = {key: value for key, value in given.items() if key not in ("position_ids", "is_first_iteration")}
+        return {**given, "input_ids": new, "cache": cache, STEPS: made}
+
+
+def _of_rows(given: Mapping[str, Any], group: Group, batch: int) -> dict[str, Any]:
+    """A group's rows of whatever has a row for each of the batch."""
+    return {
+        key: value[torch.tensor(group.rows, device=value.device)]
+        if isinstance(value, torch.Tensor) and key != "logits_to_keep" and value.dim() > 1 and len(value) == batch
+        else value
+        for key, value in given.items()
+    }
+
+
+def _check_cache(cache: Any, groups: list[Group]) -> None:
+    rows = {group.names: group.rows for group in groups}
+    if isinstance(cache, RowsCache) and cache.rows.keys() == rows.keys() and cache.get_seq_length() == 0:
+        cache.rows = rows  # beams are not counted when `generate` makes it
+    if not isinstance(cache, RowsCache) or cache.rows != rows:
+        raise UnsupportedModeError(
+            f"this {type(cache).__name__} was not made for these adapter_names; start without a cache, or pass the one "
+            "that an earlier call with the same adapter_names returned"
+        )
+
+
+def _in_order(parts: list[Any], order: torch.Tensor) -> torch.Tensor:
+    return torch.cat(parts)[order.to(parts[0].device)]
+
+
+def _each_in_order(parts: list[Any], order: torch.Tensor) -> Any:
+    """Tuples of one tensor for each layer, row by row."""
+    if parts[0] is None:
+        return None
+    shapes = {tuple(tensor.shape[1:] for tensor in layers) for layers in parts}
+    if len(shapes) > 1:
+        raise UnsupportedModeError(
+            "hidden states and attentions of rows behind different prefixes have different lengths; ask for them in "
+            "calls of their own, one for each choice of adapters"
+        )
+    return tuple(_in_order(list(each), order) for each in zip(*parts, strict=True))

@@ -1,0 +1,367 @@
+"""The model that users hold: a frozen base whose logits its adapters' value networks add to.
+
+    logits = base_logits + Σ scale · coefficient · value_logits
+
+Composition, as a `PreTrainedModel` of its own: training, scoring and every mode of generation call the one `forward`
+that computes the sum. Knows nothing of how adapters are trained, stored or found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import Cache
+from transformers.utils.generic import can_return_tuple
+
+from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.injected_lora import check_no_lora_on_lora
+from valueadapter.adapter.network import fit_width, logits_width
+from valueadapter.adapter.tokenizer_loading import side_of
+from valueadapter.adapter.value_adapter import ValueAdapter
+from valueadapter.artifact.config import MODEL_TYPE, Prefix
+from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded
+from valueadapter.errors import ConfigError, UnsupportedModeError
+from valueadapter.forward.cache import BASE
+from valueadapter.forward.cascade import kept_positions
+from valueadapter.forward.positions import PACKING, check_not_packed
+from valueadapter.forward.prefix_reading import BaseCall
+from valueadapter.forward.steps import STEPS, logits_of
+from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts, value_logits
+from valueadapter.model.attaching import AdapterMethods, check_name
+from valueadapter.model.base_prefix import KnownPrefix
+from valueadapter.model.chat import ChatMethods, Messages
+from valueadapter.model.choosing import Attached
+from valueadapter.model.generation import NO_IDS, GenerationMethods
+from valueadapter.model.joint_head import HeadMethods, OutputHead
+from valueadapter.model.loading import find_tokenizer, load_both
+from valueadapter.model.mixed_rows import LOSS_ARGUMENTS, AdapterNames
+from valueadapter.model.outputs import ValueAdapterModelConfig, ValueAdapterOutput
+from valueadapter.model.saving import SavingMethods
+from valueadapter.model.thread_scope import here
+from valueadapter.vocabulary.model_vocabulary import Side
+
+ValueLoss = Callable[..., torch.Tensor]
+"""A loss of one adapter's `Term` and ids, mask and positions of (batch, seq); the last two may be None."""
+
+
+def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
+    """The sum, written once: base_logits + weight · value_logits.
+
+    The vocabulary is the same, its padding may not be: value logits beyond the base's width belong to no token and are
+    dropped; base logits beyond the value logits' width get the mean of the row, as every token of which the networks
+    say nothing.
+
+    Args:
+        base_logits: (batch, seq, base_vocab). Without gradients it is overwritten by the sum.
+        value_logits: (batch, seq, value_vocab).
+        weight: scale · coefficient.
+
+    Returns:
+        (batch, seq, base_vocab), in the dtype and on the device of `base_logits`.
+    """
+    value = fit_width(value_logits, base_logits.shape[-1]).to(device=base_logits.device, dtype=base_logits.dtype)
+    if torch.is_grad_enabled():
+        return base_logits.add(value, alpha=weight)
+    return base_logits.add_(value, alpha=weight)
+
+
+class ValueAdapterForCausalLM(
+    AdapterMethods,
+    ChatMethods,
+    GenerationMethods,
+    HeadMethods,
+    SavingMethods,
+    PreTrainedModel,
+    GenerationMixin,
+):
+    """A base model with value adapters.
+
+    `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and
+    `from_pretrained` does both. The base is frozen and never trained here, and stays in eval mode.
+
+    Args:
+        base: a causal language model (a PEFT-wrapped one works too).
+        tokenizer: the base's tokenizer, needed to compare vocabularies where the base's name does not lead to it.
+        strict: refuse negative scales and weights, which can undo safety training.
+
+    Source: Lu et al., "Transferable Post-training via Inverse Value Learning", NAACL 2025, arXiv 2410.21027.
+    """
+
+    config_class = ValueAdapterModelConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(
+        self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, strict: bool = False
+    ) -> None:
+        own = {"name_or_path": base.config.name_or_path, "return_dict": base.config.return_dict}
+        super().__init__(ValueAdapterModelConfig(text_config=base.config, **own))
+        self.base = base.requires_grad_(False).eval()
+        self.base_tokenizer = tokenizer
+        self.strict = strict
+        self.value_networks = nn.ModuleDict()
+        self.output_head = OutputHead()
+        self._attached: dict[str, Attached] = {}
+        self._active: tuple[str, ...] = ()
+        self._enabled = True
+        self._side: Side | None = None
+        self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
+        self._given_prefix: Prefix | Recorded | None = RECORDED
+        self._prefixes: dict[Prefix, KnownPrefix] = {}
+        self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path | PreTrainedModel,
+        adapter: str | Path | ValueAdapter | None = None,
+        *,
+        scale: float | None = None,
+        base_prefix: GivenPrefix = RECORDED,
+        revision: str | None = None,
+        adapter_name: str = "default",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        is_trainable: bool = False,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> ValueAdapterForCausalLM:
+        """Loads base and adapter and puts them together.
+
+        Args:
+            base: a loaded model, or a Hub ID or directory. With one argument only, it names an *adapter*, and the
+                base is the one recorded in it, at its recorded revision.
+            adapter: Hub ID, directory, or loaded adapter.
+            scale: how strongly the adapter acts; its own recommendation by default.
+            base_prefix: what only the base reads before the prompt; the adapter's own by default, None for nothing.
+            revision: branch, tag or commit of the adapter's repository (`base_revision` for the base's).
+            adapter_name: the adapter's name on this model.
+            tokenizer: the base's tokenizer; found by the base's name by default.
+            is_trainable: whether the adapter's weights take gradients.
+            strict: refuse negative scales and weights.
+            kwargs: `base_revision`; `subfolder`, `force_download` for the adapter; `token`, `cache_dir`,
+                `local_files_only` for both; anything else goes to the base's `from_pretrained` (`dtype`, `device_map`,
+                `attn_implementation`, …).
+
+        Returns:
+            The wrapper, in eval mode; the adapter has the base's device and dtype.
+
+        Raises:
+            IncompatibleBaseError: the base's vocabulary cannot be aligned with the adapter's.
+            AdapterNameError: no name for an adapter; said before anything is loaded.
+            ArtifactError, ConfigError: the adapter is damaged, or no adapter.
+            huggingface_hub.errors: a repository or revision cannot be had.
+        """
+        check_name(adapter_name)
+        found = load_both(base, adapter, revision=revision, tokenizer=tokenizer, **kwargs)
+        model = cls(found.base, tokenizer=found.tokenizer, strict=strict)
+        if found.side.width == logits_width(model.base):
+            model._side = found.side
+        model.add_adapter(found.adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
+        model.eval()
+        return model
+
+    # -- the sum -----------------------------------------------------------------------------------------------------
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own is untyped
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | Mapping[str, Any] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_value_logits: bool | Literal["each"] = False,
+        messages: Messages | None = None,
+        adapter_names: AdapterNames | None = None,
+        value_loss: ValueLoss | None = None,
+        **kwargs: Any,
+    ) -> ValueAdapterOutput:
+        """Runs the base and the networks of the active adapters and adds their logits.
+
+        Args:
+            input_ids: (batch, seq) token ids of the base's vocabulary.
+            attention_mask: (batch, past + seq), 1 where there is a token, 0 where there is padding.
+            position_ids: (batch, seq).
+            cache: what an earlier call returned; an empty transformers cache also serves.
+            inputs_embeds: (batch, seq, hidden) in place of `input_ids`, only while no adapter is active.
+            labels: (batch, seq) token ids, -100 where there is no loss. The loss is in nats per token.
+            use_cache: whether to return a cache; by default as the base, and not in training.
+            logits_to_keep: compute only the last N positions, or those of an index tensor; 0 computes all.
+            output_value_logits: also return what was added to the base's logits; with "each" adapter by adapter, too.
+            messages: the chat that `input_ids` begin with, one conversation or one per row; networks of another
+                vocabulary then read it by their own chat template (see `chat_inputs`).
+            adapter_names: for each prompt the adapters that act on its rows, a name, several, or None for the base
+                alone, whatever is active otherwise; a network runs for the rows that need it. As in PEFT, and in
+                `generate` too.
+            value_loss: the trainer's: compute nothing but this loss, from the adapter and what it reads.
+            kwargs: for the base (`output_hidden_states`, …) and the loss (`num_items_in_batch`); `return_dict=False`
+                for a tuple of what there is: loss, logits, cache, …
+
+        Raises:
+            AdapterNameError: unknown names in `adapter_names`, or not one entry for each row.
+            UnsupportedModeError: `inputs_embeds` without ids while an adapter is active, or a cache of other models.
+        """
+        if "past_key_values" in kwargs:
+            raise TypeError("`past_key_values` is called `cache` in transformers 5.24 and here; pass it by that name")
+        block = here(self)
+        rows = block.rows if adapter_names is None and block is not None else adapter_names
+        if rows is not None:
+            asked = {"cache": cache, "use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
+            asked |= {"messages": messages, "labels": labels, "output_value_logits": output_value_logits}
+            asked["repeated"] = adapter_names is None
+            return self._forward_rows(rows, input_ids, attention_mask, position_ids, **asked)
+        terms = self.terms()
+        if terms and input_ids is None:
+            raise UnsupportedModeError(NO_IDS)
+        self._note_training()
+        if value_loss is not None:
+            return ValueAdapterOutput(value_loss(terms[0], input_ids, attention_mask, position_ids))
+        self._check_base()
+        use_cache, parts = self._cache_of_call(use_cache, cache, terms)
+        loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+        packing = {key: kwargs[key] for key in PACKING if kwargs.get(key) is not None}
+        if packing and input_ids is not None and self._acting_prefix() is not None:
+            check_not_packed(packing, len(input_ids))
+        inputs = Inputs(
+            input_ids=cast(torch.Tensor, input_ids),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=logits_to_keep,
+            use_cache=use_cache,
+            cache=parts,
+            packing=packing,
+            shared=shared_parts(terms),
+            steps=self._steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
+        )
+        everywhere = any(term.reads_prediction for term in terms)
+        out, whole = self._base_output(inputs, inputs_embeds, 0 if everywhere else logits_to_keep, kwargs)
+        inputs.base_logits = kept_positions(whole, logits_to_keep) if everywhere else whole
+        inputs.prediction = whole if everywhere else None
+        logits, added = self._sum(terms, inputs, messages, apart=bool(output_value_logits))
+        together = sum(added.values(), torch.zeros_like(logits)) if output_value_logits else None
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments)
+        shown = out.get("hidden_states"), out.get("attentions")
+        return ValueAdapterOutput(
+            loss, logits, parts, *shown, together, added if output_value_logits == "each" else None
+        )
+
+    def _base_output(
+        self, inputs: Inputs, inputs_embeds: torch.Tensor | None, keep: int | torch.Tensor, more: dict[str, Any]
+    ) -> tuple[Any, torch.Tensor]:
+        """What the base gives, and its logits of the positions to keep, (batch, kept, base_vocab)."""
+        call = BaseCall({"inputs_embeds": inputs_embeds})
+        if inputs.input_ids is not None:
+            call = self._base_call(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.cache, keep)
+        arguments: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": keep}
+        if inputs.position_ids is not None:
+            arguments["position_ids"] = inputs.position_ids
+        arguments |= of_part(BASE, inputs.attention_mask, inputs.cache)
+        with torch.no_grad():
+            out = logits_of(self.base, {**arguments, **call.arguments, **inputs.steps.get(BASE, {}), **more})
+        return out, call.cut(out.logits)
+
+    def _sum(
+        self, terms: list[Term], inputs: Inputs, messages: Messages | None, *, apart: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The base's logits with everything added; and where it is asked for, what each adapter added, by name."""
+        logits = inputs.base_logits
+        if len(terms) > 1 and any(term.refinement for term in terms):  # the sum is written over the base's logits
+            inputs.base_logits = logits.clone()
+        added: dict[str, torch.Tensor] = {}
+        for term in terms:
+            inputs.prompts = self._prompts(messages, term, len(logits), inputs.cache)
+            for value, weight in value_logits(term, inputs):
+                logits = add_value_logits(logits, value, weight)
+                if apart:
+                    weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
+                    added[term.name] = added[term.name] + weighted if term.name in added else weighted
+        return logits, added
+
+    # -- being a PreTrainedModel -------------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> ValueAdapterForCausalLM:
+        """Switches the networks between training and evaluation; what is frozen stays in evaluation (no dropout).
+
+        Raises:
+            ConfigError: weights of the base take gradients, which would change nothing; or PEFT has put LoRA on LoRA.
+        """
+        if mode and any(parameter.requires_grad for parameter in self.base.parameters()):
+            raise ConfigError(
+                "weights of the base take gradients, and the base is not trained here. If peft.get_peft_model put LoRA "
+                "into it, name the networks: target_modules=r'value_networks\\..*(q_proj|v_proj)'; else freeze it: "
+                "model.base.requires_grad_(False)"
+            )
+        if mode and (configs := getattr(self, "peft_config", None)):
+            networks = [(name, enumerate(one.networks)) for name, one in self.adapters.items()]
+            held = {f"value_networks.{name}.{index}": one for name, own in networks for index, one in own}
+            check_no_lora_on_lora(held, configs)
+        super().train(mode)
+        self.base.eval()
+        for network in (one for adapter in self.adapters.values() for one in adapter.networks):
+            if not any(p.requires_grad for p in network.parameters()):
+                network.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go: the base's, and where accelerate has offloaded it, where it runs."""
+        return execution_device(self.base)
+
+    @property
+    def loss_function(self) -> Any:
+        """The base's loss, so that with no adapter active the loss is the base's too."""
+        return self.base.loss_function
+
+    def _get_name(self) -> str:
+        """The base's class name: the Trainer shifts labels for smoothing only for names in a table of its own."""
+        base = self.base.get_base_model() if hasattr(self.base, "get_base_model") else self.base
+        return str(base._get_name())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's input embedding."""
+        return cast(nn.Module, self.base.get_input_embeddings())
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not possible: base and networks would no longer speak one vocabulary.
+
+        Raises:
+            UnsupportedModeError: always, naming what to do instead.
+        """
+        raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
+
+    def _base_side(self) -> Side:
+        tokenizer, width = self._base_tokenizer(), logits_width(self.base)
+        now = tokenizer, len(tokenizer), tokenizer.eos_token, width
+        if self._side is None or self._side_of not in (None, now):
+            self._side = side_of(tokenizer, width)
+        self._side_of = now
+        return self._side
+
+    def _base_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.base_tokenizer is None:
+            self.base_tokenizer = find_tokenizer(self.base.name_or_path)
+        return self.base_tokenizer
+
+
+AutoConfig.register(MODEL_TYPE, ValueAdapterModelConfig)
+AutoModelForCausalLM.register(ValueAdapterModelConfig, ValueAdapterForCausalLM)

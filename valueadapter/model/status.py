@@ -1,0 +1,76 @@
+"""What is attached to a wrapped base, for people and in numbers; changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.model.choosing import ChoosingMethods
+
+
+@dataclass(frozen=True)
+class AdapterStatus:
+    """One attached adapter."""
+
+    name: str
+    active: bool
+    """Whether it acts now, here."""
+    scale: float
+    vocabulary: Literal["same", "permuted", "another"]
+    """The adapter's, beside the base's: the same, the same tokens under other ids, or another."""
+    mode: str
+    """How its logits come to the base: `same` ids, or `static`, `boundary`, `chain` (docs/alignment.md)."""
+    connection: str
+    """What its networks read."""
+    networks: int
+    parameters: int
+    """Of its networks, those included that it shares with other adapters."""
+    trainable_parameters: int
+    prefix_tokens: int
+    """Tokens of the prefix that it brings for the base; 0 without one."""
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+
+
+class StatusMethods(ChoosingMethods):
+    """The part of `ValueAdapterForCausalLM` that says what is attached."""
+
+    base: PreTrainedModel
+
+    def get_adapter_status(self) -> list[AdapterStatus]:
+        """One entry for each attached adapter, in the order of attaching."""
+        return [self._status(name) for name in self._attached]
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Numbers of trainable parameters, and of all, of base and networks; what is shared counts once."""
+        networks = [network for adapter in self.adapters.values() for network in adapter.networks]
+        everything = {id(p): p for model in (self.base, *networks) for p in model.parameters()}.values()
+        return sum(p.numel() for p in everything if p.requires_grad), sum(p.numel() for p in everything)
+
+    def print_trainable_parameters(self) -> None:
+        """Prints these numbers, as PEFT does."""
+        trainable, total = self.get_nb_trainable_parameters()
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")  # noqa: T201
+
+    def _status(self, name: str) -> AdapterStatus:
+        attached = self._attached[name]
+        adapter, link, prefix = attached.adapter, attached.link, attached.prefix
+        weights = {id(p): p for network in adapter.networks for p in network.parameters()}.values()
+        return AdapterStatus(
+            name,
+            name in self.active_adapters,
+            self.scales[name],
+            "same" if link is None else "permuted" if link.reading is None else "another",
+            "same" if link is None else "static" if attached.refinement is None else attached.refinement[0],
+            adapter.config.connection,
+            len(adapter.networks),
+            sum(p.numel() for p in weights),
+            sum(p.numel() for p in weights if p.requires_grad),
+            0 if prefix is None else len(prefix_ids(prefix, self._base_tokenizer())),
+            tuple(sorted({str(p.device) for p in weights})),
+            tuple(sorted({str(p.dtype).removeprefix("torch.") for p in weights})),
+        )

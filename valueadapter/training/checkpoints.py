@@ -1,0 +1,87 @@
+"""Puts the weights of a training checkpoint into the adapter being trained; knows no optimizer and no trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from valueadapter.adapter.network_loading import load_network
+from valueadapter.adapter.value_adapter import ValueAdapter
+from valueadapter.artifact import file_names, verification
+from valueadapter.artifact.config import NetworkSpec, TrainingRecord, ValueAdapterConfig
+from valueadapter.artifact.network_files import OpenedNetwork
+from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
+from valueadapter.training.lora_checkpoint import load_lora, unpinned_lora
+
+
+def take_weights(own: ValueAdapter, checkpoint: Path) -> TrainingRecord | None:
+    """Puts a checkpoint's weights into the networks of the adapter being trained.
+
+    Args:
+        own: the adapter being trained.
+        checkpoint: the Trainer's directory; its adapter, or its LoRA where the base has no commit, lies inside.
+
+    Returns:
+        The record of the training up to there, if the checkpoint has one.
+
+    Raises:
+        CheckpointError: anything is missing, damaged or does not fit; never a fresh start.
+    """
+    if (lora := unpinned_lora(own)) is not None:
+        load_lora(lora, checkpoint / file_names.CHECKPOINT_LORA)
+        return None
+    place = checkpoint / file_names.CHECKPOINT_ADAPTER
+    try:
+        with verification.open_artifact(place) as opened:
+            opened.check_weights()
+            _check_fits(opened.config, own.config, place)
+            for spec, mine, held, network in zip(
+                opened.config.networks, own.config.networks, opened.networks, own.networks, strict=True
+            ):
+                if held is None:
+                    _check_named(spec, mine, place)
+                else:
+                    _load(held, network, place)
+            return opened.config.training
+    except (ArtifactError, ConfigError) as error:
+        raise CheckpointError(f"checkpoint '{checkpoint}' cannot be resumed: {error}") from error
+
+
+def _check_fits(config: ValueAdapterConfig, own: ValueAdapterConfig, place: Path) -> None:
+    if _paths(config.networks) != _paths(own.networks):
+        raise CheckpointError(f"checkpoint '{place}' holds other networks than the adapter being trained")
+    if config.connection != own.connection:
+        raise CheckpointError(
+            f"checkpoint '{place}' has connection '{config.connection}', the adapter being trained "
+            f"'{own.connection}'. Resume with the connection that the run began with"
+        )
+    if config.vocabulary != own.vocabulary:
+        raise CheckpointError(f"checkpoint '{place}' speaks another vocabulary than the adapter being trained")
+
+
+def _paths(specs: Sequence[NetworkSpec]) -> list[str | None]:
+    return [spec.path for spec in specs]
+
+
+def _check_named(spec: NetworkSpec, mine: NetworkSpec, place: Path) -> None:
+    """A network that lies on the Hub at a commit: nothing of it is trained, and it must be the same one."""
+    if (spec.repo, spec.revision) != (mine.repo, mine.revision):
+        raise CheckpointError(
+            f"checkpoint '{place}' has the network {spec.repo}@{spec.revision}, the adapter being trained "
+            f"{mine.repo}@{mine.revision}. Resume on the commit that the run began with"
+        )
+
+
+def _load(held: OpenedNetwork, network: PreTrainedModel, place: Path) -> None:
+    saved = load_network(held, dtype=network.dtype).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if expected != found:
+        name = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
+        raise CheckpointError(
+            f"checkpoint '{place}' does not fit the network: tensor '{name}' has shape {found.get(name)}, "
+            f"expected {expected.get(name)}. Build the network as it was built for that run"
+        )
+    network.load_state_dict(saved)

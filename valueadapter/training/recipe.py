@@ -1,0 +1,363 @@
+"""A whole training run from names to a published adapter, as the command line and the demo do it.
+
+Knows which pieces to put together and what a person wants to read at the end; each piece is another module's.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import disable_progress_bars
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from valueadapter import hub
+from valueadapter.adapter.network import build_lora_network, build_network, merged, set_trainable
+from valueadapter.adapter.value_adapter import ValueAdapter
+from valueadapter.artifact import card
+from valueadapter.artifact.config import Prefix, ValueAdapterConfig
+from valueadapter.artifact.config.prefix import Recorded, as_prefix
+from valueadapter.demonstrations.record_checks import shape_of
+from valueadapter.demonstrations.selection import draw
+from valueadapter.demonstrations.sources import Demonstrations
+from valueadapter.demonstrations.tokenized import as_context, encode, load_demonstrations, tokenize
+from valueadapter.errors import ConfigError
+from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training.recipe_settings import (
+    EPOCHS,
+    LEARNING_RATES,
+    PREFIX_EXAMPLES,
+    SCALES,
+    Recipe,
+    check_settings,
+    run_settings,
+)
+from valueadapter.training.run_callbacks import Progress, StopWhenAsked, TrainingStopped
+from valueadapter.training.run_directory import RunDirectory, base_identity
+from valueadapter.training.trainer import ValueTrainer, ValueTrainingArguments
+
+Say = Callable[[str], object]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    push_to: str | None = None,
+    say: Say,
+) -> dict[str, object]:
+    """Trains, saves and, where asked, publishes an adapter.
+
+    Whatever could keep the result from being saved or published is asked for before the base is loaded: settings,
+    every demonstration, the output directory, names, and the Hub's permission. Ctrl-C writes a checkpoint.
+
+    Args:
+        recipe: what to train.
+        resume: go on from the last checkpoint in the output directory, which must be of the same run.
+        overwrite: begin anew where an earlier run has left checkpoints or an adapter; the adapter is replaced at the
+            end, the checkpoints go at once.
+        push_to: Hub ID to publish under.
+        say: called with a line for every step worth knowing of.
+
+    Returns:
+        The summary: tokens, loss before and after, the place.
+
+    Raises:
+        ConfigError, ArtifactError, CheckpointError: settings, data or directories that cannot be; nothing has changed.
+        TrainingStopped: Ctrl-C; the message says how to go on.
+    """
+    say = say if int(os.environ.get("RANK", "0")) == 0 else _silent  # with several processes, one speaks
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    directory = RunDirectory(recipe.output_dir)
+    check_settings(recipe, push_to=push_to)
+    checkpoint = directory.check(resume=resume, overwrite=overwrite)
+    arguments = _arguments(recipe)
+    plan = _plan(recipe, arguments)
+    if checkpoint is None:
+        if arguments.process_index == 0:
+            directory.begin(plan.settings)
+    else:
+        directory.check_same_run(plan.settings)
+        say(f"going on from {checkpoint}")
+    trainer = _trainer(recipe, plan, arguments, say=say)
+    _rehearse(recipe, trainer, plan, push_to=push_to)
+    over = checkpoint is not None and _step(checkpoint) >= _last_step(trainer)
+    if over and directory.is_finished:
+        say(f"this run was finished already, at step {_last_step(trainer)}; its adapter is left as it is")
+        return {"adapter": str(directory.adapter)}
+    if over:
+        trainer.take_up(cast(Path, checkpoint))
+    else:
+        _train(trainer, checkpoint, say)
+    adapter = _finished(recipe, trainer.trained_adapter(), plan.prefix)
+    if not trainer.is_world_process_zero():
+        return {}
+    place = directory.save(adapter, say=say)
+    summary = _summary(place, adapter)
+    if push_to is not None:
+        summary["published"] = adapter.push_to_hub(push_to).commit_url
+    return summary
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before the base is loaded."""
+
+    data: Any  # a datasets.Dataset
+    """Tokenized demonstrations."""
+    prefixes: list[Prefix]
+    """What the base may read before each, the one to record first."""
+    tokenizer: PreTrainedTokenizerBase
+    commit: str | None
+    """Of the base on the Hub."""
+    settings: dict[str, Any]
+    """What decides what is learned, by which a run is known again."""
+
+    @property
+    def prefix(self) -> Prefix | None:
+        return self.prefixes[0] if self.prefixes else None
+
+
+def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
+    """Reads and tokenizes all data, and finds out which base is meant."""
+    data, prefixes = _data_and_prefixes(recipe)
+    is_path = Path(recipe.base).exists()
+    commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
+    _check_code(recipe.base, commit)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base, revision=commit)
+    for prefix in prefixes:
+        prefix_ids(prefix, tokenizer)
+    for record in () if recipe.eval_data is None else load_demonstrations(recipe.eval_data):
+        encode(record, tokenizer)
+    identity = base_identity(recipe.base, commit)
+    settings = run_settings(recipe, arguments, base=identity, data=data, prefixes=prefixes)
+    tokenized = tokenize(data, tokenizer, max_length=arguments.max_length)
+    return _Plan(tokenized, prefixes, tokenizer, commit, settings)
+
+
+def _check_code(base: str, commit: str | None) -> None:
+    try:
+        AutoConfig.from_pretrained(base, revision=commit, trust_remote_code=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"no adapter can be trained on '{base}' ({' '.join(str(error).split())[:160]}). Its networks would need "
+            "the base's own code, and an adapter runs none: train on a model that transformers has"
+        ) from error
+
+
+def _trainer(recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say) -> ValueTrainer:
+    """What trains a new adapter on the base."""
+    model = _untrained(recipe, plan, say)
+    others = [_other_base(place, say) for place in recipe.other_bases]
+    trainer = ValueTrainer(
+        model,
+        arguments,
+        train_dataset=plan.data,
+        processing_class=plan.tokenizer,
+        other_bases=others,
+        more_prefixes=plan.prefixes[1:],
+        say=say,
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    trainer.add_callback(Progress(say))
+    say(f"training on {len(plan.data):,} demonstrations")
+    return trainer
+
+
+def _rehearse(recipe: Recipe, trainer: ValueTrainer, plan: _Plan, *, push_to: str | None) -> None:
+    """Writes down, and throws away, what will be said of the adapter, so that no name stops it after the training."""
+    adapter = trainer.trained_adapter()
+    config = _finished_config(recipe, adapter.config, plan.prefix)
+    ValueAdapterConfig.from_json(config.to_json())
+    card.render_card(config, repo_id=push_to)
+    for network in adapter.networks:
+        if network.generation_config is not None:
+            network.generation_config.validate(strict=True)
+
+
+def _train(trainer: ValueTrainer, checkpoint: Path | None, say: Say) -> None:
+    """Trains to the end, or until Ctrl-C."""
+    stop = StopWhenAsked(trainer, say)
+    trainer.add_callback(stop)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.asked and (step := trainer.state.global_step) < trainer.state.max_steps:
+        raise TrainingStopped(
+            f"stopped after step {step} of {trainer.state.max_steps}; what was learned is in "
+            f"'{Path(str(trainer.args.output_dir), f'checkpoint-{step}')}'. Go on with the same command and --resume "
+            "(in Python: resume=True)"
+        )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _last_step(trainer: ValueTrainer) -> int:
+    """After which step the training is over. (Resumed there, the Trainer would do one more.)"""
+    return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
+
+
+def _summary(place: Path, adapter: ValueAdapter) -> dict[str, object]:
+    record = adapter.config.training
+    summary: dict[str, object] = {"adapter": str(place)}
+    if record is not None:
+        summary |= {
+            "demonstrations": record.num_examples,
+            "response_tokens": record.num_response_tokens,
+            "steps": record.steps,
+            "loss_before": _rounded(record.loss_first),
+            "loss_after": _rounded(record.loss_last),
+        }
+    return summary
+
+
+def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
+    say(f"base model {place} takes part, frozen")
+    base = AutoModelForCausalLM.from_pretrained(place)
+    return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
+
+
+def _data_and_prefixes(recipe: Recipe) -> tuple[Demonstrations, list[Prefix]]:
+    """The demonstrations to train on, and what the base may read before each, the one to record first."""
+    data, given = load_demonstrations(recipe.data), recipe.base_prefix
+    count = recipe.base_prefix_examples
+    if count is None:
+        shapes = {shape_of(record) for record in data}  # plain text shows nothing, and a context is of one shape
+        count = 0 if given is not None or "text" in shapes or len(shapes) > 1 else PREFIX_EXAMPLES
+    if not count:
+        prefix = None if isinstance(given, Recorded) else as_prefix(given)
+        return data, [] if prefix is None else [prefix]
+    if given is not None:
+        raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
+    wanted = count * recipe.base_prefix_draws
+    drawn = draw(list(data), wanted, seed=int(recipe.arguments.get("seed", 0))) if wanted < len(data) else list(data)
+    rest = [index for index in range(len(data)) if data[index] not in drawn]
+    if not rest:
+        raise ConfigError(
+            f"base_prefix_examples={count} (drawn {recipe.base_prefix_draws} times) leaves nothing to train on of "
+            f"{len(data)} demonstrations; take fewer (0: no prefix)"
+        )
+    contexts = [as_prefix(as_context(drawn[begin : begin + count])) for begin in range(0, wanted, count)]
+    return data.select(rest), [prefix for prefix in contexts if prefix is not None]
+
+
+def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM:
+    """The base with a new adapter."""
+    say(f"base model {recipe.base}, frozen")
+    base = AutoModelForCausalLM.from_pretrained(recipe.base, revision=plan.commit)
+    set_seed(int(recipe.arguments.get("seed", 0)))
+    model = ValueAdapterForCausalLM(base, tokenizer=plan.tokenizer)
+    name = recipe.base_name or recipe.base
+    networks, coefficients = _networks(recipe, base, name, plan.commit, say)
+    adapter = ValueAdapter.from_networks(
+        networks,
+        plan.tokenizer,
+        base_model_name_or_path=name,
+        coefficients=coefficients,
+        base_model_revision=plan.commit,
+        connection=recipe.connection,
+        base_prefix=plan.prefix if recipe.network == "full" else None,  # of a LoRA it cancels out, and costs
+    )
+    model.add_adapter(adapter, "default", is_trainable=True)
+    for network in adapter.networks[1:]:
+        set_trainable(network, False)
+    if plan.prefix is not None:
+        tokens = len(prefix_ids(plan.prefix, plan.tokenizer))
+        say(f"the base will read a prefix of {tokens:,} tokens before each prompt")
+    return model
+
+
+def _networks(
+    recipe: Recipe, base: PreTrainedModel, name: str, commit: str | None, say: Say
+) -> tuple[list[PreTrainedModel | str], list[float]]:
+    """The networks of a new adapter, and their coefficients."""
+    if recipe.network == "full":
+        network = build_network(
+            base, initialisation=recipe.initialisation, num_layers=recipe.num_layers, dropout=recipe.dropout
+        )
+        say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
+        return [network], [1.0]
+    network = build_lora_network(base, rank=recipe.lora_rank, name=name, revision=commit)
+    trained = sum(p.numel() for key, p in network.named_parameters() if "lora_" in key)
+    say(f"value network: the base with a LoRA of {trained / 1e6:,.1f}M parameters, minus the base")
+    return [network, copy.deepcopy(base) if commit is None else f"{name}@{commit}"], [1.0, -1.0]
+
+
+def _finished(recipe: Recipe, adapter: ValueAdapter, prefix: Prefix | None) -> ValueAdapter:
+    """The adapter as it is recorded. A LoRA whose base has no commit to pin goes into the network's weights."""
+    unpinned = recipe.network == "lora" and adapter.config.base_model_revision is None
+    networks = [merged(one) for one in adapter.networks] if unpinned else adapter.networks
+    return ValueAdapter(_finished_config(recipe, adapter.config, prefix), networks, adapter.tokenizer)
+
+
+def _finished_config(recipe: Recipe, config: ValueAdapterConfig, prefix: Prefix | None) -> ValueAdapterConfig:
+    """What is recorded.
+
+    On its training base a LoRA network gives base + (LoRA - base) at scale 1, whatever both bases read: the prefix
+    changes nothing there, and is set afterwards.
+    """
+    scale = SCALES[recipe.network] if recipe.scale is None else recipe.scale
+    if recipe.network == "full":
+        return dataclasses.replace(config, scale=scale)
+    with_lora, base = config.networks
+    stands_in = dataclasses.replace(base, reads_prefix=prefix is not None)
+    return dataclasses.replace(config, networks=(with_lora, stands_in), base_prefix=prefix, scale=scale)
+
+
+def _arguments(recipe: Recipe) -> ValueTrainingArguments:
+    base_name = recipe.base_name or recipe.base
+    settings: dict[str, Any] = {
+        "output_dir": str(recipe.output_dir),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 5,
+        "logging_steps": 0.05,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": 0.25,
+        "save_total_limit": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "num_train_epochs": EPOCHS[recipe.network],
+        "learning_rate": LEARNING_RATES[recipe.network],
+        "initialisation": "pretrained" if recipe.network == "lora" else recipe.initialisation,
+        "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,
+        "num_layers": recipe.num_layers,
+        "lora_rank": recipe.lora_rank if recipe.network == "lora" else None,
+        "data_name": recipe.data_name or _name_of(recipe.data),
+    }
+    return ValueTrainingArguments(**{**settings, **recipe.arguments})
+
+
+def _name_of(data: Any) -> str:
+    """A Hub ID as it is, the name of a file without its place, and nothing of what objects hold."""
+    if not isinstance(data, (str, Path)):
+        return "unnamed"
+    return Path(data).name if Path(data).exists() else str(data)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,164 @@
+"""A recipe: what a run is asked to train, its defaults, what cannot be, and what the run is known again by.
+
+Knows settings and names; directories are `run_directory`'s, records of data `data`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from valueadapter import hub
+from valueadapter.artifact.config import Connection, Initialisation
+from valueadapter.artifact.config.prefix import GivenPrefix
+from valueadapter.errors import ConfigError
+from valueadapter.training.trainer import ValueTrainingArguments
+
+NetworkKind = Literal["lora", "full"]
+
+PREFIX_EXAMPLES = 8
+EPOCHS: Mapping[NetworkKind, int] = {"lora": 2, "full": 1}
+"""Passes over the demonstrations."""
+LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
+"""Peak of the cosine schedule."""
+SCALES: Mapping[NetworkKind, float] = {"lora": 0.25, "full": 1.0}
+"""Recommended for bases that nobody measured; these defaults are what docs/transfer.md argues for."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train on what."""
+
+    base: str
+    """Hub ID or directory of the base model."""
+    data: Any
+    """Demonstrations, as `load_demonstrations` takes them."""
+    output_dir: Path
+    """Where checkpoints and the adapter go."""
+    eval_data: Any = None
+    """Held-out demonstrations."""
+    base_name: str | None = None
+    """Hub ID of the base to record, where `base` is a path."""
+    base_revision: str | None = None
+    """Branch, tag or commit of the base on the Hub; the commit is recorded."""
+    data_name: str | None = None
+    """Name of the data to record, where `data` is no Hub ID."""
+    network: NetworkKind = "lora"
+    """`lora`: the base with a LoRA at +1, beside the base at -1, which reads the prefix as the base does, so that what
+    is added is what training moved beyond it; `full`: a network of its own, all of it trained, on the prefixed base."""
+    lora_rank: int = 16
+    """Of the LoRA."""
+    num_layers: int | None = None
+    """First N layers of the body, of a full network."""
+    initialisation: Initialisation = "zero_head"
+    """How a full network starts."""
+    connection: Connection = "residual"
+    """What the network reads: the tokens, the base's prediction, or both."""
+    other_bases: Sequence[str] = ()
+    """Hub IDs or directories of bases of the same vocabulary that take part."""
+    dropout: float | None = None
+    """Dropout of a full network; None as its architecture has it."""
+    base_prefix: GivenPrefix = None
+    """Text or chat messages that the base reads before the prompt; recorded in the adapter."""
+    base_prefix_examples: int | None = None
+    """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
+    none for plain text, which shows nothing, or where a `base_prefix` is given."""
+    base_prefix_draws: int = 1
+    """So many prefixes of that many examples are drawn, and a full network is trained behind a random one of them; the
+    first is recorded."""
+    scale: float | None = None
+    """Recommended scale to record; by default that of SCALES."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """More `ValueTrainingArguments`."""
+
+
+_OF_RECIPE = ("network", "connection", "lora_rank", "num_layers", "initialisation", "dropout")
+_OF_ARGUMENTS = (
+    "penalty",
+    "penalty_coefficient",
+    "centred",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "label_smoothing_factor",
+    "seed",
+)
+
+
+def check_settings(recipe: Recipe, *, push_to: str | None) -> None:
+    """Whether the settings of a recipe go together and its result may be published; loads nothing.
+
+    Raises:
+        ConfigError: settings that exclude each other, values out of range, or names that only this machine knows.
+        huggingface_hub.errors: no permission to publish, or no such account.
+    """
+    choices = {"network": NetworkKind, "initialisation": Initialisation, "connection": Connection}
+    for name, kind in choices.items():
+        if (given := getattr(recipe, name)) not in get_args(kind):
+            raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))}; got {given!r}")
+    if recipe.lora_rank < 1:
+        raise ConfigError(f"the rank of a LoRA must be at least 1; got {recipe.lora_rank}")
+    if recipe.scale is not None and not math.isfinite(recipe.scale):
+        raise ConfigError(f"scale must be a finite number; got {recipe.scale}")
+    _check_combination(recipe)
+    if push_to is not None:
+        name = recipe.base_name or recipe.base
+        if Path(name).exists():
+            raise ConfigError(
+                f"the base is a path ('{name}'), which others do not have; give its Hub ID with --base-name "
+                "(base_name=)"
+            )
+        hub.check_push(push_to)
+
+
+def _check_combination(recipe: Recipe) -> None:
+    of_full: dict[str, Any] = {"num_layers": None, "initialisation": "zero_head", "dropout": None}
+    of_full |= {"connection": "residual", "base_prefix_draws": 1}
+    given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
+    if recipe.network == "lora" and given:
+        raise ConfigError(
+            f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
+        )
+    if recipe.eval_data is not None and recipe.arguments.get("release_base"):
+        raise ConfigError(
+            "release_base gives the base's memory back, and eval_data would be scored with it; give one of them, and "
+            "score the adapter with `valueadapter evaluate`"
+        )
+    draws = recipe.base_prefix_draws
+    if draws < 1 or (draws > 1 and (recipe.base_prefix is not None or recipe.base_prefix_examples == 0)):
+        raise ConfigError(
+            f"base_prefix_draws must be at least 1, and is for prefixes of drawn examples; got {draws}. Give "
+            "base_prefix_examples, and no base_prefix"
+        )
+
+
+def run_settings(
+    recipe: Recipe, arguments: ValueTrainingArguments, *, base: str, data: Sequence[Any], prefixes: Sequence[Any]
+) -> dict[str, Any]:
+    """What decides what a run learns, as JSON values; a longer run of the same settings is the same run.
+
+    Args:
+        recipe: what is trained.
+        arguments: how.
+        base: what tells the base from others.
+        data: the demonstrations trained on, in their order.
+        prefixes: what the base reads before them.
+    """
+    digest = hashlib.sha256()
+    for record in data:
+        digest.update(json.dumps(record, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    shown = hashlib.sha256(repr(list(prefixes)).encode("utf-8", "surrogatepass"))
+    return {
+        **{name: getattr(recipe, name) for name in _OF_RECIPE},
+        **{name: getattr(arguments, name) for name in _OF_ARGUMENTS},
+        "base": base,
+        "other_bases": [str(place) for place in recipe.other_bases],
+        "data": f"{len(data)} demonstrations, sha256:{digest.hexdigest()}",
+        "base_prefix": f"sha256:{shown.hexdigest()}" if prefixes else None,
+    }

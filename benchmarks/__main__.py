@@ -97,7 +97,7 @@ def other_vocabulary() -> Measured:
     steps = out.sequences.shape[1] - prompt.shape[1] - 1
     value_prompt = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     as_many = {**GREEDY, "max_new_tokens": read + 1, "min_new_tokens": read + 1}
-    alignment = wrapper.terms()[0].link.alignment
+    alignment = wrapper.attached.terms()[0].link.alignment
     logits = torch.randn(1, 1, alignment.value.logits_width)
     variants = {
         "base": lambda: base.generate(prompt, **GREEDY),

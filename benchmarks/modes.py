@@ -86,7 +86,7 @@ def _row(domain: str, model: ValueAdapterForCausalLM, records: list[dict[str, st
                 continue
             model.set_alignment_mode("default", "chain" if mode == "exact" else mode)
             if mode == "exact":
-                attached = model._attached["default"]
+                attached = model.attached.get("default")
                 attached.refinement = ("chain", ByteEvents(adapter.side.vocabulary, adapter.side.width, centred=True))
             out = model(**inputs, use_cache=False, output_value_logits=True)
             sums[mode] = sums["none"] + scale * out.value_logits[0, :-1][here]

@@ -25,7 +25,7 @@ from valueadapter.errors import AlignmentError, IncompatibleBaseError, Unsupport
 from valueadapter.forward.bounded_logits import BUDGET, pieces
 from valueadapter.forward.prefix_reading import BasePrefix, begins_texts, prefix_ids
 from valueadapter.forward.value_logits import Inputs, Term, fit_width, value_logits
-from valueadapter.model.base_prefix import network_prefixes
+from valueadapter.model.prefix_memory import network_prefixes
 from valueadapter.vocabulary.bridge import Link
 
 Say = Callable[[str], object]
@@ -125,7 +125,16 @@ def _term(adapter: ValueAdapter, link: Link | None, prefix: str | None, tokenize
         base = BasePrefix(networks[0], prefix_ids(prefix, tokenizer), start)  # for its tokens alone
         read = network_prefixes(adapter, names, link, prefix, base)
     weights = tuple(spec.coefficient for spec in adapter.config.networks)
-    return Term("study", names, networks, weights, 1.0, link, prefixes=read)
+    return Term(
+        name="study",
+        parts=names,
+        networks=networks,
+        coefficients=weights,
+        scale=1.0,
+        tokenizer=adapter.tokenizer,
+        link=link,
+        prefixes=read,
+    )
 
 
 def _value_logits(

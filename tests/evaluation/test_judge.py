@@ -83,7 +83,7 @@ def test_a_network_of_another_vocabulary_reads_the_chat_by_its_own_template() ->
     """The first token's score is of its prompt, not of the base's prompt as text."""
     model: Any = other_vocabulary()
     ids = model.chat_inputs(CHAT)["input_ids"]
-    link = model.terms()[0].link
+    link = model.attached.terms()[0].link
     adapter = model.adapters["default"]
     own = value_ids(adapter.tokenizer, CHAT, link.reading.encoder)
     value = link.alignment.project(adapter.networks[0](torch.tensor([own])).logits[:, -1])

@@ -25,7 +25,7 @@ def in_mode(mode: str, *, base: str = "llama", network: str = "llama", pair: tup
 
 def by_hand(model: ValueAdapterForCausalLM, ids: list[int], mode: str) -> torch.Tensor:
     """Base + value logits after a text, every candidate tried alone, with sums over all tokens written out."""
-    (term,) = model.terms()
+    (term,) = model.attached.terms()
     reading, network = term.link.reading, term.networks[0]
     aligner = ContextAligner(reading)
     aligner.push(ids)

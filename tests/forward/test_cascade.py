@@ -276,7 +276,7 @@ def test_the_same_tokens_under_other_ids_are_read_under_the_networks(connection:
         [network], tokenizer_of("bytes"), base_model_name_or_path="a/b", connection=connection
     )
     model.add_adapter(adapter, "default")
-    (term,) = model.terms()
+    (term,) = model.attached.terms()
     assert term.link is not None
     source = torch.from_numpy(term.link.alignment.source).long()
     ids = torch.tensor([tokenizer("The readers read 12345 foxes.")["input_ids"]])

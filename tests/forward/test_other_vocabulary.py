@@ -43,7 +43,7 @@ def ids_of(model: ValueAdapterForCausalLM, text: str) -> torch.Tensor:
 
 def read_anew(model: ValueAdapterForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """base logits + projected value logits, the whole text so far encoded and read anew at every position."""
-    adapter, link = model.adapters["default"], model.terms()[0].link
+    adapter, link = model.adapters["default"], model.attached.terms()[0].link
     logits = model.base(ids).logits.clone()
     for position in range(ids.shape[1]):
         data = b"".join(link.reading.data[token] for token in ids[0, : position + 1].tolist())

@@ -183,15 +183,17 @@ def test_positions_of_another_shape_are_refused() -> None:
     """Not one for each token; and planes that differ, as for images."""
     model = wrapped()
     ids = ids_of(model, TEXTS[0])[:, :6]
-    reader = model.terms()[0].reader(model.terms()[0].parts[0])
+    reader = model.attached.terms()[0].reader(model.attached.terms()[0].parts[0])
     network, counted = model.adapters["default"].networks[0], torch.arange(6)
     with torch.no_grad():
         reader.read(network, ids, None, [5], position_ids=counted.expand(3, 1, 6))
         with pytest.raises(UnsupportedModeError, match=r"\(1, 6\)"):
-            model.terms()[0].reader("default.0.0").read(network, ids, None, [5], position_ids=counted[None, :4])
+            model.attached.terms()[0].reader("default.0.0").read(
+                network, ids, None, [5], position_ids=counted[None, :4]
+            )
         planes = torch.stack([counted, counted, counted // 2])[:, None]
         with pytest.raises(UnsupportedModeError, match="around images"):
-            model.terms()[0].reader("default.0.0").read(network, ids, None, [5], position_ids=planes)
+            model.attached.terms()[0].reader("default.0.0").read(network, ids, None, [5], position_ids=planes)
 
 
 def test_padded_batches_keep_their_positions() -> None:

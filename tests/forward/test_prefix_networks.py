@@ -42,7 +42,7 @@ def test_a_network_of_another_vocabulary_reads_the_prefix_in_its_own_tokens(
 ) -> None:
     """At every position it is the network fed its prefix and the text so far, split apart; in every decoding mode."""
     model = reading_text(base, vocabularies)
-    adapter, link = model.adapters["default"], model.terms()[0].link
+    adapter, link = model.adapters["default"], model.attached.terms()[0].link
     assert link is not None
     assert link.reading is not None
     ids = ids_of(model, "The cat sat.")
@@ -132,7 +132,7 @@ def test_a_network_reads_the_prefix_under_its_own_ids() -> None:
         [network], tokenizer_of("bytes"), base_model_name_or_path="a/b", base_prefix=PREFIX, reads_prefix=[True]
     )
     model.add_adapter(adapter, "default")
-    (term,) = model.terms()
+    (term,) = model.attached.terms()
     assert term.link is not None
     source = torch.from_numpy(term.link.alignment.source).long()
     ids = torch.tensor([tokenizer("The readers read 12345 foxes.")["input_ids"]])

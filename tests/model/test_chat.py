@@ -41,9 +41,9 @@ def test_what_a_user_spells_out_stays_text() -> None:
 def by_hand(model: ValueAdapterForCausalLM, chat: list[dict[str, str]]) -> torch.Tensor:
     """The next token's logits: the base on its prompt + the network on its own."""
     inputs, adapter = model.chat_inputs(chat), model.adapters["default"]
-    ids = value_ids(adapter.tokenizer, chat, model.terms()[0].link.reading.encoder)
+    ids = value_ids(adapter.tokenizer, chat, model.attached.terms()[0].link.reading.encoder)
     value = adapter.networks[0](torch.tensor([ids])).logits[:, -1]
-    return model.base(inputs["input_ids"]).logits[:, -1] + model.terms()[0].link.alignment.project(value)
+    return model.base(inputs["input_ids"]).logits[:, -1] + model.attached.terms()[0].link.alignment.project(value)
 
 
 def test_the_network_reads_the_chat_by_its_own_template() -> None:

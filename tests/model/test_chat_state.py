@@ -267,7 +267,9 @@ def test_arguments_reach_both_templates(arguments: dict[str, Any]) -> None:
     assert torch.equal(inputs["input_ids"], own_ids(model.base_tokenizer))
     with torch.no_grad():
         value = adapter.networks[0](own_ids(adapter.tokenizer)).logits[:, -1]
-        expected = model.base(inputs["input_ids"]).logits[:, -1] + model.terms()[0].link.alignment.project(value)
+        expected = model.base(inputs["input_ids"]).logits[:, -1] + model.attached.terms()[0].link.alignment.project(
+            value
+        )
         close(model(**inputs).logits[:, -1], expected)
     plain = model.chat_inputs(CHAT)
     assert not torch.equal(plain["input_ids"], inputs["input_ids"])
@@ -325,9 +327,9 @@ def test_private_use_text_reaches_both() -> None:
     for text in ("\ue0000\ue001", "\ue0001\ue001 </s>", "\ufdd0", "\ufdd02; <|end|>"):
         chat = [{"role": "user", "content": text}]
         inputs, adapter = model.chat_inputs(chat), model.adapters["default"]
-        ids = torch.tensor([value_ids(adapter.tokenizer, chat, model.terms()[0].link.reading.encoder)])
+        ids = torch.tensor([value_ids(adapter.tokenizer, chat, model.attached.terms()[0].link.reading.encoder)])
         with torch.no_grad():
-            value = model.terms()[0].link.alignment.project(adapter.networks[0](ids).logits[:, -1])
+            value = model.attached.terms()[0].link.alignment.project(adapter.networks[0](ids).logits[:, -1])
             close(model(**inputs).logits[:, -1], model.base(inputs["input_ids"]).logits[:, -1] + value)
         assert text in adapter.tokenizer.decode(ids[0])
 

@@ -212,10 +212,10 @@ def test_a_map_that_the_adapter_brings_is_no_obstacle(tmp_path: Path, monkeypatc
     model = other_vocabulary()
     for part in (model.base, model.base_tokenizer):
         part.save_pretrained(tmp_path / "base")
-    adapter, theirs = model.adapters["default"], model._base_side()
+    adapter, theirs = model.adapters["default"], model.attached.base_side()
     adapter.alignments[alignment_name(theirs)] = VocabularyAlignment.build(adapter.side, theirs)
     adapter.save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     loaded = ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
-    assert (loaded.terms()[0].link.alignment.source == model.terms()[0].link.alignment.source).all()
+    assert (loaded.attached.terms()[0].link.alignment.source == model.attached.terms()[0].link.alignment.source).all()
     assert not (tmp_path / "valueadapter").exists()

@@ -329,7 +329,7 @@ def test_overlapping_scales_are_each_threads_own(model: ValueAdapterForCausalLM)
         with model.only("a", scale=0.5):
             first_in.set()
             second_in.wait(10)
-            seen["first"] = model.terms()[0].scale
+            seen["first"] = model.attached.terms()[0].scale
         first_out.set()
 
     def second() -> None:
@@ -337,13 +337,13 @@ def test_overlapping_scales_are_each_threads_own(model: ValueAdapterForCausalLM)
         with model.only("a", scale=0.25):
             second_in.set()
             first_out.wait(10)
-            seen["second"] = model.terms()[0].scale
+            seen["second"] = model.attached.terms()[0].scale
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     for thread in threads:
         thread.start()
     first_in.wait(10)
-    seen["outside"] = model.terms()[0].scale
+    seen["outside"] = model.attached.terms()[0].scale
     for thread in threads:
         thread.join()
     assert seen == {"first": 0.5, "second": 0.25, "outside": 0.7}

@@ -74,7 +74,7 @@ def test_a_permuted_base_vocabulary_runs_in_step() -> None:
     network = tiny_model("gpt2", seed=2, width=mine.width)
     adapter = ValueAdapter.from_networks([network], tokenizer_of("bytes"), base_model_name_or_path="a/b")
     model.add_adapter(adapter, "default")
-    (term,) = model.terms()
+    (term,) = model.attached.terms()
     assert term.link.reading is None
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
     value = network(torch.tensor([tokenizer_of("bytes")(TEXTS[0])["input_ids"]])).logits
@@ -125,9 +125,9 @@ def test_two_networks_are_summed_before_they_are_carried_over() -> None:
     model.add_adapter(pair, "pair", scale=0.5)
     ids = ids_of(model, TEXTS[1])
     assert torch.equal(model.generate(ids, **GREEDY), model.generate(ids, **GREEDY, use_cache=False))
-    reading = model.terms()[0].link.reading
+    reading = model.attached.terms()[0].link.reading
     value = torch.tensor([reading.encoder.encode(TEXTS[1], start=True)])
     expert, reference = (network(value).logits[:, -1] for network in networks)
     difference = torch.nn.functional.pad(expert, (0, 8)) - reference
-    expected = model.base(ids).logits[:, -1] + 0.5 * model.terms()[0].link.alignment.project(difference)
+    expected = model.base(ids).logits[:, -1] + 0.5 * model.attached.terms()[0].link.alignment.project(difference)
     torch.testing.assert_close(model(ids).logits[:, -1], expected, rtol=1e-4, atol=1e-4)

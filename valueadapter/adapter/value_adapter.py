@@ -345,40 +345,6 @@ class ValueAdapter:
         return side_of(self.tokenizer, self.config.vocabulary.logits_width)
 
 
-def combined(adapters: Sequence[ValueAdapter], weights: Sequence[float]) -> ValueAdapter:
-    """One adapter whose value logits are the weighted sum of those of several; it shares their networks.
-
-    Args:
-        adapters: adapters of one vocabulary and connection.
-        weights: one for each; finite and not 0.
-
-    Raises:
-        ConfigError: another vocabulary or connection, or a weight that cannot be.
-    """
-    first = adapters[0].config
-    for other in adapters[1:]:
-        for what in ("vocabulary", "connection"):
-            if getattr(other.config, what) != getattr(first, what):
-                raise ConfigError(
-                    f"adapters of different {what} cannot become one; let them act side by side instead: "
-                    "set_adapter([…]), each at its scale"
-                )
-    specs = [
-        dataclasses.replace(spec, coefficient=weight * spec.coefficient)
-        for adapter, weight in zip(adapters, weights, strict=True)
-        for spec in adapter.config.networks
-    ]
-    named = [
-        spec if spec.path is None else dataclasses.replace(spec, path=file_names.network_directory(index), sha256={})
-        for index, spec in enumerate(specs)
-    ]
-    config = dataclasses.replace(
-        first, networks=tuple(named), scale=1.0, scales=(), training=None, evaluation=(), base_prefix=None
-    )
-    networks = [network for adapter in adapters for network in adapter.networks]
-    return ValueAdapter(config, networks, adapters[0].tokenizer, adapters[0].alignments)
-
-
 def _forget_where_it_was_loaded_from(path: Path) -> None:
     """transformers records the circumstances of loading in what it saves; equal tokenizers must give equal bytes."""
     settings = verification.load_json(path)

@@ -153,7 +153,7 @@ def _tokenizer(model: ValueAdapterForCausalLM) -> PreTrainedTokenizerBase:
 def _judged_by(model: ValueAdapterForCausalLM, adapter_name: str | None) -> Iterator[None]:
     """Within the block the named adapter acts alone, or those that are active do."""
     if adapter_name is not None:
-        model._get(adapter_name)
+        model.attached.get(adapter_name)
         with model.only(adapter_name, scale=model.scales[adapter_name]):
             yield
         return

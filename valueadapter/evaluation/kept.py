@@ -143,12 +143,12 @@ def state_of(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str,
     }
     if not hasattr(model, "terms"):
         return state
-    prefix = model._acting_prefix()
+    prefix = model.attached.acting_prefix()
     return {
         **state,
         "base": [type(model.base).__name__, model.base.config.to_dict()],
         "prefix": None if prefix is None else [list(prefix.ids), prefix.start],
-        "adapters": [_term(term, model.adapters[term.name]) for term in model.terms()],
+        "adapters": [_term(term, model.adapters[term.name]) for term in model.attached.terms()],
     }
 
 

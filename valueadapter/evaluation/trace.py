@@ -131,7 +131,7 @@ def trace(model: ValueAdapterForCausalLM, prompt: str, *, max_new_tokens: int = 
         raise UnsupportedModeError(
             "no adapter acts here, so there is nothing to trace; set_adapter([…]) activates some"
         )
-    tokenizer = model._base_tokenizer()
+    tokenizer = model.attached.base_tokenizer()
     ids = torch.tensor([prompt_ids(prompt, tokenizer)], dtype=torch.long, device=model.device)
     begin = ids.shape[1] if max_new_tokens else 1
     if max_new_tokens:

@@ -100,7 +100,7 @@ def pieces(
     here = whole != IGNORED
     places = (here.flatten().cumsum(0) - 1).view_as(here)
     given = {key: value for key, value in inputs.items() if key != "logits_to_keep"}
-    terms: list[Term] = model.terms() if hasattr(model, "terms") else []
+    terms: list[Term] = model.attached.terms() if hasattr(model, "terms") else []
     reader = _Reader(
         model,
         given,
@@ -130,7 +130,7 @@ def rows_at_once(model: PreTrainedModel, positions: int, *, budget: int | None =
         positions: of a row; of the whole prompt count where networks read what the base predicts.
         budget: bytes; `BUDGET` by default.
     """
-    terms: list[Term] = model.terms() if hasattr(model, "terms") else []
+    terms: list[Term] = model.attached.terms() if hasattr(model, "terms") else []
     if not any(term.reads_prediction for term in terms):
         positions = 1
     size = positions * _bytes_per_position(model, terms, False)

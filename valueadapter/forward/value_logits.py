@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.devices import execution_device, moved
 from valueadapter.adapter.network import fit_width, logits_width
@@ -41,6 +41,8 @@ class Term(NamedTuple):
     coefficients: tuple[float, ...]
     scale: float
     """Never 0."""
+    tokenizer: PreTrainedTokenizerBase
+    """The adapter's."""
     link: Link | None
     """None where the base has the adapter's vocabulary."""
     refinement: tuple[Mode, ByteEvents] | None = None

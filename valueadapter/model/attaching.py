@@ -15,21 +15,22 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from valueadapter.adapter.combining import combined
 from valueadapter.adapter.devices import execution_device, is_placed
 from valueadapter.adapter.model_state import same_model, settings_of
 from valueadapter.adapter.network import set_trainable
-from valueadapter.adapter.value_adapter import ValueAdapter, combined
+from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.steps import reads_text
-from valueadapter.model.choosing import Attached, ChoosingMethods
+from valueadapter.model.choosing import ChoosingMethods
 from valueadapter.model.joint_head import OutputHead
+from valueadapter.model.registry import Attached
 from valueadapter.model.sanity_check import check_effect
 from valueadapter.model.status import StatusMethods
 from valueadapter.vocabulary.bridge import Link
-from valueadapter.vocabulary.model_vocabulary import Side
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,8 @@ _serials = itertools.count()
 class AdapterMethods(StatusMethods, ChoosingMethods):
     """The part of `ValueAdapterForCausalLM` that attaches and detaches adapters."""
 
-    base: PreTrainedModel
-    base_tokenizer: PreTrainedTokenizerBase | None
     value_networks: nn.ModuleDict
     output_head: OutputHead
-    base_released = False
-    """Whether the base's weights are gone, all but its output head's (`release_base` of the trainer)."""
 
     # -- attaching ---------------------------------------------------------------------------------------------------
     def load_adapter(
@@ -113,12 +110,12 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         self._check_new_name(adapter_name)
         prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         if prefix is not None:
-            self._prefix_for_base(prefix)  # now, so that a prefix this base cannot take is not attached
-        link = adapter.connect(self._base_side(), self.base.name_or_path)
+            self.attached.as_read(prefix)  # now, so that a prefix this base cannot take is not attached
+        link = adapter.connect(self.attached.base_side(), self.base.name_or_path)
         if link is not None and link.reading is not None:
             _check_text_readers(adapter)
         own = self._recommended_scale(adapter, link) if scale is None else scale
-        self._check_scale(adapter_name, own)
+        self.attached.check_scale(adapter_name, own)
         device = execution_device(self.base)
         held = {id(network) for one in self.adapters.values() for network in one.networks}
         for network in adapter.networks:
@@ -130,11 +127,11 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             check_effect(adapter, adapter_name)
             adapter = self._sharing(adapter)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        self._attached[adapter_name] = Attached(adapter, float(own), next(_serials), link, prefix=prefix)
-        if not self._active:
-            self._active = (adapter_name,)
-        elif adapter_name not in self._active:
-            logger.info("attached %r; active is %s (set_adapter changes it)", adapter_name, list(self._active))
+        self.attached.by_name[adapter_name] = Attached(adapter, float(own), next(_serials), link, prefix=prefix)
+        if not self.attached.active:
+            self.attached.active = (adapter_name,)
+        elif adapter_name not in self.attached.active:
+            logger.info("attached %r; active is %s (set_adapter changes it)", adapter_name, list(self.attached.active))
 
     def hotswap_adapter(
         self,
@@ -160,7 +157,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             ConfigError: the networks do not fit, another adapter shares them, the scale cannot be, or the new value
                 logits are NaN or infinite; nothing has changed then.
         """
-        attached = self._get(adapter_name)
+        attached = self.attached.get(adapter_name)
         old = attached.adapter
         elsewhere = {id(n) for name, one in self.adapters.items() if name != adapter_name for n in one.networks}
         if any(id(network) in elsewhere for network in old.networks):
@@ -172,9 +169,9 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             raise ConfigError(f"the new adapter does not fit '{adapter_name}': {why}; delete it and load the new one")
         prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         if prefix is not None:
-            self._prefix_for_base(prefix)
+            self.attached.as_read(prefix)
         own = self._recommended_scale(adapter, attached.link) if scale is None else scale
-        self._check_scale(adapter_name, own)
+        self.attached.check_scale(adapter_name, own)
         check_effect(adapter, adapter_name)
         with torch.no_grad():
             for mine, theirs in zip(old.networks, adapter.networks, strict=True):
@@ -183,7 +180,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
                     tensor.copy_(state[name])
         attached.adapter = adapter.replaced(networks=old.networks)
         attached.prefix, attached.trained_behind, attached.scale = prefix, RECORDED, float(own)
-        self._forget_prefixes(attached.serial)
+        self.attached.prefixes.forget(attached.serial)
 
     def add_weighted_adapter(
         self,
@@ -212,9 +209,9 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             UnsupportedModeError: another combination, or different prefixes.
         """
         self._check_new_name(adapter_name)
-        parts = [self._get(name).adapter for name in adapters]
+        parts = [self.attached.get(name).adapter for name in adapters]
         new = combined(parts, self._weights(adapters, weights, combination_type))
-        prefix = self._one_prefix(adapters) if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
+        prefix = self.attached.one_prefix(adapters) if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         self.add_adapter(new.with_config(base_prefix=prefix), adapter_name, scale=1.0)
 
     def _weights(self, adapters: Sequence[str], weights: Sequence[float], combination: str) -> list[float]:
@@ -226,7 +223,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         if len(weights) != len(adapters) or not adapters:
             raise ConfigError(f"expected one weight for each adapter; got {len(weights)} for {len(adapters)}")
         if any(weight < 0 for weight in weights):
-            self._below_zero(f"weights {list(weights)} of {list(adapters)}")
+            self.attached.warn_below_zero(f"weights {list(weights)} of {list(adapters)}")
         total = sum(weights) if combination == "average" else 1.0
         if total == 0:
             raise ConfigError(f"the weights {list(weights)} add up to 0, so that there is no average; take 'linear'")
@@ -263,7 +260,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
     def base_fingerprint(self, adapter_name: str | None = None) -> str:
         """The byte fingerprint of the base's vocabulary, 64 hex, under which an adapter records scales for it."""
-        attached = self._get(self.only_adapter(adapter_name))
+        attached = self.attached.get(self.only_adapter(adapter_name))
         link = attached.link
         vocabulary = attached.adapter.config.vocabulary if link is None else link.alignment.base
         return vocabulary.byte_fingerprint
@@ -276,18 +273,18 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         for name in names:
-            self._get(name)
+            self.attached.get(name)
         for name in dict.fromkeys(names):
             self._delete(name)
 
     def _delete(self, adapter_name: str) -> None:
-        serial = self._attached.pop(adapter_name).serial
-        self._forget_prefixes(serial)
+        serial = self.attached.by_name.pop(adapter_name).serial
+        self.attached.prefixes.forget(serial)
         del self.value_networks[adapter_name]
         self.output_head.parts = ()  # which may still hold its networks
-        if self._active == (adapter_name,) and self._attached:
-            logger.warning("no adapter is active now; attached are %s (set_adapter)", list(self._attached))
-        self._active = tuple(name for name in self._active if name != adapter_name)
+        if self.attached.active == (adapter_name,) and self.attached.by_name:
+            logger.warning("no adapter is active now; attached are %s (set_adapter)", list(self.attached.by_name))
+        self.attached.active = tuple(name for name in self.attached.active if name != adapter_name)
 
     def unload(self) -> PreTrainedModel:
         """Detaches every adapter and gives the base back, its weights as they came (frozen, and in eval mode).
@@ -295,8 +292,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         Raises:
             UnsupportedModeError: a trainer has given the base's memory back.
         """
-        self._check_base()
-        for name in list(self._attached):
+        self.check_base()
+        for name in list(self.attached.by_name):
             self.delete_adapter(name)
         return self.base
 
@@ -337,18 +334,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
     # -- names -------------------------------------------------------------------------------------------------------
     def _check_new_name(self, name: str) -> None:
         check_name(name)
-        if name in self._attached:
+        if name in self.attached.by_name:
             raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
-
-    def _check_base(self) -> None:
-        if self.base_released:
-            raise UnsupportedModeError(
-                "the base's weights were given back after caching its hidden states (release_base), so that this model "
-                "only trains; save the adapter, and attach it to a base that is loaded anew"
-            )
-
-    def _base_side(self) -> Side:
-        raise NotImplementedError
 
 
 def check_name(name: object) -> None:

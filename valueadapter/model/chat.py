@@ -9,16 +9,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import get_json_schema
 
-from valueadapter.adapter.devices import execution_device
 from valueadapter.errors import ConfigError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.text_reader import TextReader
 from valueadapter.forward.value_logits import Term
 from valueadapter.model.chat_text import read_chat, rendered
+from valueadapter.model.wrapped import WrappedModel
 from valueadapter.vocabulary.text_encoder import TextEncoder
 
 Messages = Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
@@ -33,11 +33,8 @@ class Chats(list[Any]):
         self.arguments = dict(arguments or {})
 
 
-class ChatMethods:
+class ChatMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that concerns chats."""
-
-    base: PreTrainedModel
-    base_tokenizer: PreTrainedTokenizerBase | None
 
     def chat_inputs(
         self,
@@ -64,7 +61,7 @@ class ChatMethods:
             ConfigError: the base's tokenizer has no chat template, a template refuses the chat or takes no tools, a
                 content that is no text, or an argument that no template takes.
         """
-        tokenizer = self.base_tokenizer
+        tokenizer, terms = self.attached.tokenizer, self.attached.terms()
         if tokenizer is None or not tokenizer.chat_template:
             raise ConfigError(
                 f"the tokenizer of base model '{self.base.name_or_path}' has no chat template; use a base that was "
@@ -72,77 +69,24 @@ class ChatMethods:
             )
         if tools:
             template["tools"] = [get_json_schema(tool) if callable(tool) else tool for tool in tools]
-        self._check_arguments(template)
+        _check_arguments(template, [tokenizer, *(term.tokenizer for term in terms)])
         chats = Chats(copy.deepcopy(messages), copy.deepcopy(template))
         rows = [_base_ids(tokenizer, one, chats.arguments) for one in conversations(chats)]
         if not rows:
             raise ConfigError("there is no conversation in `messages`; expected at least one message")
-        for term in self.terms():
-            self._prompts(chats, term, len(rows))  # so that what an adapter's template cannot do is said at once
+        for term in terms:
+            prompts_of(
+                chats, term, len(rows), tokenizer
+            )  # so that what an adapter's template cannot do is said at once
         pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
         width = max(map(len, rows))
         data = {
             "input_ids": [[pad] * (width - len(row)) + row for row in rows],
             "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
         }
-        inputs = BatchEncoding(data, tensor_type="pt").to(execution_device(self.base))
+        inputs = BatchEncoding(data, tensor_type="pt").to(self.device)
         inputs["messages"] = chats
         return inputs
-
-    def _check_arguments(self, template: Mapping[str, Any]) -> None:
-        """That each argument is for a chat template, and that one takes it."""
-        tokenizers = [cast(PreTrainedTokenizerBase, self.base_tokenizer), *map(self._tokenizer_of, self.terms())]
-        texts = [json.dumps(tokenizer.chat_template, ensure_ascii=False) for tokenizer in tokenizers]
-        for name in template:
-            if name in _NOT_FOR_TEMPLATES:
-                raise ConfigError(
-                    f"chat_inputs takes what chat templates take, and '{name}' is for the tokenizer; it renders each "
-                    "chat by the base's own template and the adapter's, and pads the ids on the left. Leave it out"
-                )
-            used = any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
-            if not used and name not in ("add_generation_prompt", "continue_final_message"):
-                raise ConfigError(
-                    f"no chat template takes '{name}', neither the base's nor an adapter's; leave it out, or check how "
-                    "it is spelled"
-                )
-
-    def _prompts(
-        self, messages: Messages | None, term: Term, batch: int, cache: ValueAdapterCache | None = None
-    ) -> list[Prompt] | None:
-        """Each row's prompt in both forms, or None where it is read as text.
-
-        Those that the rows of a cache have read already are not rendered again.
-        """
-        if messages is None or term.link is None or term.link.reading is None or self.base_tokenizer is None:
-            return None
-        tokenizer = self._tokenizer_of(term)
-        if not tokenizer.chat_template:
-            return None
-        chats = conversations(messages)
-        if not chats or batch % len(chats):
-            raise ConfigError(f"got {len(chats)} conversations in `messages` for {batch} rows of input_ids")
-        repeats = batch // len(chats)
-        rows = cast(TextReader, cache.parts[term.parts[0]]).rows if cache is not None else []
-        arguments = messages.arguments if isinstance(messages, Chats) else {}
-        prompts = []
-        for index, chat in enumerate(chats):
-            made_of = _written_out(chat, arguments, self.base_tokenizer, tokenizer)
-            known = rows[index * repeats].prompt if rows else None
-            if known is None or made_of is None or known.made_of != made_of:
-                ids = _base_ids(self.base_tokenizer, chat, arguments)
-                try:
-                    read = read_chat(chat, tokenizer, term.link.reading.encoder, arguments)
-                except ConfigError as error:
-                    raise ConfigError(f"adapter '{term.name}' cannot read this chat: {error}") from error
-                known = Prompt(ids, read.ids, read.open_text, read.after, made_of)
-            prompts += [known] * repeats
-        return prompts
-
-    def terms(self) -> list[Term]:  # documented where it is defined
-        raise NotImplementedError
-
-    def _tokenizer_of(self, term: Term) -> PreTrainedTokenizerBase:
-        raise NotImplementedError
 
 
 _NOT_FOR_TEMPLATES = {
@@ -150,6 +94,68 @@ _NOT_FOR_TEMPLATES = {
     *inspect.signature(PreTrainedTokenizerBase.__call__).parameters,
 } - {"tools", "documents", "add_generation_prompt", "continue_final_message", "kwargs"}
 """Arguments of `apply_chat_template` that say which template is taken, or what becomes of the text."""
+
+
+def _check_arguments(template: Mapping[str, Any], tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+    """That each argument is for a chat template, and that one takes it."""
+    texts = [json.dumps(tokenizer.chat_template, ensure_ascii=False) for tokenizer in tokenizers]
+    for name in template:
+        if name in _NOT_FOR_TEMPLATES:
+            raise ConfigError(
+                f"chat_inputs takes what chat templates take, and '{name}' is for the tokenizer; it renders each "
+                "chat by the base's own template and the adapter's, and pads the ids on the left. Leave it out"
+            )
+        used = any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)
+        if not used and name not in ("add_generation_prompt", "continue_final_message"):
+            raise ConfigError(
+                f"no chat template takes '{name}', neither the base's nor an adapter's; leave it out, or check how "
+                "it is spelled"
+            )
+
+
+def prompts_of(
+    messages: Messages | None,
+    term: Term,
+    batch: int,
+    base_tokenizer: PreTrainedTokenizerBase | None,
+    cache: ValueAdapterCache | None = None,
+) -> list[Prompt] | None:
+    """Each row's prompt in both forms, or None where it is read as text.
+
+    Args:
+        messages: one conversation, or as many as go into the batch.
+        term: the adapter whose networks read them.
+        batch: rows.
+        base_tokenizer: of which the base's form comes.
+        cache: prompts that its rows have read already are not rendered again.
+
+    Raises:
+        ConfigError: conversations that do not go into the batch, or that a template cannot take.
+    """
+    if messages is None or term.link is None or term.link.reading is None or base_tokenizer is None:
+        return None
+    tokenizer = term.tokenizer
+    if not tokenizer.chat_template:
+        return None
+    chats = conversations(messages)
+    if not chats or batch % len(chats):
+        raise ConfigError(f"got {len(chats)} conversations in `messages` for {batch} rows of input_ids")
+    repeats = batch // len(chats)
+    rows = cast(TextReader, cache.parts[term.parts[0]]).rows if cache is not None else []
+    arguments = messages.arguments if isinstance(messages, Chats) else {}
+    prompts = []
+    for index, chat in enumerate(chats):
+        made_of = _written_out(chat, arguments, base_tokenizer, tokenizer)
+        known = rows[index * repeats].prompt if rows else None
+        if known is None or made_of is None or known.made_of != made_of:
+            ids = _base_ids(base_tokenizer, chat, arguments)
+            try:
+                read = read_chat(chat, tokenizer, term.link.reading.encoder, arguments)
+            except ConfigError as error:
+                raise ConfigError(f"adapter '{term.name}' cannot read this chat: {error}") from error
+            known = Prompt(ids, read.ids, read.open_text, read.after, made_of)
+        prompts += [known] * repeats
+    return prompts
 
 
 def conversations(messages: Messages) -> list[list[Mapping[str, Any]]]:

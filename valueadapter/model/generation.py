@@ -16,8 +16,8 @@ from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.steps import STEPS, Steps, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.forward.value_logits import Term, readable
-from valueadapter.model.mixed_rows import AdapterNames, RowMethods
-from valueadapter.model.thread_scope import acting, here
+from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
+from valueadapter.model.wrapped import WrappedModel
 
 _COMMON = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
@@ -25,16 +25,8 @@ _OWN_ARGUMENTS = ("messages", "adapter_names", "output_value_logits", "value_los
 """Arguments of `forward` that no other model has."""
 
 
-class GenerationMethods(RowMethods):
+class GenerationMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that `generate` calls, and that it calls between two forward passes."""
-
-    base: PreTrainedModel
-
-    def terms(self) -> list[Term]:  # documented where it is defined
-        raise NotImplementedError
-
-    def _acting_prefix(self) -> BasePrefix | None:  # documented where it is defined
-        raise NotImplementedError
 
     @property
     def generation_config(self) -> Any:
@@ -66,20 +58,19 @@ class GenerationMethods(RowMethods):
         if adapter_names is None:
             return self._generate(inputs, *args, **kwargs)
         ids = kwargs.get("input_ids") if inputs is None else inputs
-        groups = self._groups(adapter_names, 1 if ids is None else len(ids))
+        groups = groups_of(self.attached, adapter_names, 1 if ids is None else len(ids))
         if len(groups) == 1:  # nothing is mixed, so that assistants need not know
-            with acting(self, groups[0].names):
+            with self.attached.scoped(groups[0].names):
                 return self._generate(inputs, *args, **kwargs)
-        active: list[str] = self.active_adapters  # type: ignore[attr-defined]
-        with acting(self, tuple(active), rows=adapter_names):
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]  # GenerationMixin's
+        with self.attached.scoped(tuple(self.attached.active_names()), rows=adapter_names):
+            return super().generate(inputs, *args, **kwargs)
 
     def _generate(self, inputs: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        mixed = (block := here(self)) is not None and block.rows is not None
-        if mixed or self.terms() or self._acting_prefix() is not None:
+        mixed = (scope := self.attached.scope()) is not None and scope.rows is not None
+        if mixed or self.attached.terms() or self.attached.acting_prefix() is not None:
             if kwargs.get("inputs_embeds") is not None:
                 raise UnsupportedModeError(NO_IDS)
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]  # GenerationMixin's
+            return super().generate(inputs, *args, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in _OWN_ARGUMENTS}
         if isinstance(cache := kwargs.get("cache"), ValueAdapterCache):
             cache.check_parts([BASE])
@@ -105,13 +96,13 @@ class GenerationMethods(RowMethods):
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
-        if (block := here(self)) is not None and block.rows is not None:
-            groups = self._groups(block.rows, how[1])
-            cache = self._rows_cache(generation_config, groups, model_kwargs.get("cache"), how)
+        if (scope := self.attached.scope()) is not None and scope.rows is not None:
+            groups = groups_of(self.attached, scope.rows, how[1])
+            cache = rows_cache(self, generation_config, groups, model_kwargs.get("cache"), how)
             model_kwargs.update({} if cache is None else {"cache": cache})
             return
-        terms = self.terms()
-        prefix = self._acting_prefix()
+        terms = self.attached.terms()
+        prefix = self.attached.acting_prefix()
         if prefix is not None:
             prefix.check_length(generation_config.max_length)
         if _without_cache(self.base, terms) is not None and model_kwargs.get("cache") is None:
@@ -157,10 +148,10 @@ class GenerationMethods(RowMethods):
         Where one of them wants to read the whole text anew (Phi-3 where its positions change), all do.
         """
         given = {"cache": cache, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
-        if (block := here(self)) is not None and block.rows is not None:
-            groups = self._groups(block.rows, len(input_ids), repeated=True)
-            return self._prepared_rows(groups, input_ids, next_sequence_length=next_sequence_length, **given)
-        if not self.terms() and self._acting_prefix() is None:
+        if (scope := self.attached.scope()) is not None and scope.rows is not None:
+            groups = groups_of(self.attached, scope.rows, len(input_ids), repeated=True)
+            return prepared_rows(self, groups, input_ids, next_sequence_length=next_sequence_length, **given)
+        if not self.attached.terms() and self.attached.acting_prefix() is None:
             own = cache.parts[BASE] if isinstance(cache, ValueAdapterCache) else cache
             given |= {"next_sequence_length": next_sequence_length, "cache": own}
             made = self.base.prepare_inputs_for_generation(input_ids, **given)
@@ -203,9 +194,9 @@ class GenerationMethods(RowMethods):
 
         A model that is about to read its prefix, and a network that reads text, prepare themselves in `forward`.
         """
-        terms, steps, anew = self.terms(), {}, False
+        terms, steps, anew = self.attached.terms(), {}, False
         own = cache if isinstance(cache, ValueAdapterCache) else None
-        prefix = self._acting_prefix()
+        prefix = self.attached.acting_prefix()
         before = _prefixes(terms) | ({BASE: prefix} if prefix is not None else {})
         for part, model, ids in self._in_step(terms, input_ids):
             whole: tuple[Any, Any, Any] | None = ids, attention_mask, position_ids
@@ -239,16 +230,16 @@ class GenerationMethods(RowMethods):
                 found |= {part: (network, readable(own, network, width)) for part, network in _in_term(term)}
         return [(part, model, own) for part, (model, own) in found.items()]
 
-    def _cache_of_call(
+    def cache_of_call(
         self, use_cache: bool | None, cache: Cache | None, terms: list[Term]
     ) -> tuple[bool, ValueAdapterCache | None]:
         """Whether a call keeps a cache, by default as the base and not in training; and that cache."""
         if use_cache is None:
             own = bool(getattr(self.base.config.get_text_config(), "use_cache", True))
-            use_cache = own and not self.training and _without_cache(self.base, terms) is None  # type: ignore[attr-defined]
+            use_cache = own and not self.training and _without_cache(self.base, terms) is None
         return use_cache, self._cache_parts(cache, terms) if use_cache or cache is not None else None
 
-    def _steps_of_call(
+    def steps_of_call(
         self,
         steps: Steps | None,
         input_ids: torch.Tensor | None,
@@ -260,7 +251,7 @@ class GenerationMethods(RowMethods):
 
         A processor that goes on from a cache, as that of `guidance_scale` does, prepares nothing.
         """
-        terms = self.terms()
+        terms = self.attached.terms()
         if steps is not None or cache is None or not terms or not isinstance(attention_mask, torch.Tensor | None):
             return steps or {}
         input_ids = cast(torch.Tensor, input_ids)
@@ -280,7 +271,7 @@ class GenerationMethods(RowMethods):
         alike = own is not None and its is not None and own.chat_template == its.chat_template
         if not (isinstance(assistant_model, GenerationMethods) and alike) or kwargs.get("assistant_tokenizer"):
             model_kwargs = {key: value for key, value in model_kwargs.items() if key not in _OWN_ARGUMENTS}
-        return super()._get_candidate_generator(  # type: ignore[misc]  # GenerationMixin's
+        return super()._get_candidate_generator(
             *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
         )
 

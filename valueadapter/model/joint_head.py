@@ -23,6 +23,7 @@ from valueadapter.adapter.network import fit_width, logits_width
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.value_logits import Term, readable
+from valueadapter.model.wrapped import WrappedModel
 
 _plain: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 """Models whose logits are their last hidden state times their head, as a probe has found -> how each was set then."""
@@ -91,7 +92,7 @@ class Backbone:
         Raises:
             UnsupportedModeError: an adapter whose logits are no head times a hidden state over the base's own tokens.
         """
-        return BaseModelOutputWithPast(last_hidden_state=self._owner._hidden_states(*args, **kwargs))
+        return BaseModelOutputWithPast(last_hidden_state=self._owner.hidden_states(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         if name == "_owner":  # asked for before there is one, while it is copied
@@ -99,10 +100,9 @@ class Backbone:
         return getattr(self._owner.base, name)
 
 
-class HeadMethods:
+class HeadMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that shows it as one body and one head."""
 
-    base: PreTrainedModel
     output_head: OutputHead
 
     @property
@@ -112,7 +112,7 @@ class HeadMethods:
 
     def get_output_embeddings(self) -> nn.Module:
         """The output head: the base's, or while adapters act one for base and networks together, see `base_model`."""
-        terms = self.terms()
+        terms = self.attached.terms()
         if not terms or self._why_no_head(terms):
             return cast(nn.Module, self.base.get_output_embeddings())
         self.output_head.parts = (Part(self.base, 1.0), *_parts(terms))
@@ -136,7 +136,7 @@ class HeadMethods:
             None,
         )
 
-    def _hidden_states(
+    def hidden_states(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -144,14 +144,14 @@ class HeadMethods:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        self._check_base()
-        terms, prefix = self.terms(), self._acting_prefix()
+        self.check_base()
+        terms, prefix = self.attached.terms(), self.attached.acting_prefix()
         if why := self._why_no_head(terms) if terms else None:
             raise UnsupportedModeError(
                 f"this trainer takes logits from hidden states and one output head, and here {why}. Train with "
                 "ValueTrainer, or on logits: model(input_ids, labels=…)"
             )
-        self._note_training()
+        self.attached.note_training()
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
         read = {key: value for key, value in given.items() if value is not None}
         with torch.no_grad():
@@ -166,18 +166,6 @@ class HeadMethods:
                 own = moved({**read, "input_ids": ids}, execution_device(network))
                 hidden.append(last_hidden_state(network, **own, use_cache=False).to(hidden[0].device))
         return torch.cat(hidden, dim=-1)
-
-    def terms(self) -> list[Term]:  # documented where it is defined
-        raise NotImplementedError
-
-    def _acting_prefix(self) -> BasePrefix | None:  # documented where it is defined
-        raise NotImplementedError
-
-    def _check_base(self) -> None:
-        raise NotImplementedError
-
-    def _note_training(self) -> None:
-        raise NotImplementedError
 
 
 def _parts(terms: list[Term]) -> list[Part]:

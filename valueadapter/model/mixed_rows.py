@@ -18,7 +18,9 @@ from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.steps import STEPS
 from valueadapter.model.chat import of_rows
 from valueadapter.model.outputs import ValueAdapterOutput
-from valueadapter.model.thread_scope import Names, acting
+from valueadapter.model.registry import AttachedAdapters
+from valueadapter.model.thread_scope import Names
+from valueadapter.model.wrapped import WrappedModel
 
 AdapterNames = Names
 BASE_ALONE = "__base__"
@@ -95,137 +97,135 @@ class Group:
     rows: list[int]
 
 
-class RowMethods:
-    """The part of `ValueAdapterForCausalLM` that serves batches of mixed adapters."""
+def groups_of(
+    attached: AttachedAdapters, adapter_names: AdapterNames, batch: int, *, repeated: bool = False
+) -> list[Group]:
+    """The rows of a batch by the adapters that act on them, each name checked.
 
-    loss_function: Any
+    Args:
+        attached: the adapters that there are.
+        adapter_names: one entry for each prompt.
+        batch: rows.
+        repeated: whether a prompt may have several rows, one after the other: within `generate`, which has counted
+            the prompts, it has one for each beam or answer.
 
-    def _get(self, name: str) -> Any:  # documented where it is defined
-        raise NotImplementedError
-
-    def _groups(self, adapter_names: AdapterNames, batch: int, *, repeated: bool = False) -> list[Group]:
-        """The rows of a batch by the adapters that act on them, each name checked.
-
-        Args:
-            adapter_names: one entry for each prompt.
-            batch: rows.
-            repeated: whether a prompt may have several rows, one after the other: within `generate`, which has counted
-                the prompts, it has one for each beam or answer.
-
-        Raises:
-            AdapterNameError: unknown names, or not one entry for each prompt.
-        """
-        count = 0 if isinstance(adapter_names, str) else len(adapter_names)
-        if not count or (batch % count if repeated else batch != count):
-            raise AdapterNameError(
-                f"adapter_names must have one entry for each of the {batch} rows, a name, a list of names, or None for "
-                f"the base alone; got {adapter_names!r}"
-            )
-        repeats = batch // count
-        found: dict[tuple[str, ...], list[int]] = {}
-        for index, entry in enumerate(adapter_names):
-            names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-            names = tuple(name for name in names if name != BASE_ALONE)
-            for name in names:
-                self._get(name)
-            if len(set(names)) != len(names):
-                raise AdapterNameError(f"an adapter can act once on a row; got {list(names)}. Raise its scale instead")
-            found.setdefault(names, []).extend(range(index * repeats, (index + 1) * repeats))
-        return [Group(names, rows) for names, rows in found.items()]
-
-    def _rows_cache(self, config: Any, groups: list[Group], given: Any, how: tuple[Any, ...]) -> Any:
-        """What `generate` carries: one cache for each group, made as for a batch of its own."""
-        if given is not None:
-            _check_cache(given, groups)
-            given._is_user_defined = True
-            return given
-        caches: dict[tuple[str, ...], Any] = {}
-        for group in groups:
-            prepared: dict[str, Any] = {}
-            with acting(self, group.names):
-                self._prepare_cache_for_generation(config, prepared, *how)  # type: ignore[attr-defined]
-            caches[group.names] = prepared.get("cache")
-        if any(cache is None for cache in caches.values()):
-            return None
-        return RowsCache(caches, {group.names: group.rows for group in groups})
-
-    def _forward_rows(
-        self,
-        adapter_names: AdapterNames,
-        input_ids: torch.Tensor | None,
-        attention_mask: Any,
-        position_ids: torch.Tensor | None,
-        *,
-        repeated: bool,
-        cache: Any,
-        messages: Any,
-        labels: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> ValueAdapterOutput:
-        """One call for each group, and the rows in their order again; arguments as `forward`."""
-        if input_ids is None:
-            raise UnsupportedModeError("adapter_names choose among networks, which read token ids; pass input_ids")
-        groups = self._groups(adapter_names, len(input_ids), repeated=repeated)
-        kwargs["return_dict"] = True
-        if len(groups) == 1:
-            with acting(self, groups[0].names):
-                return self(  # type: ignore[operator,no-any-return]  # the model
-                    input_ids, attention_mask, position_ids, cache=cache, messages=messages, labels=labels, **kwargs
-                )
-        if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
-            raise UnsupportedModeError("adapter_names need the attention_mask of (batch, past + seq)")
-        if cache is not None:
-            _check_cache(cache, groups)
-        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-        steps = kwargs.pop(STEPS, {})
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
-        outputs: list[ValueAdapterOutput] = []
-        for group in groups:
-            own = {**_of_rows(given, group, len(input_ids)), **steps.get(group.names, {})}
-            own["logits_to_keep"] = kwargs["logits_to_keep"]
-            own["messages"] = None if messages is None else of_rows(messages, group.rows, len(input_ids))
-            own["cache"] = None if cache is None else cache.groups[group.names]
-            with acting(self, group.names):
-                outputs.append(self(**own))  # type: ignore[operator]  # the model
-        if cache is None and outputs[0].cache is not None:
-            made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
-            cache = RowsCache(made, {group.names: group.rows for group in groups})
-        order = torch.tensor([row for group in groups for row in group.rows]).argsort()
-        logits = _in_order([out.logits for out in outputs], order)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
-        adapters = None
-        if outputs[0].each is not None:
-            names = dict.fromkeys(name for out in outputs for name in out.each or {})
-            adapters = {
-                name: _in_order([(out.each or {}).get(name, torch.zeros_like(out.logits)) for out in outputs], order)
-                for name in names
-            }
-        return ValueAdapterOutput(
-            loss,
-            logits,
-            cache,
-            _each_in_order([out.hidden_states for out in outputs], order),
-            _each_in_order([out.attentions for out in outputs], order),
-            None if outputs[0].value_logits is None else _in_order([out.value_logits for out in outputs], order),
-            adapters,
+    Raises:
+        AdapterNameError: unknown names, or not one entry for each prompt.
+    """
+    count = 0 if isinstance(adapter_names, str) else len(adapter_names)
+    if not count or (batch % count if repeated else batch != count):
+        raise AdapterNameError(
+            f"adapter_names must have one entry for each of the {batch} rows, a name, a list of names, or None for "
+            f"the base alone; got {adapter_names!r}"
         )
+    repeats = batch // count
+    found: dict[tuple[str, ...], list[int]] = {}
+    for index, entry in enumerate(adapter_names):
+        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        names = tuple(name for name in names if name != BASE_ALONE)
+        for name in names:
+            attached.get(name)
+        if len(set(names)) != len(names):
+            raise AdapterNameError(f"an adapter can act once on a row; got {list(names)}. Raise its scale instead")
+        found.setdefault(names, []).extend(range(index * repeats, (index + 1) * repeats))
+    return [Group(names, rows) for names, rows in found.items()]
 
-    def _prepared_rows(self, groups: list[Group], input_ids: torch.Tensor, **given: Any) -> dict[str, Any]:
-        """What each group's own preparation makes of a step; arguments as `prepare_inputs_for_generation`."""
-        cache, count = given.pop("cache", None), given.pop("next_sequence_length", None)
-        made = {}
-        for group in groups:
-            own = _of_rows({**given, "input_ids": input_ids}, group, len(input_ids))
-            own["cache"] = None if cache is None else cache.groups[group.names]
-            with acting(self, group.names):
-                made[group.names] = self.prepare_inputs_for_generation(  # type: ignore[attr-defined]
-                    own.pop("input_ids"), next_sequence_length=count, **own
-                )
-        new = input_ids if count is None else input_ids[:, -count:]
-        given = {key: value for key, value in given.items() if key not in ("position_ids", "is_first_iteration")}
-        return {**given, "input_ids": new, "cache": cache, STEPS: made}
+
+def rows_cache(model: WrappedModel, config: Any, groups: list[Group], given: Any, how: tuple[Any, ...]) -> Any:
+    """What `generate` carries: one cache for each group, made as for a batch of its own."""
+    if given is not None:
+        _check_cache(given, groups)
+        given._is_user_defined = True
+        return given
+    caches: dict[tuple[str, ...], Any] = {}
+    for group in groups:
+        prepared: dict[str, Any] = {}
+        with model.attached.scoped(group.names):
+            model._prepare_cache_for_generation(config, prepared, *how)
+        caches[group.names] = prepared.get("cache")
+    if any(cache is None for cache in caches.values()):
+        return None
+    return RowsCache(caches, {group.names: group.rows for group in groups})
+
+
+def forward_rows(
+    model: WrappedModel,
+    adapter_names: AdapterNames,
+    input_ids: torch.Tensor | None,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    *,
+    repeated: bool,
+    cache: Any,
+    messages: Any,
+    labels: torch.Tensor | None,
+    **kwargs: Any,
+) -> ValueAdapterOutput:
+    """One call for each group, and the rows in their order again; arguments as `forward`."""
+    if input_ids is None:
+        raise UnsupportedModeError("adapter_names choose among networks, which read token ids; pass input_ids")
+    groups = groups_of(model.attached, adapter_names, len(input_ids), repeated=repeated)
+    kwargs["return_dict"] = True
+    if len(groups) == 1:
+        with model.attached.scoped(groups[0].names):
+            return model(  # type: ignore[no-any-return]
+                input_ids, attention_mask, position_ids, cache=cache, messages=messages, labels=labels, **kwargs
+            )
+    if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
+        raise UnsupportedModeError("adapter_names need the attention_mask of (batch, past + seq)")
+    if cache is not None:
+        _check_cache(cache, groups)
+    for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
+    steps = kwargs.pop(STEPS, {})
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+    outputs: list[ValueAdapterOutput] = []
+    for group in groups:
+        own = {**_of_rows(given, group, len(input_ids)), **steps.get(group.names, {})}
+        own["logits_to_keep"] = kwargs["logits_to_keep"]
+        own["messages"] = None if messages is None else of_rows(messages, group.rows, len(input_ids))
+        own["cache"] = None if cache is None else cache.groups[group.names]
+        with model.attached.scoped(group.names):
+            outputs.append(model(**own))
+    if cache is None and outputs[0].cache is not None:
+        made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
+        cache = RowsCache(made, {group.names: group.rows for group in groups})
+    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
+    logits = _in_order([out.logits for out in outputs], order)
+    loss = None
+    if labels is not None:
+        loss = model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
+    adapters = None
+    if outputs[0].each is not None:
+        names = dict.fromkeys(name for out in outputs for name in out.each or {})
+        adapters = {
+            name: _in_order([(out.each or {}).get(name, torch.zeros_like(out.logits)) for out in outputs], order)
+            for name in names
+        }
+    return ValueAdapterOutput(
+        loss,
+        logits,
+        cache,
+        _each_in_order([out.hidden_states for out in outputs], order),
+        _each_in_order([out.attentions for out in outputs], order),
+        None if outputs[0].value_logits is None else _in_order([out.value_logits for out in outputs], order),
+        adapters,
+    )
+
+
+def prepared_rows(model: WrappedModel, groups: list[Group], input_ids: torch.Tensor, **given: Any) -> dict[str, Any]:
+    """What each group's own preparation makes of a step; arguments as `prepare_inputs_for_generation`."""
+    cache, count = given.pop("cache", None), given.pop("next_sequence_length", None)
+    made = {}
+    for group in groups:
+        own = _of_rows({**given, "input_ids": input_ids}, group, len(input_ids))
+        own["cache"] = None if cache is None else cache.groups[group.names]
+        with model.attached.scoped(group.names):
+            made[group.names] = model.prepare_inputs_for_generation(
+                own.pop("input_ids"), next_sequence_length=count, **own
+            )
+    new = input_ids if count is None else input_ids[:, -count:]
+    given = {key: value for key, value in given.items() if key not in ("position_ids", "is_first_iteration")}
+    return {**given, "input_ids": new, "cache": cache, STEPS: made}
 
 
 def _of_rows(given: Mapping[str, Any], group: Group, batch: int) -> dict[str, Any]:

@@ -17,20 +17,17 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
-from valueadapter.adapter.devices import execution_device
 from valueadapter.adapter.injected_lora import check_no_lora_on_lora
-from valueadapter.adapter.network import fit_width, logits_width
-from valueadapter.adapter.tokenizer_loading import side_of
+from valueadapter.adapter.network import fit_width
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.artifact.config import MODEL_TYPE, Prefix
-from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded
+from valueadapter.artifact.config import MODEL_TYPE
+from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import BASE
 from valueadapter.forward.cascade import kept_positions
@@ -39,17 +36,14 @@ from valueadapter.forward.prefix_reading import BaseCall
 from valueadapter.forward.steps import STEPS, logits_of
 from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts, value_logits
 from valueadapter.model.attaching import AdapterMethods, check_name
-from valueadapter.model.base_prefix import KnownPrefix
-from valueadapter.model.chat import ChatMethods, Messages
-from valueadapter.model.choosing import Attached
+from valueadapter.model.chat import ChatMethods, Messages, prompts_of
 from valueadapter.model.generation import NO_IDS, GenerationMethods
 from valueadapter.model.joint_head import HeadMethods, OutputHead
-from valueadapter.model.loading import find_tokenizer, load_both
-from valueadapter.model.mixed_rows import LOSS_ARGUMENTS, AdapterNames
+from valueadapter.model.loading import load_both
+from valueadapter.model.mixed_rows import LOSS_ARGUMENTS, AdapterNames, forward_rows
 from valueadapter.model.outputs import ValueAdapterModelConfig, ValueAdapterOutput
+from valueadapter.model.registry import AttachedAdapters
 from valueadapter.model.saving import SavingMethods
-from valueadapter.model.thread_scope import here
-from valueadapter.vocabulary.model_vocabulary import Side
 
 ValueLoss = Callable[..., torch.Tensor]
 """A loss of one adapter's `Term` and ids, mask and positions of (batch, seq); the last two may be None."""
@@ -82,8 +76,6 @@ class ValueAdapterForCausalLM(
     GenerationMethods,
     HeadMethods,
     SavingMethods,
-    PreTrainedModel,
-    GenerationMixin,
 ):
     """A base model with value adapters.
 
@@ -114,17 +106,9 @@ class ValueAdapterForCausalLM(
         own = {"name_or_path": base.config.name_or_path, "return_dict": base.config.return_dict}
         super().__init__(ValueAdapterModelConfig(text_config=base.config, **own))
         self.base = base.requires_grad_(False).eval()
-        self.base_tokenizer = tokenizer
-        self.strict = strict
+        self.attached = AttachedAdapters(base, tokenizer, strict=strict)
         self.value_networks = nn.ModuleDict()
         self.output_head = OutputHead()
-        self._attached: dict[str, Attached] = {}
-        self._active: tuple[str, ...] = ()
-        self._enabled = True
-        self._side: Side | None = None
-        self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
-        self._given_prefix: Prefix | Recorded | None = RECORDED
-        self._prefixes: dict[Prefix, KnownPrefix] = {}
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())
 
     @classmethod
@@ -171,8 +155,7 @@ class ValueAdapterForCausalLM(
         check_name(adapter_name)
         found = load_both(base, adapter, revision=revision, tokenizer=tokenizer, **kwargs)
         model = cls(found.base, tokenizer=found.tokenizer, strict=strict)
-        if found.side.width == logits_width(model.base):
-            model._side = found.side
+        model.attached.take_side(found.side)
         model.add_adapter(found.adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
         model.eval()
         return model
@@ -222,24 +205,24 @@ class ValueAdapterForCausalLM(
         """
         if "past_key_values" in kwargs:
             raise TypeError("`past_key_values` is called `cache` in transformers 5.24 and here; pass it by that name")
-        block = here(self)
-        rows = block.rows if adapter_names is None and block is not None else adapter_names
+        scope = self.attached.scope()
+        rows = scope.rows if adapter_names is None and scope is not None else adapter_names
         if rows is not None:
             asked = {"cache": cache, "use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}
             asked |= {"messages": messages, "labels": labels, "output_value_logits": output_value_logits}
             asked["repeated"] = adapter_names is None
-            return self._forward_rows(rows, input_ids, attention_mask, position_ids, **asked)
-        terms = self.terms()
+            return forward_rows(self, rows, input_ids, attention_mask, position_ids, **asked)
+        terms = self.attached.terms()
         if terms and input_ids is None:
             raise UnsupportedModeError(NO_IDS)
-        self._note_training()
+        self.attached.note_training()
         if value_loss is not None:
             return ValueAdapterOutput(value_loss(terms[0], input_ids, attention_mask, position_ids))
-        self._check_base()
-        use_cache, parts = self._cache_of_call(use_cache, cache, terms)
+        self.check_base()
+        use_cache, parts = self.cache_of_call(use_cache, cache, terms)
         loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         packing = {key: kwargs[key] for key in PACKING if kwargs.get(key) is not None}
-        if packing and input_ids is not None and self._acting_prefix() is not None:
+        if packing and input_ids is not None and self.attached.acting_prefix() is not None:
             check_not_packed(packing, len(input_ids))
         inputs = Inputs(
             input_ids=cast(torch.Tensor, input_ids),
@@ -250,7 +233,7 @@ class ValueAdapterForCausalLM(
             cache=parts,
             packing=packing,
             shared=shared_parts(terms),
-            steps=self._steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
+            steps=self.steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
         )
         everywhere = any(term.reads_prediction for term in terms)
         out, whole = self._base_output(inputs, inputs_embeds, 0 if everywhere else logits_to_keep, kwargs)
@@ -272,7 +255,7 @@ class ValueAdapterForCausalLM(
         """What the base gives, and its logits of the positions to keep, (batch, kept, base_vocab)."""
         call = BaseCall({"inputs_embeds": inputs_embeds})
         if inputs.input_ids is not None:
-            call = self._base_call(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.cache, keep)
+            call = self._base_call(inputs, keep)
         arguments: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": keep}
         if inputs.position_ids is not None:
             arguments["position_ids"] = inputs.position_ids
@@ -280,6 +263,18 @@ class ValueAdapterForCausalLM(
         with torch.no_grad():
             out = logits_of(self.base, {**arguments, **call.arguments, **inputs.steps.get(BASE, {}), **more})
         return out, call.cut(out.logits)
+
+    def _base_call(self, inputs: Inputs, keep: int | torch.Tensor) -> BaseCall:
+        """What the base is called with besides its mask and cache: the prompt, or prefix and prompt."""
+        prefix = self.attached.acting_prefix()
+        if prefix is not None:
+            return prefix.call(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.cache, keep)
+        if inputs.cache is not None and BASE in inputs.cache.prefixes:
+            raise UnsupportedModeError(
+                "this cache was begun with a base prefix, and now none acts. Start with a new cache after changing the "
+                "prefix or the active adapters"
+            )
+        return BaseCall({"input_ids": inputs.input_ids})
 
     def _sum(
         self, terms: list[Term], inputs: Inputs, messages: Messages | None, *, apart: bool
@@ -290,7 +285,7 @@ class ValueAdapterForCausalLM(
             inputs.base_logits = logits.clone()
         added: dict[str, torch.Tensor] = {}
         for term in terms:
-            inputs.prompts = self._prompts(messages, term, len(logits), inputs.cache)
+            inputs.prompts = prompts_of(messages, term, len(logits), self.attached.tokenizer, inputs.cache)
             for value, weight in value_logits(term, inputs):
                 logits = add_value_logits(logits, value, weight)
                 if apart:
@@ -312,20 +307,15 @@ class ValueAdapterForCausalLM(
                 "model.base.requires_grad_(False)"
             )
         if mode and (configs := getattr(self, "peft_config", None)):
-            networks = [(name, enumerate(one.networks)) for name, one in self.adapters.items()]
+            networks = [(name, enumerate(one.networks)) for name, one in self.attached.adapters().items()]
             held = {f"value_networks.{name}.{index}": one for name, own in networks for index, one in own}
             check_no_lora_on_lora(held, configs)
         super().train(mode)
         self.base.eval()
-        for network in (one for adapter in self.adapters.values() for one in adapter.networks):
+        for network in (one for adapter in self.attached.adapters().values() for one in adapter.networks):
             if not any(p.requires_grad for p in network.parameters()):
                 network.eval()
         return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs go: the base's, and where accelerate has offloaded it, where it runs."""
-        return execution_device(self.base)
 
     @property
     def loss_function(self) -> Any:
@@ -348,19 +338,6 @@ class ValueAdapterForCausalLM(
             UnsupportedModeError: always, naming what to do instead.
         """
         raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
-
-    def _base_side(self) -> Side:
-        tokenizer, width = self._base_tokenizer(), logits_width(self.base)
-        now = tokenizer, len(tokenizer), tokenizer.eos_token, width
-        if self._side is None or self._side_of not in (None, now):
-            self._side = side_of(tokenizer, width)
-        self._side_of = now
-        return self._side
-
-    def _base_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.base_tokenizer is None:
-            self.base_tokenizer = find_tokenizer(self.base.name_or_path)
-        return self.base_tokenizer
 
 
 AutoConfig.register(MODEL_TYPE, ValueAdapterModelConfig)

@@ -6,7 +6,7 @@ What an artifact is, `adapter` knows; here is which of the attached it is, and i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,14 @@ import torch
 
 from valueadapter.adapter.injected_lora import States, apart
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.artifact.config import Prefix
 from valueadapter.artifact.config.prefix import Recorded
-from valueadapter.model.choosing import Attached
+from valueadapter.model.wrapped import WrappedModel
 
 logger = logging.getLogger(__name__)
 
 
-class SavingMethods:
+class SavingMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that saves."""
-
-    _attached: dict[str, Attached]
 
     def save_pretrained(
         self,
@@ -73,11 +70,15 @@ class SavingMethods:
     def _to_save(
         self, adapter_name: str | None, state_dict: dict[str, torch.Tensor] | None
     ) -> tuple[Any, States | None]:
-        if adapter_name is None and len(self._attached) > 1:
-            trained = [name for name, one in self._attached.items() if _takes_gradients(one.adapter)]
+        if adapter_name is None and len(self.attached.by_name) > 1:
+            trained = [name for name, one in self.attached.by_name.items() if _takes_gradients(one.adapter)]
             adapter_name = trained[0] if len(trained) == 1 else None
-        name = self.only_adapter(adapter_name)
-        adapter = self.as_trained(name) if _takes_gradients(self._attached[name].adapter) else self.adapters[name]
+        name = self.attached.only_name(adapter_name)
+        adapter = (
+            self.as_trained(name)
+            if _takes_gradients(self.attached.by_name[name].adapter)
+            else self.attached.by_name[name].adapter
+        )
         states = None
         if state_dict is not None:
             states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
@@ -89,10 +90,10 @@ class SavingMethods:
         Args:
             adapter_name: an attached adapter.
         """
-        attached = self._attached[adapter_name]
+        attached = self.attached.by_name[adapter_name]
         adapter, prefix = attached.adapter, attached.trained_behind
         if isinstance(prefix, Recorded):  # not trained yet
-            prefix = self._one_prefix([adapter_name])
+            prefix = self.attached.one_prefix([adapter_name])
         if adapter.config.base_prefix is not None and prefix != adapter.config.base_prefix:
             logger.warning(
                 "'%s' is trained %s, which is recorded in the place of the base prefix that it came with",
@@ -100,16 +101,6 @@ class SavingMethods:
                 "without a base prefix" if prefix is None else "behind another base prefix",
             )
         return adapter.with_config(scale=attached.scale, base_prefix=prefix)
-
-    def only_adapter(self, adapter_name: str | None = None) -> str:  # documented where it is defined
-        raise NotImplementedError
-
-    def _one_prefix(self, names: Sequence[str]) -> Prefix | None:
-        raise NotImplementedError
-
-    @property
-    def adapters(self) -> dict[str, ValueAdapter]:
-        raise NotImplementedError
 
 
 def _takes_gradients(adapter: ValueAdapter) -> bool:

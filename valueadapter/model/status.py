@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers import PreTrainedModel
-
 from valueadapter.forward.prefix_reading import prefix_ids
-from valueadapter.model.choosing import ChoosingMethods
+from valueadapter.model.wrapped import WrappedModel
 
 
 @dataclass(frozen=True)
@@ -35,18 +33,16 @@ class AdapterStatus:
     dtypes: tuple[str, ...]
 
 
-class StatusMethods(ChoosingMethods):
+class StatusMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that says what is attached."""
-
-    base: PreTrainedModel
 
     def get_adapter_status(self) -> list[AdapterStatus]:
         """One entry for each attached adapter, in the order of attaching."""
-        return [self._status(name) for name in self._attached]
+        return [self._status(name) for name in self.attached.by_name]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Numbers of trainable parameters, and of all, of base and networks; what is shared counts once."""
-        networks = [network for adapter in self.adapters.values() for network in adapter.networks]
+        networks = [network for adapter in self.attached.adapters().values() for network in adapter.networks]
         everything = {id(p): p for model in (self.base, *networks) for p in model.parameters()}.values()
         return sum(p.numel() for p in everything if p.requires_grad), sum(p.numel() for p in everything)
 
@@ -57,20 +53,20 @@ class StatusMethods(ChoosingMethods):
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")  # noqa: T201
 
     def _status(self, name: str) -> AdapterStatus:
-        attached = self._attached[name]
+        attached = self.attached.by_name[name]
         adapter, link, prefix = attached.adapter, attached.link, attached.prefix
         weights = {id(p): p for network in adapter.networks for p in network.parameters()}.values()
         return AdapterStatus(
             name,
-            name in self.active_adapters,
-            self.scales[name],
+            name in self.attached.active_names(),
+            self.attached.scales()[name],
             "same" if link is None else "permuted" if link.reading is None else "another",
             "same" if link is None else "static" if attached.refinement is None else attached.refinement[0],
             adapter.config.connection,
             len(adapter.networks),
             sum(p.numel() for p in weights),
             sum(p.numel() for p in weights if p.requires_grad),
-            0 if prefix is None else len(prefix_ids(prefix, self._base_tokenizer())),
+            0 if prefix is None else len(prefix_ids(prefix, self.attached.base_tokenizer())),
             tuple(sorted({str(p.device) for p in weights})),
             tuple(sorted({str(p.dtype).removeprefix("torch.") for p in weights})),
         )

@@ -30,7 +30,7 @@ Names = Sequence[str | Sequence[str] | None]
 """For each row the adapter that acts, several, or None (or PEFT's "__base__") for the base alone."""
 
 
-class Here(NamedTuple):
+class Scope(NamedTuple):
     """What a block says."""
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class Here(NamedTuple):
     """Other adapters for each prompt of a batch, instead of `names`."""
 
 
-_HERE: ContextVar[tuple[Block, ...]] = ContextVar("valueadapter_here", default=())
+_SCOPES: ContextVar[tuple[Block, ...]] = ContextVar("valueadapter_scopes", default=())
 _open: dict[int, weakref.ref[Block]] = {}
 """Every block that is open anywhere. Single steps on a dict need no lock, and keys are not taken twice: a block that
 goes takes its entry along."""
@@ -53,7 +53,7 @@ _ENTERING = frozenset({"__enter__", "__aenter__", "enter_context", "enter_async_
 
 
 class Block(contextlib.ContextDecorator):
-    """A `with` block in which just some adapters of a model act; made by `acting`."""
+    """A `with` block in which just some adapters of a model act; made by `scoped`."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Block(contextlib.ContextDecorator):
         self._token: Token[tuple[Block, ...]] | None = None
 
     @property
-    def says(self) -> Here:
+    def says(self) -> Scope:
         """What holds within the block."""
         return self._says
 
@@ -84,12 +84,12 @@ class Block(contextlib.ContextDecorator):
         names, prefix, scales, rows = self._asked
         self._around = _innermost(model)
         around = self._around.says.scales if self._around is not None else ChainMap[str, float]()
-        self._says = Here(names, prefix, around.new_child(dict(scales)), rows)
+        self._says = Scope(names, prefix, around.new_child(dict(scales)), rows)
         self.owner, self.ended, self.told = owner, False, False
         key = id(self)
         _open[key] = weakref.ref(self, lambda _: _open.pop(key, None))
         if owner is None:
-            self._token = _HERE.set((*_HERE.get(), self))
+            self._token = _SCOPES.set((*_SCOPES.get(), self))
 
     def __exit__(self, *exception: object) -> None:
         _open.pop(id(self), None)
@@ -97,13 +97,13 @@ class Block(contextlib.ContextDecorator):
         token, self._token = self._token, None
         if token is None:
             return
-        rest = tuple(block for block in _HERE.get() if block is not self)
+        rest = tuple(block for block in _SCOPES.get() if block is not self)
         try:
-            _HERE.reset(token)  # which tells whether this is the context that was entered
+            _SCOPES.reset(token)  # which tells whether this is the context that was entered
         except ValueError:
             self.ended = True  # it is another, and the one that was entered cannot be reached from here
         else:
-            _HERE.set(rest)  # blocks need not end in the order in which they began
+            _SCOPES.set(rest)  # blocks need not end in the order in which they began
 
     def _recreate_cm(self) -> Block:
         """As a decorator: a block for each call."""
@@ -117,7 +117,7 @@ class Block(contextlib.ContextDecorator):
         return around is other
 
 
-def acting(
+def scoped(
     model: object,
     names: tuple[str, ...],
     prefix: BasePrefix | None = None,
@@ -137,7 +137,7 @@ def acting(
     return Block(model, names, prefix, scales or {}, rows)
 
 
-def here(model: object) -> Here | None:
+def current_scope(model: object) -> Scope | None:
     """What the innermost block says of a model to the code that asks; None outside all blocks."""
     block = _innermost(model)
     if block is not None:
@@ -155,7 +155,7 @@ def here(model: object) -> Here | None:
 
 
 def _innermost(model: object) -> Block | None:
-    of_context = [block for block in _HERE.get() if not block.ended and block.model() is model]
+    of_context = [block for block in _SCOPES.get() if not block.ended and block.model() is model]
     inner = of_context[-1] if of_context else None
     if not _open:
         return inner

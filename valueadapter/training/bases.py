@@ -160,7 +160,7 @@ def same_vocabulary(model: ValueAdapterForCausalLM, other: PreTrainedModel) -> P
     """
     wrapper = other if isinstance(other, ValueAdapterForCausalLM) else ValueAdapterForCausalLM(other)
     name, adapter = wrapper.base.name_or_path, model.adapters[model.only_adapter()]
-    if adapter.connect(wrapper._base_side(), name) is not None:
+    if adapter.connect(wrapper.attached.base_side(), name) is not None:
         raise IncompatibleBaseError(
             f"'{name}' has another vocabulary than the training base '{model.base.name_or_path}'; bases that take part "
             "in one run must have the same. Train on one of them; the adapter works on the other all the same"
@@ -174,10 +174,10 @@ def tokenizer_of_base(model: ValueAdapterForCausalLM, given: PreTrainedTokenizer
     Raises:
         IncompatibleBaseError: the one given has another vocabulary.
     """
-    own = model._base_tokenizer()
+    own = model.attached.base_tokenizer()
     if given is None or given is own:
         return own
-    side = model._base_side()
+    side = model.attached.base_side()
     if wrong := side.vocabulary.differences(side.width, side_of(given, side.width).vocabulary, side.width):
         raise IncompatibleBaseError(
             f"processing_class is not the tokenizer of base model '{model.base.name_or_path}', which would read other "

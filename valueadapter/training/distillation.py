@@ -81,7 +81,7 @@ def distill_into_lora(
         raise UnsupportedModeError("no adapter acts here, so there is nothing to distil; call set_adapter first")
     if hasattr(model.base, "peft_config"):
         raise ConfigError("the base has a PEFT adapter already; merge it into the base first (merge_and_unload())")
-    tokenizer = model._base_tokenizer()
+    tokenizer = model.attached.base_tokenizer()
     train = tokenize(load_demonstrations(data), tokenizer, max_length=max_length)
     if eval_data is not None:
         held_out = tokenize(load_demonstrations(eval_data), tokenizer, max_length=max_length)

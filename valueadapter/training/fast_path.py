@@ -59,12 +59,12 @@ class HiddenStateLoss:
         if reason is None:
             for base in bases[1:]:
                 base.to(self.args.device)
-            heads = tuple(cast(Head, head_of(network)) for network in model.terms()[0].networks)
+            heads = tuple(cast(Head, head_of(network)) for network in model.attached.terms()[0].networks)
             stand_ins = frozenset() if more_prefixes else self._stand_ins(bases)
-            prefixes = [model._acting_prefix(), *map(model._prefix_for_base, more_prefixes)]
+            prefixes = [model.attached.acting_prefix(), *map(model.attached.as_read, more_prefixes)]
             fused = _Fused(TrainingBases(bases, self.args.seed, prefixes), heads, stand_ins)
             if stand_ins:
-                fused.bases.rely_on([bases[0], *(model.terms()[0].networks[index] for index in stand_ins)])
+                fused.bases.rely_on([bases[0], *(model.attached.terms()[0].networks[index] for index in stand_ins)])
             if self.args.cache_base and not self._base_counts(stand_ins):
                 say("the base and the network that stands in for it cancel out: neither runs, and nothing is cached")
             elif self.args.cache_base:
@@ -89,9 +89,9 @@ class HiddenStateLoss:
     def _stand_ins(self, bases: Sequence[PreTrainedModel]) -> frozenset[int]:
         """Frozen networks that are the base, where there is one base and nothing stands before its text."""
         model = cast(ValueAdapterForCausalLM, self.model)
-        if len(bases) > 1 or model._acting_prefix() is not None:
+        if len(bases) > 1 or model.attached.acting_prefix() is not None:
             return frozenset()
-        networks = enumerate(model.terms()[0].networks)
+        networks = enumerate(model.attached.terms()[0].networks)
         frozen = [(index, one) for index, one in networks if not any(p.requires_grad for p in one.parameters())]
         return frozenset(index for index, network in frozen if same_model(network, bases[0]))
 
@@ -105,7 +105,7 @@ class HiddenStateLoss:
         cast(ValueAdapterForCausalLM, self.model).base_released = True
 
     def _base_counts(self, stand_ins: frozenset[int]) -> bool:
-        (term,) = cast(ValueAdapterForCausalLM, self.model).terms()
+        (term,) = cast(ValueAdapterForCausalLM, self.model).attached.terms()
         return weight_of_base(term.coefficients, term.scale, stand_ins, self.penalty.kind != "none") != 0
 
     def _why_logits(self) -> str | None:
@@ -122,14 +122,18 @@ class HiddenStateLoss:
         connection = model.adapters[model.only_adapter()].config.connection
         if connection != "residual":
             settings[f"the connection is {connection}"] = True
-        settings["a network reads the base prefix"] = any(prefix for term in model.terms() for prefix in term.prefixes)
-        return next((reason for reason, holds in settings.items() if holds), None) or why_not(model.terms(), model.base)
+        settings["a network reads the base prefix"] = any(
+            prefix for term in model.attached.terms() for prefix in term.prefixes
+        )
+        return next((reason for reason, holds in settings.items() if holds), None) or why_not(
+            model.attached.terms(), model.base
+        )
 
     def _fused_loss(
         self, model: Any, inputs: dict[str, Any], samples: Sequence[str] | None, count: torch.Tensor | int | None
     ) -> tuple[torch.Tensor, ValueAdapterOutput]:
         fused = cast(_Fused, self._fused)
-        acting, first = cast(ValueAdapterForCausalLM, self.model)._acting_prefix(), fused.bases.prefixes[0]
+        acting, first = cast(ValueAdapterForCausalLM, self.model).attached.acting_prefix(), fused.bases.prefixes[0]
         if (acting and acting.ids) != (first and first.ids):
             raise ConfigError(
                 "the base prefix was changed after the trainer was made, which has taken up the one before; make the "

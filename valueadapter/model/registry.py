@@ -1,0 +1,322 @@
+"""The adapters attached to a base: which there are, which act here and now, how strongly, and behind which prefix.
+
+A plain object, which the model holds and whoever needs to know asks. Knows no PreTrainedModel's ways and computes no
+logits; what it answers, `terms()`, is what the sum is made of.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from valueadapter.adapter.network import logits_width
+from valueadapter.adapter.tokenizer_loading import side_of
+from valueadapter.adapter.value_adapter import ValueAdapter
+from valueadapter.artifact.config import Prefix
+from valueadapter.artifact.config.prefix import RECORDED, Recorded
+from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
+from valueadapter.forward.alignment_modes import ByteEvents, Mode
+from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.forward.value_logits import Term
+from valueadapter.model.loading import find_tokenizer
+from valueadapter.model.prefix_memory import PrefixMemory
+from valueadapter.model.thread_scope import Block, Names, Scope, current_scope, scoped
+from valueadapter.vocabulary.bridge import Link
+from valueadapter.vocabulary.model_vocabulary import Side
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Attached:
+    """An adapter on this base, and how strongly it acts."""
+
+    adapter: ValueAdapter
+    scale: float
+    serial: int
+    """Tells apart adapters that bore one name at different times, so that a cache of the first is not taken for one of
+    the second."""
+    link: Link | None
+    """None where the base has the adapter's vocabulary."""
+    refinement: tuple[Mode, ByteEvents] | None = None
+    """Where the map's values are bettered: how, and what is needed for it."""
+    prefix: Prefix | None = None
+    """What the base reads before the prompt while this adapter acts."""
+    trained_behind: Prefix | Recorded | None = RECORDED
+    """What the base read when its weights last took gradients; RECORDED while they have not."""
+
+    def shared_reading_key(self) -> tuple[Any, ...]:
+        """What its networks read, but for the prefix: two adapters with equal ones have a common network read once."""
+        own = self.adapter
+        return self.refinement, own.config.connection, own.config.vocabulary, own.tokenizer.chat_template
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Names of its networks in a cache, for an adapter of this name."""
+        return tuple(f"{name}.{self.serial}.{index}" for index in range(len(self.adapter.networks)))
+
+
+class AttachedAdapters:
+    """The registry of one model.
+
+    Args:
+        base: the frozen base.
+        tokenizer: its tokenizer; found by the base's name when it is first needed by default.
+        strict: whether negative weights are an error.
+
+    Attributes:
+        by_name: name -> adapter, in the order of attaching.
+        active: names of the active ones, in the order they were activated.
+        enabled: False while `disable_adapters` holds.
+        given_prefix: the one prefix for all, or RECORDED where each adapter brings its own.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, *, strict: bool = False
+    ) -> None:
+        self.base, self.tokenizer, self.strict = base, tokenizer, strict
+        self.by_name: dict[str, Attached] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.given_prefix: Prefix | Recorded | None = RECORDED
+        self.prefixes = PrefixMemory(base, self._prefixes_in_use)
+        self._side: Side | None = None
+        self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
+
+    # -- which there are ---------------------------------------------------------------------------------------------
+    def get(self, name: str) -> Attached:
+        """An adapter by its name.
+
+        Raises:
+            AdapterNameError: no such adapter.
+        """
+        if name not in self.by_name:
+            raise AdapterNameError(f"there is no adapter '{name}'; attached are {list(self.by_name) or 'none'}")
+        return self.by_name[name]
+
+    def only_name(self, name: str | None = None) -> str:
+        """The named adapter, or the one that is meant when there is just one.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+        """
+        if name is not None:
+            self.get(name)
+            return name
+        if len(self.by_name) != 1:
+            raise AdapterNameError(f"name the adapter with adapter_name=; attached are {list(self.by_name) or 'none'}")
+        return next(iter(self.by_name))
+
+    def adapters(self) -> dict[str, ValueAdapter]:
+        """Name -> adapter."""
+        return {name: attached.adapter for name, attached in self.by_name.items()}
+
+    # -- which act, and how strongly ---------------------------------------------------------------------------------
+    def scope(self) -> Scope | None:
+        """What a block such as `disable_adapter()` says to the code that asks; None outside all blocks."""
+        return current_scope(self)
+
+    def scoped(
+        self,
+        names: tuple[str, ...],
+        prefix: BasePrefix | None = None,
+        *,
+        scales: Mapping[str, float] | None = None,
+        rows: Names | None = None,
+    ) -> Block:
+        """A block within which just these adapters act; see `thread_scope.scoped`."""
+        return scoped(self, names, prefix, scales=scales, rows=rows)
+
+    def active_names(self) -> list[str]:
+        """Names of the adapters that act now, in the order they were activated; empty while disabled."""
+        if (scope := self.scope()) is not None:
+            return [name for name in scope.names if name in self.by_name]
+        return list(self.active) if self.enabled else []
+
+    def scales(self) -> dict[str, float]:
+        """Name -> scale of every attached adapter, as it acts here."""
+        own = {name: attached.scale for name, attached in self.by_name.items()}
+        if (scope := self.scope()) is not None:
+            own |= {name: scale for name, scale in scope.scales.items() if name in own}
+        return own
+
+    def set_scale(self, name: str, scale: float) -> None:
+        """Sets a scale: a block's own where one holds for this adapter, else the adapter's.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: not a finite number, or below 0 in strict mode.
+        """
+        attached = self.get(name)
+        self.check_scale(name, scale)
+        scope = self.scope()
+        for scales in scope.scales.maps if scope is not None else []:
+            if name in scales:
+                scales[name] = float(scale)
+                return
+        attached.scale = float(scale)
+
+    def check_scale(self, name: str, scale: float) -> None:
+        """Raises for a scale that cannot be, and warns of one below 0.
+
+        Raises:
+            ConfigError: not a finite number, or below 0 in strict mode.
+        """
+        if not math.isfinite(scale):
+            raise ConfigError(f"scale of '{name}' must be a finite number; got {scale}")
+        if scale < 0:
+            self.warn_below_zero(f"scale {scale:g} of '{name}'")
+
+    def warn_below_zero(self, what: str) -> None:
+        """Says what a negative weight can do.
+
+        Raises:
+            ConfigError: in strict mode.
+        """
+        danger = (
+            f"{what} moves the base away from what the adapter was trained to do; this can undo safety training "
+            "(emulated disalignment, Zhou et al. 2024, arXiv 2402.12343)"
+        )
+        if self.strict:
+            raise ConfigError(
+                f"{danger}, and this model is strict. Take a weight of 0 or more, or load it without strict"
+            )
+        logger.warning("%s", danger)
+
+    def terms(self) -> list[Term]:
+        """The adapters of the sum as it stands: active, with a scale that is not 0.
+
+        A network that several of them have, and read alike, bears one name in all, under which it runs once.
+        """
+        scales = self.scales()
+        known: dict[tuple[Any, ...], tuple[str, BasePrefix | None]] = {}
+        found = []
+        for name in self.active_names():
+            if scales[name] == 0:
+                continue
+            attached = self.by_name[name]
+            own = attached.adapter
+            readings = self._prefix_readings(name, attached)
+            parts = []
+            for index, part in enumerate(attached.parts(name)):
+                prefix = readings[index] if readings else None
+                read_alike = (id(own.networks[index]), prefix is not None, *attached.shared_reading_key())
+                parts.append(known.setdefault(read_alike, (part, prefix)))
+            found.append(
+                Term(
+                    name=name,
+                    parts=tuple(part for part, _ in parts),
+                    networks=own.networks,
+                    coefficients=tuple(spec.coefficient for spec in own.config.networks),
+                    scale=scales[name],
+                    link=attached.link,
+                    refinement=attached.refinement,
+                    connection=own.config.connection,
+                    prefixes=tuple(prefix for _, prefix in parts) if readings else (),
+                    tokenizer=own.tokenizer,
+                )
+            )
+        return found
+
+    def note_training(self) -> None:
+        """Takes note of what the base reads while networks take gradients: it is recorded with what they learn."""
+        for name in self.active_names() if torch.is_grad_enabled() and not torch.compiler.is_compiling() else ():
+            attached = self.by_name[name]
+            if attached.scale != 0 and any(network.training for network in attached.adapter.networks):
+                attached.trained_behind = self.base_prefix()
+
+    # -- behind which prefix -----------------------------------------------------------------------------------------
+    def base_prefix(self) -> Prefix | None:
+        """What the base reads before the prompt as the adapters stand; None while none acts.
+
+        Raises:
+            UnsupportedModeError: the acting adapters bring different prefixes.
+        """
+        scales = self.scales()
+        acting = [name for name in self.active_names() if scales[name] != 0]
+        return self.one_prefix(acting) if acting else None
+
+    def one_prefix(self, names: Sequence[str]) -> Prefix | None:
+        """The prefix that is set for all, or the one that these adapters bring.
+
+        Raises:
+            UnsupportedModeError: they bring different ones.
+        """
+        if not isinstance(self.given_prefix, Recorded):
+            return self.given_prefix
+        own = {name: self.by_name[name].prefix for name in names}
+        different = {prefix: name for name, prefix in own.items() if prefix is not None}
+        if len(different) > 1:
+            raise UnsupportedModeError(
+                f"the adapters {' and '.join(map(repr, different.values()))} bring different base prefixes, and the "
+                "base can read one. Choose it with set_base_prefix(model.adapters[name].config.base_prefix), or "
+                "none with set_base_prefix(None)"
+            )
+        return next(iter(different), None)
+
+    def acting_prefix(self) -> BasePrefix | None:
+        """The same as the base reads it, or what a block gives it to read in its place.
+
+        Raises:
+            UnsupportedModeError: as `base_prefix`.
+        """
+        if (scope := self.scope()) is not None and scope.prefix is not None:
+            return scope.prefix
+        prefix = self.base_prefix()
+        return None if prefix is None else self.as_read(prefix)
+
+    def as_read(self, prefix: Prefix) -> BasePrefix:
+        """A prefix as this base reads it; computed once.
+
+        Raises:
+            ConfigError: the base's tokenizer cannot take it.
+        """
+        return self.prefixes.of(prefix, self.base_tokenizer()).base
+
+    def _prefix_readings(self, name: str, attached: Attached) -> tuple[BasePrefix | None, ...]:
+        """What each network of an adapter reads before the prompt; empty where none reads anything."""
+        prefix = self.base_prefix() if attached.adapter.reads_prefix else None
+        if prefix is None:
+            return ()
+        known = self.prefixes.of(prefix, self.base_tokenizer())
+        return known.of_networks(
+            attached.adapter, attached.parts(name), serial=attached.serial, link=attached.link, prefix=prefix
+        )
+
+    def _prefixes_in_use(self) -> Collection[Prefix]:
+        own = [attached.prefix for attached in self.by_name.values()]
+        return {one for one in (self.given_prefix, *own) if one is not None and not isinstance(one, Recorded)}
+
+    # -- the base's vocabulary ---------------------------------------------------------------------------------------
+    def base_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, found by the base's name where it was not given.
+
+        Raises:
+            IncompatibleBaseError: it is not found.
+        """
+        if self.tokenizer is None:
+            self.tokenizer = find_tokenizer(self.base.name_or_path)
+        return self.tokenizer
+
+    def base_side(self) -> Side:
+        """The base's vocabulary; read anew where the tokenizer is not as it was.
+
+        Raises:
+            IncompatibleBaseError: as `base_tokenizer`.
+        """
+        tokenizer, width = self.base_tokenizer(), logits_width(self.base)
+        now = tokenizer, len(tokenizer), tokenizer.eos_token, width
+        if self._side is None or self._side_of not in (None, now):
+            self._side = side_of(tokenizer, width)
+        self._side_of = now
+        return self._side
+
+    def take_side(self, side: Side) -> None:
+        """Takes the vocabulary that was read while the base was found, if it is as wide as the base's logits."""
+        if side.width == logits_width(self.base):
+            self._side = side

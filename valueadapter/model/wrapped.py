@@ -1,0 +1,41 @@
+"""What all parts of the wrapped model have: a frozen base, and the registry of what is attached to it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+
+from valueadapter.adapter.devices import execution_device
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.model.registry import AttachedAdapters
+
+
+class WrappedModel(PreTrainedModel, GenerationMixin):
+    """The ground of `ValueAdapterForCausalLM`, whose methods are grouped by what they are for.
+
+    Attributes:
+        base: the model that is never trained here.
+        attached: which adapters there are, which act, how strongly and behind which prefix.
+        base_released: whether the base's weights are gone, all but its output head's (`release_base` of the trainer).
+    """
+
+    base: PreTrainedModel
+    attached: AttachedAdapters
+    base_released = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go: the base's, and where accelerate has offloaded it, where it runs."""
+        return execution_device(self.base)
+
+    def check_base(self) -> None:
+        """Raises where the base cannot compute any more.
+
+        Raises:
+            UnsupportedModeError: a trainer has given its weights back.
+        """
+        if self.base_released:
+            raise UnsupportedModeError(
+                "the base's weights were given back after caching its hidden states (release_base), so that this model "
+                "only trains; save the adapter, and attach it to a base that is loaded anew"
+            )

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.harness import Measured, peak_memory, ratios
 from valueadapter.adapter.heads import Head, LazyLogits, head_of, last_hidden_state
 from valueadapter.artifact.config import Regularisation
-from valueadapter.model.modeling import add_value_logits
+from valueadapter.forward.sum import add_value_logits
 from valueadapter.training.chunked_loss import summed_loss
 
 Step = Callable[[], object]

@@ -14,7 +14,7 @@ from valueadapter import ConfigError, UnsupportedModeError
 from valueadapter.adapter.heads import Head, LazyLogits
 from valueadapter.adapter.network import fit_width
 from valueadapter.artifact.config import PenaltyKind, Regularisation
-from valueadapter.model.modeling import add_value_logits
+from valueadapter.forward.sum import add_value_logits
 from valueadapter.training import liger_loss
 from valueadapter.training.chunked_loss import summed_loss
 from valueadapter.training.penalty import norm_penalty

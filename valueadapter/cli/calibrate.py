@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from valueadapter import hub
-from valueadapter.artifact.atomic_directory import check_target
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
+from valueadapter.cli.destination import check_destination, put
 from valueadapter.cli.models import TrustRemoteCode
-from valueadapter.errors import ConfigError
 
 
 def calibrate(
@@ -30,22 +29,13 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Find the scale at which base + adapter predicts the examples best, and record it where you say."""
-    if save_to is not None:
-        check_target(save_to)
-    from datasets import disable_progress_bars
-    from transformers.utils import logging
-
+    check_destination(adapter, save_to, push=push, token=token)
     from valueadapter.adapter.value_adapter import ValueAdapter
     from valueadapter.demonstrations.tokenized import load_demonstrations
     from valueadapter.evaluation.calibration import calibrate_scale
     from valueadapter.model.modeling import ValueAdapterForCausalLM
 
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    if push and Path(adapter).is_dir():
-        raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
-    if push:
-        hub.check_push(adapter, token=token)
+    output.silence_libraries()
     examples = list(load_demonstrations(data))[:limit]
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     model = ValueAdapterForCausalLM.from_pretrained(base, loaded, scale=1.0, trust_remote_code=trust_remote_code)
@@ -71,13 +61,7 @@ def calibrate(
         one for one in loaded.config.scales if (one.base, one.base_fingerprint) != (name, record.base_fingerprint)
     ]
     better = loaded.with_config(scales=(*others, record))
-    if save_to is not None:
-        better.save_pretrained(save_to)
-        facts["written"] = str(save_to)
-    if push:
-        message = f"Scale for {name}"
-        commit = better.push_to_hub(adapter, commit_message=message, revision=revision, token=token)
-        facts["published"] = commit.commit_url
+    facts |= put(better, adapter, save_to, push=push, message=f"Scale for {name}", revision=revision, token=token)
     if as_json:
         facts |= {"curve": {f"{scale:g}": bits for scale, bits in found.curve.items()}}
         facts["record"] = dataclasses.asdict(record)

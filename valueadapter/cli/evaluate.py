@@ -12,11 +12,10 @@ import typer
 from rich.table import Table
 
 from valueadapter import hub
-from valueadapter.artifact.atomic_directory import check_target
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
+from valueadapter.cli.destination import check_destination, put
 from valueadapter.cli.models import TrustRemoteCode
-from valueadapter.errors import ConfigError
 
 if TYPE_CHECKING:
     from valueadapter.adapter.value_adapter import ValueAdapter
@@ -69,11 +68,7 @@ def evaluate(
     For each base: it alone, with demonstrations in its prompt, the adapter's own small tuned model, base + adapter at
     its own and at the calibrated scale, and with --finetune-reference the base fine-tuned directly.
     """
-    if save_to is not None:
-        check_target(save_to)
-    from datasets import disable_progress_bars
-    from transformers.utils import logging
-
+    check_destination(adapter, save_to, push=push, token=token)
     from valueadapter.adapter.value_adapter import ValueAdapter
     from valueadapter.demonstrations.selection import split as split_records
     from valueadapter.demonstrations.tokenized import load_demonstrations
@@ -81,18 +76,12 @@ def evaluate(
     from valueadapter.evaluation.kept import Kept, default_place
     from valueadapter.evaluation.plot import check_plot, save_plot
 
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    if push and Path(adapter).is_dir():
-        raise ConfigError(f"--push publishes under the adapter's Hub ID; '{adapter}' is a directory. Use --output")
-    if push:
-        hub.check_push(adapter, token=token)
+    output.silence_libraries()
     for path in plot or ():
         check_plot(path)
     others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None
-    records = split_records(
-        list(load_demonstrations(data, split=split)), limit=limit, calibrate=calibrate, others=others
-    )
+    given = list(load_demonstrations(data, split=split))
+    records = split_records(given, limit=limit, calibrate=calibrate, others=others)
     demonstrations = list(load_demonstrations(train_data)) if train_data else ()
     loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     kept = Kept(default_place(), again=again)
@@ -120,19 +109,12 @@ def evaluate(
     if plot:
         done["plots"] = [str(save_plot(report, path)) for path in plot]
     better = loaded.with_config(evaluation=report.merged_into(loaded.config.evaluation))
-    if save_to is not None:
-        better.save_pretrained(save_to)
-        done["written"] = str(save_to)
-    if push:
-        message = f"Measured on {', '.join(result.base for result in report.results)}"
-        commit = better.push_to_hub(adapter, commit_message=message, revision=revision, token=token)
-        done["published"] = commit.commit_url
-    if as_json:
-        output.facts(report.to_dict() | done, as_json=True)
-    else:
+    message = f"Measured on {', '.join(result.base for result in report.results)}"
+    done |= put(better, adapter, save_to, push=push, message=message, revision=revision, token=token)
+    if not as_json:
         _show(report)
-        if done:
-            output.facts(done, as_json=False)
+    if as_json or done:
+        output.facts(report.to_dict() | done if as_json else done, as_json=as_json)
     kept.forget()
 
 

@@ -116,3 +116,12 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:,}" if isinstance(value, int) else visible(str(value))
+
+
+def silence_libraries() -> None:
+    """Switches off the progress bars of the libraries below, whose work the commands report on in words."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    disable_progress_bars()

@@ -22,20 +22,6 @@ from valueadapter.artifact.config import Connection
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 
 
-def kept_positions(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The positions that a caller asked for, where all had to be computed.
-
-    Args:
-        logits: (batch, seq, vocab).
-        logits_to_keep: the last N positions, or those of an index tensor; 0 keeps all.
-
-    Returns:
-        (batch, kept, vocab), a copy: the sum is written over it, and networks still read `logits`.
-    """
-    chosen = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    return logits[:, chosen].clone()
-
-
 def read_embeddings(
     connection: Connection,
     network: PreTrainedModel,

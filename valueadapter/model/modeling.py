@@ -24,17 +24,16 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
 from valueadapter.adapter.injected_lora import check_no_lora_on_lora
-from valueadapter.adapter.network import fit_width
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import MODEL_TYPE
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import BASE
-from valueadapter.forward.cascade import kept_positions
 from valueadapter.forward.positions import PACKING, check_not_packed
 from valueadapter.forward.prefix_reading import BaseCall
 from valueadapter.forward.steps import STEPS, logits_of
-from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts, value_logits
+from valueadapter.forward.sum import kept_positions, summed
+from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts
 from valueadapter.model.attaching import AdapterMethods, check_name
 from valueadapter.model.chat import ChatMethods, Messages, prompts_of
 from valueadapter.model.generation import NO_IDS, GenerationMethods
@@ -47,27 +46,6 @@ from valueadapter.model.saving import SavingMethods
 
 ValueLoss = Callable[..., torch.Tensor]
 """A loss of one adapter's `Term` and ids, mask and positions of (batch, seq); the last two may be None."""
-
-
-def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
-    """The sum, written once: base_logits + weight · value_logits.
-
-    The vocabulary is the same, its padding may not be: value logits beyond the base's width belong to no token and are
-    dropped; base logits beyond the value logits' width get the mean of the row, as every token of which the networks
-    say nothing.
-
-    Args:
-        base_logits: (batch, seq, base_vocab). Without gradients it is overwritten by the sum.
-        value_logits: (batch, seq, value_vocab).
-        weight: scale · coefficient.
-
-    Returns:
-        (batch, seq, base_vocab), in the dtype and on the device of `base_logits`.
-    """
-    value = fit_width(value_logits, base_logits.shape[-1]).to(device=base_logits.device, dtype=base_logits.dtype)
-    if torch.is_grad_enabled():
-        return base_logits.add(value, alpha=weight)
-    return base_logits.add_(value, alpha=weight)
 
 
 class ValueAdapterForCausalLM(
@@ -219,11 +197,8 @@ class ValueAdapterForCausalLM(
         if value_loss is not None:
             return ValueAdapterOutput(value_loss(terms[0], input_ids, attention_mask, position_ids))
         self.check_base()
+        for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
         use_cache, parts = self.cache_of_call(use_cache, cache, terms)
-        loss_arguments = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-        packing = {key: kwargs[key] for key in PACKING if kwargs.get(key) is not None}
-        if packing and input_ids is not None and self.attached.acting_prefix() is not None:
-            check_not_packed(packing, len(input_ids))
         inputs = Inputs(
             input_ids=cast(torch.Tensor, input_ids),
             attention_mask=attention_mask,
@@ -231,43 +206,53 @@ class ValueAdapterForCausalLM(
             logits_to_keep=logits_to_keep,
             use_cache=use_cache,
             cache=parts,
-            packing=packing,
+            packing={key: kwargs[key] for key in PACKING if kwargs.get(key) is not None},
             shared=shared_parts(terms),
             steps=self.steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
         )
-        everywhere = any(term.reads_prediction for term in terms)
-        out, whole = self._base_output(inputs, inputs_embeds, 0 if everywhere else logits_to_keep, kwargs)
-        inputs.base_logits = kept_positions(whole, logits_to_keep) if everywhere else whole
-        inputs.prediction = whole if everywhere else None
-        logits, added = self._sum(terms, inputs, messages, apart=bool(output_value_logits))
-        together = sum(added.values(), torch.zeros_like(logits)) if output_value_logits else None
+        base_output = self._run_base(inputs, terms, inputs_embeds, kwargs)
+        logits, added = summed(
+            terms,
+            inputs,
+            lambda term: prompts_of(messages, term, len(inputs.base_logits), self.attached.tokenizer, parts),
+            apart=bool(output_value_logits),
+        )
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_arguments)
-        shown = out.get("hidden_states"), out.get("attentions")
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
         return ValueAdapterOutput(
-            loss, logits, parts, *shown, together, added if output_value_logits == "each" else None
+            loss,
+            logits,
+            parts,
+            base_output.get("hidden_states"),
+            base_output.get("attentions"),
+            sum(added.values(), torch.zeros_like(logits)) if output_value_logits else None,
+            added if output_value_logits == "each" else None,
         )
 
-    def _base_output(
-        self, inputs: Inputs, inputs_embeds: torch.Tensor | None, keep: int | torch.Tensor, more: dict[str, Any]
-    ) -> tuple[Any, torch.Tensor]:
-        """What the base gives, and its logits of the positions to keep, (batch, kept, base_vocab)."""
-        call = BaseCall({"inputs_embeds": inputs_embeds})
-        if inputs.input_ids is not None:
-            call = self._base_call(inputs, keep)
+    def _run_base(
+        self, inputs: Inputs, terms: list[Term], inputs_embeds: torch.Tensor | None, more: dict[str, Any]
+    ) -> Any:
+        """Runs the base, puts its logits into `inputs`, and returns all that it gave."""
+        everywhere = any(term.reads_prediction for term in terms)  # a network reads them at every position
+        keep = 0 if everywhere else inputs.logits_to_keep
+        call = BaseCall({"inputs_embeds": inputs_embeds}) if inputs.input_ids is None else self._base_call(inputs, keep)
         arguments: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": keep}
         if inputs.position_ids is not None:
             arguments["position_ids"] = inputs.position_ids
         arguments |= of_part(BASE, inputs.attention_mask, inputs.cache)
         with torch.no_grad():
             out = logits_of(self.base, {**arguments, **call.arguments, **inputs.steps.get(BASE, {}), **more})
-        return out, call.cut(out.logits)
+        logits = call.cut(out.logits)
+        inputs.base_logits = kept_positions(logits, inputs.logits_to_keep) if everywhere else logits
+        inputs.prediction = logits if everywhere else None
+        return out
 
     def _base_call(self, inputs: Inputs, keep: int | torch.Tensor) -> BaseCall:
         """What the base is called with besides its mask and cache: the prompt, or prefix and prompt."""
         prefix = self.attached.acting_prefix()
         if prefix is not None:
+            check_not_packed(inputs.packing, len(inputs.input_ids))
             return prefix.call(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.cache, keep)
         if inputs.cache is not None and BASE in inputs.cache.prefixes:
             raise UnsupportedModeError(
@@ -275,23 +260,6 @@ class ValueAdapterForCausalLM(
                 "prefix or the active adapters"
             )
         return BaseCall({"input_ids": inputs.input_ids})
-
-    def _sum(
-        self, terms: list[Term], inputs: Inputs, messages: Messages | None, *, apart: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The base's logits with everything added; and where it is asked for, what each adapter added, by name."""
-        logits = inputs.base_logits
-        if len(terms) > 1 and any(term.refinement for term in terms):  # the sum is written over the base's logits
-            inputs.base_logits = logits.clone()
-        added: dict[str, torch.Tensor] = {}
-        for term in terms:
-            inputs.prompts = prompts_of(messages, term, len(logits), self.attached.tokenizer, inputs.cache)
-            for value, weight in value_logits(term, inputs):
-                logits = add_value_logits(logits, value, weight)
-                if apart:
-                    weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
-                    added[term.name] = added[term.name] + weighted if term.name in added else weighted
-        return logits, added
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:

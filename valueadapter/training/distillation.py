@@ -8,17 +8,13 @@ does not, so a prefix is taught as well. What remains of the divergence on held-
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import (
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
-    TrainingArguments,
 )
 
 from valueadapter.adapter.devices import execution_device, moved
@@ -26,6 +22,7 @@ from valueadapter.adapter.network import with_lora
 from valueadapter.demonstrations.tokenized import IGNORED, Collator, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training import small_lora
 
 HELD_OUT = 10
 """Every tenth demonstration is held out, where no others are given for it."""
@@ -82,9 +79,33 @@ def distill_into_lora(
     if hasattr(model.base, "peft_config"):
         raise ConfigError("the base has a PEFT adapter already; merge it into the base first (merge_and_unload())")
     tokenizer = model.attached.base_tokenizer()
-    train = tokenize(load_demonstrations(data), tokenizer, max_length=max_length)
+    train, held_out = _parted(data, eval_data, lambda given: tokenize(given, tokenizer, max_length=max_length))
+    torch.manual_seed(seed)
+    student = with_lora(copy.deepcopy(model.base), rank)
+    collator = Collator(tokenizer.pad_token_id or 0)
+    batches = [held_out[begin : begin + batch_size] for begin in range(0, len(held_out), batch_size)]
+    rows = [[dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)] for batch in batches]
+    scored = [collator(each) for each in rows]
+    with student.disable_adapter():
+        before, tokens = _divergence(model, student, scored)
+    if say is not None:
+        say(f"teaching a LoRA of rank {rank} on {len(train):,} demonstrations")
+    small_lora.train(
+        lambda arguments: _Distiller(model, model=student, args=arguments, train_dataset=train, data_collator=collator),
+        small_lora.SmallTraining(epochs, learning_rate, batch_size, seed),
+        on_cpu=execution_device(model.base).type == "cpu",
+    )
+    after, _ = _divergence(model, student.eval(), scored)
+    if say is not None:
+        say(f"KL on {tokens:,} held-out tokens: {before:.3f} -> {after:.3f} nats per token")
+    return Distilled(student, before, after, len(train), tokens)
+
+
+def _parted(data: Any, eval_data: Any, tokenized: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """What is trained on, and what is held out."""
+    train = tokenized(load_demonstrations(data))
     if eval_data is not None:
-        held_out = tokenize(load_demonstrations(eval_data), tokenizer, max_length=max_length)
+        held_out = tokenized(load_demonstrations(eval_data))
     else:
         numbers = range(len(train))
         held_out = train.select([number for number in numbers if number % HELD_OUT == HELD_OUT - 1])
@@ -94,40 +115,7 @@ def distill_into_lora(
             f"{len(train)} demonstrations are left to train on and {len(held_out)} are held out; give {HELD_OUT} "
             "or more, or others for evaluation with eval_data="
         )
-    torch.manual_seed(seed)
-    student = with_lora(copy.deepcopy(model.base), rank)
-    collator = Collator(tokenizer.pad_token_id or 0)
-    batches = [held_out[begin : begin + batch_size] for begin in range(0, len(held_out), batch_size)]
-    rows = [[dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)] for batch in batches]
-    scored = [collator(each) for each in rows]
-    with student.disable_adapter():
-        before, tokens = _divergence(model, student, scored)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=epochs,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            per_device_train_batch_size=batch_size,
-            logging_steps=0.1,
-            seed=seed,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=execution_device(model.base).type == "cpu",
-        )
-        trainer = _Distiller(model, model=student, args=arguments, train_dataset=train, data_collator=collator)
-        for noisy in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(noisy)
-        if say is not None:
-            say(f"teaching a LoRA of rank {rank} on {len(train):,} demonstrations")
-        trainer.train()
-    after, _ = _divergence(model, student.eval(), scored)
-    if say is not None:
-        say(f"KL on {tokens:,} held-out tokens: {before:.3f} -> {after:.3f} nats per token")
-    return Distilled(student, before, after, len(train), tokens)
+    return train, held_out
 
 
 @torch.no_grad()

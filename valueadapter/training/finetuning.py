@@ -6,7 +6,6 @@ Knows nothing of value adapters: this is what one would do who may change the ba
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,6 @@ from datasets import Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -32,6 +29,7 @@ from valueadapter.errors import ConfigError
 from valueadapter.forward.bounded_logits import BUDGET
 from valueadapter.training.batch_loss import predicting
 from valueadapter.training.chunked_loss import summed_loss
+from valueadapter.training.small_lora import SmallTraining, train
 
 
 @dataclass(frozen=True)
@@ -99,27 +97,15 @@ def _train(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     rows = Dataset.from_list([encode(record, tokenizer, max_length=how.max_length) for record in demonstrations])
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=how.epochs,
-            learning_rate=how.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            per_device_train_batch_size=how.batch_size,
-            seed=how.seed,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=model.device.type == "cpu",
-        )
+
+    def make(arguments: TrainingArguments) -> Trainer:
         trainer = _Tuner(model, arguments, train_dataset=rows, data_collator=Collator(tokenizer.pad_token_id or 0))
-        for noisy in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(noisy)
         if on_progress is not None:
             trainer.add_callback(_Steps(on_progress))
-        trainer.train()
+        return trainer
+
+    settings = SmallTraining(how.epochs, how.learning_rate, how.batch_size, how.seed)
+    train(make, settings, on_cpu=model.device.type == "cpu")
 
 
 class _Tuner(Trainer):

@@ -20,8 +20,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
     set_seed,
 )
 from transformers.utils import logging as transformers_logging
@@ -50,6 +48,7 @@ from valueadapter.training.recipe_settings import (
 )
 from valueadapter.training.run_callbacks import Progress, StopWhenAsked, TrainingStopped
 from valueadapter.training.run_directory import RunDirectory, base_identity
+from valueadapter.training.small_lora import silence
 from valueadapter.training.trainer import ValueTrainer, ValueTrainingArguments
 
 Say = Callable[[str], object]
@@ -180,8 +179,7 @@ def _trainer(recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, 
         more_prefixes=plan.prefixes[1:],
         say=say,
     )
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
+    silence(trainer)
     trainer.add_callback(Progress(say))
     say(f"training on {len(plan.data):,} demonstrations")
     return trainer

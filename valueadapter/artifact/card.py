@@ -88,9 +88,9 @@ def _template() -> jinja2.Template:
 
 
 def templates() -> Path:
-    """Where `hub_templates` lies: in an installed wheel beside this file, in a checkout at its root."""
-    here = Path(__file__).parent
-    return here / "hub_templates" if (here / "hub_templates").is_dir() else here.parent / "hub_templates"
+    """Where `hub_templates` lies: in an installed wheel in the package, in a checkout beside it."""
+    package = Path(__file__).parents[1]
+    return package / "hub_templates" if (package / "hub_templates").is_dir() else package.parent / "hub_templates"
 
 
 def _yaml(text: str) -> str:

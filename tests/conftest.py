@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 
+import import_arrows
 import switched_off
 
 # no test reads or fills the user's cache
@@ -56,6 +57,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish() -> None:
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = import_arrows.between_packages()
+    terminalreporter.write_line(f"{len(found)} import arrows between the library's packages")
 
 
 class _DeprecationIsAnError(logging.Handler):

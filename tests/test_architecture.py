@@ -9,46 +9,17 @@ import sys
 import zipfile
 from pathlib import Path
 
+from import_arrows import ORDER, PACKAGE, between_packages, imports
+
 import valueadapter
 
-PACKAGE = Path(valueadapter.__file__).parent
-ORDER = [
-    "demonstrations",
-    "vocabulary",
-    "artifact",
-    "hub",
-    "adapter",
-    "forward",
-    "model",
-    "training",
-    "evaluation",
-    "cli",
-]
-"""From the ground up; a package imports only from those before it and from the root."""
 ROOT = {"__init__", "__main__", "errors", "version"}
 LIGHT = ["vocabulary", "artifact", "hub", "cli"]
 """Packages that import no torch, all of their modules but the commands (which import it when they run)."""
 MOST_ARROWS = 40
-
-
-def imports(path: Path) -> set[str]:
-    """The modules of the library that a module imports, dotted below `valueadapter`."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("valueadapter"):
-            rest = (node.module or "").split(".")[1:]
-            found |= {".".join(rest)} if rest else {alias.name for alias in node.names}
-    return found
-
-
-def arrows() -> dict[tuple[str, str], list[str]]:
-    """(package, imported package) -> the files that do it."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for imported in {name.split(".")[0] for name in imports(path)} & {*ORDER} - {package}:
-            found.setdefault((package, imported), []).append(path.relative_to(PACKAGE).as_posix())
-    return {arrow: files for arrow, files in found.items() if arrow[0] in ORDER}
+OWN = ("self", "cls")
+OF_OTHERS = {"_replace", "_asdict", "_get_name", "_prepare_cache_for_generation", "_get_candidate_generator"}
+"""Methods of named tuples and of transformers' own classes, which are overridden and called here."""
 
 
 def test_every_file_is_in_a_package() -> None:
@@ -61,7 +32,7 @@ def test_every_file_is_in_a_package() -> None:
 
 def test_packages_import_downwards() -> None:
     """No package imports from one above it, and the arrows between packages stay few."""
-    found = arrows()
+    found = between_packages()
     upwards = {arrow: files for arrow, files in found.items() if ORDER.index(arrow[1]) > ORDER.index(arrow[0])}
     assert upwards == {}
     assert len(found) <= MOST_ARROWS
@@ -76,6 +47,39 @@ def test_modules_import_no_circle() -> None:
     while ready := {name for name, needs in waiting.items() if not needs & {*waiting}}:
         waiting = {name: needs for name, needs in waiting.items() if name not in ready}
     assert waiting == {}
+
+
+def test_no_module_reaches_into_anothers_privates() -> None:
+    """What begins with an underscore is used where it is defined, and nowhere else in the library."""
+    trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    defined: dict[str, set[Path]] = {}
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            own = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr
+            name = own or (isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name)
+            if name and name.startswith("_") and not name.startswith("__"):
+                defined.setdefault(name, set()).add(path)
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            of_others = isinstance(node, ast.Attribute) and not (
+                isinstance(node.value, ast.Name) and node.value.id in OWN
+            )
+            if of_others and node.attr in defined and node.attr not in OF_OTHERS:
+                assert path in defined[node.attr], f"{path.name}:{node.lineno} uses {node.attr} of another module"
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("valueadapter"):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_") and "__" not in alias.name]
+
+
+def test_functions_are_short() -> None:
+    """50 lines of code at most, its docstring aside; more than 40 are rare."""
+    lengths = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                lengths[f"{path.name}: {node.name}"] = (node.end_lineno or 0) - first.lineno + 1
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+    assert sum(length > 40 for length in lengths.values()) < 0.02 * len(lengths)
 
 
 def test_files_are_short() -> None:

@@ -23,6 +23,7 @@ from valueadapter import (
     ConfigError,
     IncompatibleBaseError,
     ValueAdapter,
+    ValueAdapterConfig,
     ValueAdapterForCausalLM,
     ValueTrainer,
     ValueTrainingArguments,
@@ -219,3 +220,21 @@ def test_a_map_that_the_adapter_brings_is_no_obstacle(tmp_path: Path, monkeypatc
     loaded = ValueAdapterForCausalLM.from_pretrained(tmp_path / "base", tmp_path / "adapter")
     assert (loaded.attached.terms()[0].link.alignment.source == model.attached.terms()[0].link.alignment.source).all()
     assert not (tmp_path / "valueadapter").exists()
+
+
+def test_one_load_parses_config_and_maps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened and verified is handed down, and nobody reads it anew."""
+    adapter, theirs = other_vocabulary().adapters["default"], tmp_path / "base"
+    wrapper = other_vocabulary()
+    wrapper.base.save_pretrained(theirs)
+    wrapper.base_tokenizer.save_pretrained(theirs)
+    side = wrapper.attached.base_side()
+    adapter.alignments[alignment_name(side)] = VocabularyAlignment.build(adapter.side, side)
+    adapter.save_pretrained(tmp_path / "adapter")
+    parsed: list[str] = []
+    for kind, name in ((ValueAdapterConfig, "from_json"), (VocabularyAlignment, "load")):
+        own = getattr(kind, name).__func__
+        counted = lambda cls, *args, own=own, name=name, **more: parsed.append(name) or own(cls, *args, **more)  # noqa: E731
+        monkeypatch.setattr(kind, name, classmethod(counted))
+    ValueAdapterForCausalLM.from_pretrained(str(theirs), tmp_path / "adapter")
+    assert sorted(parsed) == ["from_json", "load"]

@@ -11,7 +11,6 @@ import typer
 from valueadapter.cli import output
 from valueadapter.cli.models import TrustRemoteCode, load
 from valueadapter.errors import ConfigError
-from valueadapter.evaluation import trace as tracing
 
 
 def trace(
@@ -33,6 +32,8 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show token by token what the base says, how each adapter pushes, and what comes out."""
+    from valueadapter.evaluation import trace as tracing
+
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")

@@ -13,17 +13,16 @@ from vocabularies import tokenizer_of
 from valueadapter import ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.vocabulary.retokenizer import ContextAligner
 
-MODES = ("boundary", "chain")
 PAIRS = (("coarse bytes", "bytes"), ("bytes", "coarse bytes"), ("bytes", "sentencepiece"), ("metaspace", "unigram"))
 
 
-def in_mode(mode: str, *, base: str = "llama", network: str = "llama", pair: tuple[str, str] = PAIRS[1]):  # type: ignore[no-untyped-def]
+def in_chain(base: str = "llama", network: str = "llama", pair: tuple[str, str] = PAIRS[1]):  # type: ignore[no-untyped-def]
     model = wrapped(base, network, pair)
-    model.set_alignment_mode("default", mode)
+    model.set_alignment_mode("default", "chain")
     return model
 
 
-def by_hand(model: ValueAdapterForCausalLM, ids: list[int], mode: str) -> torch.Tensor:
+def by_hand(model: ValueAdapterForCausalLM, ids: list[int]) -> torch.Tensor:
     """Base + value logits after a text, every candidate tried alone, with sums over all tokens written out."""
     (term,) = model.attached.terms()
     reading, network = term.link.reading, term.networks[0]
@@ -33,51 +32,43 @@ def by_hand(model: ValueAdapterForCausalLM, ids: list[int], mode: str) -> torch.
     rows = network(torch.tensor([here])).logits[0]
     prior = {t: 1 / (t + 10) for t in reading.value.ordinary(reading.width)}
 
-    def mean(row: torch.Tensor, y: bytes) -> float:
-        fits = [t for t in prior if reading.value.tokens[t].startswith(y) or y.startswith(reading.value.tokens[t])]
-        fits = fits or list(prior)
-        mass = sum(prior[t] for t in fits)
-        return math.log(sum(prior[t] / mass * math.exp(float(row[t])) for t in fits))
+    def mean(row: torch.Tensor) -> float:
+        mass = sum(prior.values())
+        return math.log(sum(prior[t] / mass * math.exp(float(row[t])) for t in prior))
 
     base = model.base(torch.tensor([ids])).logits[0, -1]
     value = term.link.alignment.project(rows[-1:])[0]
-    for token in base.topk(min(64 if mode == "boundary" else 24, len(base))).indices.tolist():
+    for token in base.topk(min(24, len(base))).indices.tolist():
         twin, pending = aligner.copy(), aligner.pending
         rollback, new = twin.push([token])
         keep = len(here) - rollback
         if keep < 1:
             continue
-        if mode == "boundary":
-            if new and (rollback or pending):
-                row, p = rows[keep - 1], reading.bytes_of(here[keep:]) + pending
-                value[token] = mean(row, p + reading.data[token]) - mean(row, p) + mean(rows[-1], b"")
-        elif rollback or pending or len(new) > 1:
+        if rollback or pending or len(new) > 1:
             other = network(torch.tensor([twin.ids])).logits[0]
-            total = sum(float(other[i - 1][twin.ids[i]]) - mean(other[i - 1], b"") for i in range(keep, len(twin.ids)))
-            total -= sum(float(rows[i - 1][here[i]]) - mean(rows[i - 1], b"") for i in range(keep, len(here)))
-            value[token] = total + mean(rows[-1], b"")
+            total = sum(float(other[i - 1][twin.ids[i]]) - mean(other[i - 1]) for i in range(keep, len(twin.ids)))
+            total -= sum(float(rows[i - 1][here[i]]) - mean(rows[i - 1]) for i in range(keep, len(here)))
+            value[token] = total + mean(rows[-1])
     return base + value
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("text", TEXTS[:2])
-def test_modes_are_what_they_are_by_hand(mode: str, pair: tuple[str, str], text: str) -> None:
+def test_the_chain_is_what_it_is_by_hand(pair: tuple[str, str], text: str) -> None:
     """At several positions of the text, scored at once."""
-    model = in_mode(mode, pair=pair)
+    model = in_chain(pair=pair)
     ids = ids_of(model, text)
     with torch.no_grad():
         logits = model(ids).logits[0]
         for position in range(3, ids.shape[1], 9):
-            expected = by_hand(model, ids[0, : position + 1].tolist(), mode)
+            expected = by_hand(model, ids[0, : position + 1].tolist())
             torch.testing.assert_close(logits[position], expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("base", "network"), [("llama", "gpt2"), ("gemma3", "mistral")])
-def test_stepping_equals_the_whole_text(mode: str, base: str, network: str) -> None:
+def test_stepping_equals_the_whole_text(base: str, network: str) -> None:
     """One token at a time, in a batch, from a cache that keeps the last rows of logits."""
-    model = in_mode(mode, base=base, network=network)
+    model = in_chain(base=base, network=network)
     ids, mask = padded(model, TEXTS[:2])
     with torch.no_grad():
         whole = model(ids, attention_mask=mask, position_ids=positions(mask)).logits
@@ -96,11 +87,10 @@ def test_stepping_equals_the_whole_text(mode: str, base: str, network: str) -> N
             torch.testing.assert_close(out.logits[real, 0], whole[real, step], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
-def test_cached_equals_uncached(mode: str, way: dict[str, int]) -> None:
+def test_cached_equals_uncached(way: dict[str, int]) -> None:
     """Rows of logits follow beams, and are forgotten with rejected tokens."""
-    model = in_mode(mode)
+    model = in_chain()
     ids = ids_of(model, "the dog the dog 12345 the dog")
     plain = model.generate(ids, **GREEDY, num_beams=way.get("num_beams", 1), use_cache=False)
     assert torch.equal(model.generate(ids, **GREEDY, **way), plain)
@@ -112,23 +102,20 @@ def test_the_modes_differ_and_the_map_is_the_default() -> None:
     ids = ids_of(model, TEXTS[0])
     with torch.no_grad():
         static = model(ids).logits
-        found = []
-        for mode in MODES:
-            model.set_alignment_mode("default", mode)
-            found.append(model(ids).logits)
+        model.set_alignment_mode("default", "chain")
+        chain = model(ids).logits
         model.set_alignment_mode("default", "static")
         assert torch.equal(model(ids).logits, static)
-    assert not torch.allclose(found[0], static, atol=1e-2)
-    assert not torch.allclose(found[0], found[1], atol=1e-2)
+    assert not torch.allclose(chain, static, atol=1e-2)
 
 
 def test_modes_that_make_no_sense_are_refused() -> None:
     """An unknown one, and any on the adapter's own vocabulary."""
-    with pytest.raises(ConfigError, match="static, boundary, chain"):
+    with pytest.raises(ConfigError, match="static, chain"):
         wrapped().set_alignment_mode("default", "exact")
     tokenizer = tokenizer_of("bytes")
     model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(tokenizer)), tokenizer=tokenizer)
     network = tiny_model("llama", seed=2, width=len(tokenizer))
     model.add_adapter(ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="a/b"), "default")
     with pytest.raises(UnsupportedModeError, match="the same vocabulary"):
-        model.set_alignment_mode("default", "boundary")
+        model.set_alignment_mode("default", "chain")

@@ -57,9 +57,9 @@ def test_status_says_what_is_attached(model: ValueAdapterForCausalLM) -> None:
     assert (a.networks, a.trainable_parameters, a.dtypes, a.devices) == (2, 0, ("float32",), ("cpu",))
     assert a.parameters == sum(p.numel() for network in model.adapters["a"].networks for p in network.parameters())
     assert (a.prefix_tokens, b.prefix_tokens) == (0, 3)
-    model.set_alignment_mode("c", "boundary")
+    model.set_alignment_mode("c", "chain")
     with model.disable_adapter():
-        assert [(one.active, one.mode) for one in model.get_adapter_status()][2] == (False, "boundary")
+        assert [(one.active, one.mode) for one in model.get_adapter_status()][2] == (False, "chain")
 
 
 def test_trainable_parameters_are_counted_once(

@@ -81,9 +81,6 @@ class Trial:
     Attributes:
         position: number of the wanted position.
         token: the base token.
-        pending: bytes since the boundary, before the token.
-        data: the token's bytes.
-        boundary: the row of logits after the last value token that stays.
         current: the row of logits after all value tokens.
         removed: value tokens taken back, each with the row that spoke of it.
         added: value tokens in their place, each with the row that speaks of it.
@@ -91,16 +88,13 @@ class Trial:
 
     position: int
     token: int
-    pending: bytes
-    data: bytes
-    boundary: int
     current: int
     removed: list[tuple[int, int]]
     added: list[tuple[int, int]]
 
     def rows(self) -> list[int]:
         """All rows that its value is made of."""
-        return [self.boundary, self.current, *(row for _, row in self.removed + self.added)]
+        return [self.current, *(row for _, row in self.removed + self.added)]
 
 
 class Plan:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from valueadapter.adapter.devices import execution_device
 from valueadapter.adapter.network import fit_width
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.forward.alignment_modes import ByteEvents, Mode, refined, trials
+from valueadapter.forward.alignment_modes import Centring, refined, trials
 from valueadapter.forward.positions import check_goes_on, places_of
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.ragged_cache import RowLayer, Slots
@@ -48,7 +48,7 @@ class TextReader(CacheLayerMixin):
         self,
         reading: Reading,
         width: int,
-        refinement: tuple[Mode, ByteEvents] | None = None,
+        refinement: Centring | None = None,
         prefix: BasePrefix | None = None,
     ) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class TextReader(CacheLayerMixin):
                 plan.wants.append(plan.want() if readable else Plan.NOTHING)
                 if readable and candidates is not None and self.refinement is not None:
                     number = len(plan.wants) - 1
-                    plan.trials += trials(plan, number, candidates[number], self.refinement[0])
+                    plan.trials += trials(plan, number, candidates[number])
         plan.want()  # so that the logits after the last token can be kept
         row.slots += real
         return plan
@@ -222,13 +222,12 @@ class TextReader(CacheLayerMixin):
 
     def _refine(self, plans: list[Plan], logits: torch.Tensor, shifts: list[int]) -> None:
         """Gives tried base tokens their values, and keeps the last rows of logits for tokens taken back later."""
-        mode, events = cast("tuple[Mode, ByteEvents]", self.refinement)
         self.better = []
         for row, (plan, shift) in enumerate(zip(plans, shifts, strict=True)):
             kept = plan.row.last_rows
             numbers = {number for trial in plan.trials for number in trial.rows()}
             at = {n: logits[row, n + shift] if n >= 0 else kept[-1 - n] for n in numbers}
-            values = refined(plan.trials, at, events, mode)
+            values = refined(plan.trials, at, cast(Centring, self.refinement))
             self.better.append([(t.position, t.token, value) for t, value in zip(plan.trials, values, strict=True)])
             size = len(plan.row.text.ids)
             last = {depth: plan.row_at_hand(depth) for depth in range(max(1, size - _ROWS_KEPT + 1), size + 1)}

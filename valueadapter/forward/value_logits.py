@@ -18,7 +18,7 @@ from valueadapter.adapter.devices import execution_device, moved
 from valueadapter.adapter.network import fit_width, logits_width
 from valueadapter.artifact.config import Connection
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.forward.alignment_modes import CANDIDATES, ByteEvents, Mode
+from valueadapter.forward.alignment_modes import CANDIDATES, Centring
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.cascade import read_embeddings
 from valueadapter.forward.positions import check_not_packed
@@ -45,8 +45,8 @@ class Term(NamedTuple):
     """The adapter's."""
     link: Link | None
     """None where the base has the adapter's vocabulary."""
-    refinement: tuple[Mode, ByteEvents] | None = None
-    """Mode and events, where the base's likeliest tokens get better values than the map's."""
+    refinement: Centring | None = None
+    """Where the base's likeliest tokens get better values than the map's (mode `chain`)."""
     connection: Connection = "residual"
     """What the networks read; other than tokens only where they read in step with the base."""
     prefixes: tuple[BasePrefix | None, ...] = ()
@@ -206,7 +206,7 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
     candidates = None
     if term.refinement is not None:
         base = inputs.base_logits if order is None else inputs.base_logits[:, order.argsort()]
-        count = min(CANDIDATES[term.refinement[0]], base.shape[-1])
+        count = min(CANDIDATES, base.shape[-1])
         candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
         if part in inputs.said:

@@ -14,7 +14,7 @@ from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Prefix
 from valueadapter.artifact.config.prefix import GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
-from valueadapter.forward.alignment_modes import ByteEvents, Mode
+from valueadapter.forward.alignment_modes import Centring, Mode
 from valueadapter.model.thread_scope import Block
 from valueadapter.model.wrapped import WrappedModel
 
@@ -52,8 +52,8 @@ class ChoosingMethods(WrappedModel):
     def set_alignment_mode(self, adapter_name: str, mode: Mode) -> None:
         """Sets how an adapter's logits come to a base of another vocabulary.
 
-        `static` is the map alone, and the default. `boundary` looks closer at the base's 64 likeliest tokens, and
-        `chain` runs the network over the 24 likeliest; see `docs/alignment.md` for what each costs and gives.
+        `static` is the map alone, and the default. `chain` runs the network over the base's 24 likeliest tokens; see
+        `docs/alignment.md` for what it costs and gives.
 
         Raises:
             AdapterNameError: no such adapter.
@@ -74,7 +74,7 @@ class ChoosingMethods(WrappedModel):
                 f"'{adapter_name}' has {len(attached.adapter.networks)} and "
                 f"{'another vocabulary' if reading is not None else 'the same vocabulary'}. Leave the mode at 'static'"
             )
-        attached.refinement = (mode, ByteEvents(reading.value, reading.width))
+        attached.refinement = Centring(reading.value, reading.width)
 
     def only(self, adapter_name: str, *, scale: float) -> Block:
         """Within the block, and in its thread only, just this adapter acts, at this scale; afterwards all is as before.

@@ -21,7 +21,7 @@ from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Prefix
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
-from valueadapter.forward.alignment_modes import ByteEvents, Mode
+from valueadapter.forward.alignment_modes import Centring
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.value_logits import Term
 from valueadapter.model.loading import find_tokenizer
@@ -44,8 +44,8 @@ class Attached:
     the second."""
     link: Link | None
     """None where the base has the adapter's vocabulary."""
-    refinement: tuple[Mode, ByteEvents] | None = None
-    """Where the map's values are bettered: how, and what is needed for it."""
+    refinement: Centring | None = None
+    """In mode `chain`, where the map's values are bettered: what is needed for it."""
     prefix: Prefix | None = None
     """What the base reads before the prompt while this adapter acts."""
     trained_behind: Prefix | Recorded | None = RECORDED

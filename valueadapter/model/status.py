@@ -20,7 +20,7 @@ class AdapterStatus:
     vocabulary: Literal["same", "permuted", "another"]
     """The adapter's, beside the base's: the same, the same tokens under other ids, or another."""
     mode: str
-    """How its logits come to the base: `same` ids, or `static`, `boundary`, `chain` (docs/alignment.md)."""
+    """How its logits come to the base: `same` ids, or `static` or `chain` (docs/alignment.md)."""
     connection: str
     """What its networks read."""
     networks: int
@@ -61,7 +61,7 @@ class StatusMethods(WrappedModel):
             name in self.attached.active_names(),
             self.attached.scales()[name],
             "same" if link is None else "permuted" if link.reading is None else "another",
-            "same" if link is None else "static" if attached.refinement is None else attached.refinement[0],
+            "same" if link is None else "static" if attached.refinement is None else "chain",
             adapter.config.connection,
             len(adapter.networks),
             sum(p.numel() for p in weights),

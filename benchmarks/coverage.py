@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from testkit.full_tokenizers import FULL_SIZE_TOKENIZERS, full_size_tokenizer
 from testkit.texts import sample_texts
 from valueadapter.vocabulary.alignment import EXACT, FIRST, NONE, VocabularyAlignment
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 LENGTH = 6_000
 DOMAINS = ("english", "gsm8k", "python", "chinese", "french", "markdown")
@@ -41,14 +41,14 @@ def main() -> None:
 
 
 @functools.cache
-def side(name: str) -> Side:
+def side(name: str) -> ModelVocabulary:
     """A published vocabulary under a head just wide enough: the highest id + 1 (a model's may be padded)."""
     folder = full_size_tokenizer(name)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
     eos = json.loads(config.read_text(encoding="utf-8")).get("eos_token") if config.is_file() else "<|endoftext|>"
     width = max(Tokenizer.from_str(text).get_vocab().values()) + 1
-    found = Side(text, width, eos["content"] if isinstance(eos, dict) else eos)
+    found = ModelVocabulary(text, width, eos["content"] if isinstance(eos, dict) else eos)
     _ = found.vocabulary, found.encoder, found.spec  # read once, outside what is timed
     return found
 
@@ -68,7 +68,7 @@ def build(value: str, base: str) -> VocabularyAlignment:
 
 def stepped(alignment: VocabularyAlignment, value: str, base: str, text: str) -> tuple[str, str, str]:
     """The three measures of one text, read token by token."""
-    aligner = ContextAligner(Reading.between(side(value), side(base)))
+    aligner = Retokenizer(RetokenizingRules.between(side(value), side(base)))
     ids = side(base).encoder.encode(text, start=True)
     same = back = 0
     for token in ids:

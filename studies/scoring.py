@@ -26,7 +26,7 @@ from valueadapter.forward.bounded_logits import BUDGET, pieces
 from valueadapter.forward.prefix_reading import BasePrefix, begins_texts, prefix_ids
 from valueadapter.forward.value_logits import Inputs, Term, fit_width, value_logits
 from valueadapter.model.prefix_memory import network_prefixes
-from valueadapter.vocabulary.bridge import Link
+from valueadapter.vocabulary.bridge import VocabularyBridge
 
 Say = Callable[[str], object]
 
@@ -78,7 +78,7 @@ def score_adapter(
     """
     if adapter.config.connection != "residual":
         return {target.name: _refusable(_through_the_wrapper, adapter, target, examples) for target in targets}
-    groups: dict[str, tuple[Link | None, list[Target]]] = {}
+    groups: dict[str, tuple[VocabularyBridge | None, list[Target]]] = {}
     found: dict[str, Curve | str] = {}
     for target in targets:
         try:
@@ -95,7 +95,7 @@ def score_adapter(
 
 
 def _score_group(
-    adapter: ValueAdapter, link: Link | None, members: list[Target], examples: Examples, store: Store
+    adapter: ValueAdapter, link: VocabularyBridge | None, members: list[Target], examples: Examples, store: Store
 ) -> dict[str, Curve]:
     """Bases of one vocabulary: the network runs once over the examples, and each base's head over its hidden states."""
     states = {target.name: states_of(target, examples.records, examples.prefix, store) for target in members}
@@ -115,7 +115,9 @@ def _score_group(
     return {name: Curve(states[name].tokens, nats[name], sizes, len(examples.held_out)) for name in states}
 
 
-def _term(adapter: ValueAdapter, link: Link | None, prefix: str | None, tokenizer: PreTrainedTokenizerBase) -> Term:
+def _term(
+    adapter: ValueAdapter, link: VocabularyBridge | None, prefix: str | None, tokenizer: PreTrainedTokenizerBase
+) -> Term:
     """The adapter as it acts at scale 1, on bases with this tokenizer that read this prefix."""
     networks = tuple(network.eval() for network in adapter.networks)
     names = tuple(f"study.{index}" for index in range(len(networks)))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from testkit.packages import sha256_of
 from testkit.reference_models import MARKER
 from valueadapter.adapter.tokenizer_loading import side_of
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Target:
         return self.load().get_output_embeddings()
 
     @functools.cached_property
-    def side(self) -> Side:
+    def side(self) -> ModelVocabulary:
         """Its vocabulary."""
         return side_of(self.tokenizer, int(self.head.weight.shape[0]))
 

@@ -26,7 +26,7 @@ from valueadapter import (
 from valueadapter.demonstrations.encoding import chat_prompt, prompt_ids, response_ids, response_text
 from valueadapter.demonstrations.responses import question, responses
 from valueadapter.demonstrations.tokenized import IGNORED, encode
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 kinds = pytest.mark.parametrize("kind", ALL)
 PIECES = ["the", "dog", " ", "  ", "\n", "\n\n", "1", "42", "What:", "(", ")", "é", "東", ".", "\t", "It", " is", "s"]
@@ -45,7 +45,7 @@ def plain(kind: str, text: str) -> list[int]:
 def spelling(kind: str, ids: list[int]) -> bytes:
     """The bytes that tokens stand for."""
     tokenizer = tokenizer_of_kind(kind)
-    tokens = Side(tokenizer.backend_tokenizer.to_str(), len(tokenizer)).vocabulary.tokens
+    tokens = ModelVocabulary(tokenizer.backend_tokenizer.to_str(), len(tokenizer)).vocabulary.tokens
     return b"".join(tokens[token] for token in ids)
 
 

@@ -11,7 +11,7 @@ from tiny import tiny_model
 from vocabularies import tokenizer_of
 
 from valueadapter import ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.vocabulary.retokenizer import ContextAligner
+from valueadapter.vocabulary.retokenizer import Retokenizer
 
 PAIRS = (("coarse bytes", "bytes"), ("bytes", "coarse bytes"), ("bytes", "sentencepiece"), ("metaspace", "unigram"))
 
@@ -26,7 +26,7 @@ def by_hand(model: ValueAdapterForCausalLM, ids: list[int]) -> torch.Tensor:
     """Base + value logits after a text, every candidate tried alone, with sums over all tokens written out."""
     (term,) = model.attached.terms()
     reading, network = term.link.reading, term.networks[0]
-    aligner = ContextAligner(reading)
+    aligner = Retokenizer(reading)
     aligner.push(ids)
     here = list(aligner.ids)
     rows = network(torch.tensor([here])).logits[0]

@@ -9,7 +9,7 @@ from tiny import tiny_model
 from vocabularies import KINDS, TEXTS, tokenizer_of
 
 from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 MODES = {
@@ -37,7 +37,7 @@ def wrapped(
 
 def ids_of(model: ValueAdapterForCausalLM, text: str) -> torch.Tensor:
     """Ids of plain text: control tokens that it spells out stay text."""
-    encoder = Side(model.base_tokenizer.backend_tokenizer.to_str(), len(model.base_tokenizer)).encoder
+    encoder = ModelVocabulary(model.base_tokenizer.backend_tokenizer.to_str(), len(model.base_tokenizer)).encoder
     return torch.tensor([[*encoder.prefix, *encoder.encode(text, start=True)]])
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import cast
 
 from valueadapter.forward.row_plan import Plan, Row
-from valueadapter.vocabulary.retokenizer import ContextAligner
+from valueadapter.vocabulary.retokenizer import Retokenizer
 
 
 def row(ids: list[int], cached: int, *, known: bool) -> Row:
     """A row whose text is these ids, `cached` of them read before."""
-    return Row(cast(ContextAligner, SimpleNamespace(ids=ids)), cached=cached, known=known)
+    return Row(cast(Retokenizer, SimpleNamespace(ids=ids)), cached=cached, known=known)
 
 
 def test_what_is_known_is_not_computed_again() -> None:

@@ -10,7 +10,7 @@ from vocabularies import KINDS, tokenizer_of
 
 from valueadapter import ConfigError, UnsupportedModeError, ValueAdapterForCausalLM
 from valueadapter.model.chat import value_ids
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 CHAT = [{"role": "user", "content": "What is it?"}]
 LONGER = [*CHAT, {"role": "assistant", "content": "It is there."}, {"role": "user", "content": "And then, the dog?"}]
@@ -18,7 +18,7 @@ LONGER = [*CHAT, {"role": "assistant", "content": "It is there."}, {"role": "use
 
 def encoder_of(kind: str):  # type: ignore[no-untyped-def]  # a TextEncoder
     tokenizer = tokenizer_of(kind)
-    return Side(tokenizer.backend_tokenizer.to_str(), len(tokenizer), tokenizer.eos_token).encoder
+    return ModelVocabulary(tokenizer.backend_tokenizer.to_str(), len(tokenizer), tokenizer.eos_token).encoder
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("metaspace", "unigram", "characters")])

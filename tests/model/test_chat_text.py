@@ -16,8 +16,8 @@ from vocabularies import KINDS, tokenizer_of
 
 from valueadapter import ConfigError
 from valueadapter.model.chat import value_ids
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 CONTROLS = ("<s>", "</s>", "<|turn|>", "<|end|>")
 FLAGS: dict[str, dict[str, bool]] = {
@@ -130,7 +130,7 @@ def renamed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Any:
-    return Side(tokenizer.backend_tokenizer.to_str(), len(tokenizer), "</s>").encoder
+    return ModelVocabulary(tokenizer.backend_tokenizer.to_str(), len(tokenizer), "</s>").encoder
 
 
 @functools.cache
@@ -193,9 +193,9 @@ def test_an_answer_is_read_as_one_with_the_prompt(
 ) -> None:
     """At every step the ids are the tokenizer's own of prompt and answer as one text."""
     tokenizer, _, encoder = everything(kind, flags, opening, "as given")
-    value = Side(tokenizer.backend_tokenizer.to_str(), len(tokenizer), "</s>")
+    value = ModelVocabulary(tokenizer.backend_tokenizer.to_str(), len(tokenizer), "</s>")
     base = SIDES["coarse bytes"]
-    aligner = ContextAligner(Reading.between(value, base))
+    aligner = Retokenizer(RetokenizingRules.between(value, base))
     from valueadapter.model.chat_text import read_chat, rendered
 
     prompt = rendered(messages_of(contents), tokenizer, {})

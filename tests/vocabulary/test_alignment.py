@@ -13,17 +13,17 @@ from vocabularies import KINDS, tokenizer_of
 
 from valueadapter import AlignmentError
 from valueadapter.vocabulary.alignment import EXACT, FIRST, NONE, PADDING, STOP, VocabularyAlignment
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 pairs = pytest.mark.parametrize(("base", "value"), [(b, v) for b in KINDS for v in KINDS if b != v])
 
 
-def side(kind: str, width: int | None = None) -> Side:
+def side(kind: str, width: int | None = None) -> ModelVocabulary:
     tokenizer = tokenizer_of(kind)
-    return Side(tokenizer.backend_tokenizer.to_str(), width or len(tokenizer), tokenizer.eos_token)
+    return ModelVocabulary(tokenizer.backend_tokenizer.to_str(), width or len(tokenizer), tokenizer.eos_token)
 
 
-def permuted(kind: str, shift: int = 7) -> Side:
+def permuted(kind: str, shift: int = 7) -> ModelVocabulary:
     """The same tokenizer under other ids."""
     state = json.loads(side(kind).tokenizer_json)
     size = len(state["model"]["vocab"])
@@ -37,14 +37,14 @@ def permuted(kind: str, shift: int = 7) -> Side:
     for added in state["added_tokens"]:
         added["id"] = move[added["id"]]
     state["post_processor"] = None
-    return Side(json.dumps(state), size, "</s>")
+    return ModelVocabulary(json.dumps(state), size, "</s>")
 
 
 def is_text(data: bytes) -> bool:
     return "\ufffd" not in data.decode("utf-8", "replace")
 
 
-def cannot_spell(mine: Side, data: bytes) -> bool:
+def cannot_spell(mine: ModelVocabulary, data: bytes) -> bool:
     """Whether the tokenizer has nothing, or its unknown token, for the beginning of a text."""
     ids = mine.encoder.encode_pieces([data.decode("utf-8", "replace")])[0]
     return not is_text(data) or not ids or ids[0] in mine.vocabulary.special
@@ -90,7 +90,7 @@ def test_padding_and_added_tokens_are_still_the_same_vocabulary() -> None:
     assert VocabularyAlignment.build(mine, side("bytes", mine.width + 64)).relation == "identity"
     more = tokenizer_of.__wrapped__("bytes")
     more.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
-    theirs = Side(more.backend_tokenizer.to_str(), len(more), "</s>")
+    theirs = ModelVocabulary(more.backend_tokenizer.to_str(), len(more), "</s>")
     alignment = VocabularyAlignment.build(mine, theirs)
     assert alignment.relation == "identity"
     assert alignment.kind[len(more) - 1] == NONE
@@ -100,7 +100,7 @@ def test_another_behaviour_is_another_vocabulary() -> None:
     """The same tokens, to which text is brought in another way, are not taken for the same vocabulary."""
     state = json.loads(side("bytes").tokenizer_json)
     state["normalizer"] = {"type": "Lowercase"}
-    theirs = Side(json.dumps(state), side("bytes").width, "</s>")
+    theirs = ModelVocabulary(json.dumps(state), side("bytes").width, "</s>")
     assert theirs.vocabulary.tokens == side("bytes").vocabulary.tokens
     assert VocabularyAlignment.build(side("bytes"), theirs).relation == "static"
 

@@ -18,21 +18,21 @@ from vocabularies import KINDS, TEXTS, tokenizer_of
 from testkit.local_hub import LocalHub
 from valueadapter import AlignmentError, ConfigError, IncompatibleBaseError, ValueAdapter
 from valueadapter.errors import MissingFileError
-from valueadapter.hub.small_files import Place, adapter_side, base_side, sides
+from valueadapter.hub.small_files import SmallFiles, adapter_side, base_side, sides
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 from valueadapter.vocabulary.compatibility import SAMPLE, Compatibility, assess
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
 pairs = pytest.mark.parametrize(("base", "value"), [(b, v) for b in KINDS for v in KINDS if b != v])
 
 
-def side(kind: str, width: int | None = None) -> Side:
+def side(kind: str, width: int | None = None) -> ModelVocabulary:
     tokenizer = tokenizer_of(kind)
-    return Side(tokenizer.backend_tokenizer.to_str(), width or len(tokenizer), tokenizer.eos_token)
+    return ModelVocabulary(tokenizer.backend_tokenizer.to_str(), width or len(tokenizer), tokenizer.eos_token)
 
 
-def reversed_ids(kind: str) -> Side:
+def reversed_ids(kind: str) -> ModelVocabulary:
     """The same byte-level tokenizer with its ids in reverse."""
     mine = side(kind)
     state = json.loads(mine.tokenizer_json)
@@ -40,19 +40,19 @@ def reversed_ids(kind: str) -> Side:
     state["model"]["vocab"] = {text: last - index for text, index in state["model"]["vocab"].items()}
     for added in state["added_tokens"]:
         added["id"] = last - added["id"]
-    return Side(json.dumps(state), last + 1, "</s>")
+    return ModelVocabulary(json.dumps(state), last + 1, "</s>")
 
 
-def words() -> Side:
+def words() -> ModelVocabulary:
     """A tokenizer whose tokens do not spell the text."""
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "dog": 2, "fox": 3}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Side(backend.to_str(), 4)
+    return ModelVocabulary(backend.to_str(), 4)
 
 
-def counted_anew(value: Side, base: Side, text: str) -> tuple[float, float]:
+def counted_anew(value: ModelVocabulary, base: ModelVocabulary, text: str) -> tuple[float, float]:
     """Same-event share and value tokens per base token, every beginning of the text encoded from scratch."""
-    source, reading = VocabularyAlignment.build(value, base).source, Reading.between(value, base)
+    source, reading = VocabularyAlignment.build(value, base).source, RetokenizingRules.between(value, base)
     ids = base.encoder.encode(text, start=True)
     same, read, data, before = 0, 0, b"", list(value.encoder.prefix)
     for token in ids:
@@ -155,11 +155,11 @@ def test_sides_are_those_of_the_loaded_models(tmp_path: Path) -> None:
     save(tmp_path / "adapter")
     tiny_model("llama", seed=1, width=101).save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
-    mine, theirs = sides(Place(str(tmp_path / "adapter")), Place(str(tmp_path / "base")))
+    mine, theirs = sides(SmallFiles(str(tmp_path / "adapter")), SmallFiles(str(tmp_path / "base")))
     loaded = ValueAdapter.from_pretrained(tmp_path / "adapter").side
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     assert (mine.spec, mine.eos, mine.stops) == (loaded.spec, loaded.eos, loaded.stops)
-    assert theirs.spec == Side(tokenizer.backend_tokenizer.to_str(), 101).spec
+    assert theirs.spec == ModelVocabulary(tokenizer.backend_tokenizer.to_str(), 101).spec
     assert theirs.eos_token == tokenizer.eos_token == "</s>"
 
 
@@ -173,7 +173,7 @@ def test_sides_are_those_of_the_loaded_models(tmp_path: Path) -> None:
 )
 def test_width_is_the_text_models(tmp_path: Path, config: dict[str, object], width: int) -> None:
     """Multimodal configurations nest it, and some leave it to the model type."""
-    assert base_side(Place(str(model_directory(tmp_path, config)))).width == width
+    assert base_side(SmallFiles(str(model_directory(tmp_path, config)))).width == width
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
@@ -183,7 +183,7 @@ def test_end_of_text_is_found_in_every_form(tmp_path: Path, name: str, token: ob
     model_directory(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / name).write_text(json.dumps({"eos_token": token}))
-    assert base_side(Place(str(tmp_path))).eos == 1
+    assert base_side(SmallFiles(str(tmp_path))).eos == 1
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,16 @@ def test_a_base_without_what_is_needed(
     """Each message says what is missing and what to do."""
     spoil(model_directory(tmp_path))
     with pytest.raises(error, match=match):
-        base_side(Place(str(tmp_path)))
+        base_side(SmallFiles(str(tmp_path)))
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     """Neither a directory nor a Hub ID; an adapter without its tokenizer."""
     with pytest.raises(MissingFileError, match="neither a directory here nor"):
-        base_side(Place("./no/such/place"))
+        base_side(SmallFiles("./no/such/place"))
     (save(tmp_path / "adapter") / "tokenizer.json").unlink()
     with pytest.raises(MissingFileError, match=r"has no tokenizer\.json"):
-        adapter_side(Place(str(tmp_path / "adapter")))
+        adapter_side(SmallFiles(str(tmp_path / "adapter")))
 
 
 def test_the_hub_gives_small_files_only(server: LocalHub, tmp_path: Path) -> None:  # noqa: F811
@@ -227,14 +227,16 @@ def test_the_hub_gives_small_files_only(server: LocalHub, tmp_path: Path) -> Non
     (tmp_path / "base" / "model.safetensors").write_bytes(b"x" * 1000)
     HfApi().create_repo("alice/base")
     HfApi().upload_folder(repo_id="alice/base", folder_path=tmp_path / "base")
-    seen = sides(Place("alice/adapter", commit), Place("alice/base"))
+    seen = sides(SmallFiles("alice/adapter", commit), SmallFiles("alice/base"))
     assert assess(*seen).relation == "identity"
     assert requests(server, "GET", ".safetensors") == []
-    assert Place("alice/base").weight_bytes() == 1000
+    assert SmallFiles("alice/base").weight_bytes() == 1000
     count = len(server.log)
-    again = sides(Place("alice/adapter", commit, local_files_only=True), Place("alice/base", local_files_only=True))
+    again = sides(
+        SmallFiles("alice/adapter", commit, local_files_only=True), SmallFiles("alice/base", local_files_only=True)
+    )
     assert [s.spec for s in again] == [s.spec for s in seen]
-    assert Place("alice/base", local_files_only=True).weight_bytes() is None
+    assert SmallFiles("alice/base", local_files_only=True).weight_bytes() is None
     assert len(server.log) == count
 
 
@@ -243,16 +245,19 @@ def test_a_base_on_the_hub_without_tokenizer(server: LocalHub) -> None:  # noqa:
     HfApi().create_repo("alice/base")
     put("alice/base", config__json='{"vocab_size": 9}')
     with pytest.raises(IncompatibleBaseError, match="tokenizer of base model 'alice/base' was not found"):
-        base_side(Place("alice/base"))
-    assert Place("alice/base").weight_bytes() is None
-    assert Place("alice/none").weight_bytes() is None
+        base_side(SmallFiles("alice/base"))
+    assert SmallFiles("alice/base").weight_bytes() is None
+    assert SmallFiles("alice/none").weight_bytes() is None
 
 
 def test_weights_in_a_directory(tmp_path: Path) -> None:
     """Shards add up; without safetensors the size is unknown."""
-    assert Place(str(tmp_path)).weight_bytes() is None
+    assert SmallFiles(str(tmp_path)).weight_bytes() is None
     for name in ("model-1-of-2.safetensors", "model-2-of-2.safetensors", "consolidated.safetensors", "model.bin"):
         (tmp_path / name).write_bytes(b"12345")
-    assert Place(str(tmp_path)).weight_bytes() == 10
+    assert SmallFiles(str(tmp_path)).weight_bytes() == 10
     assert (save(tmp_path / "a") / WEIGHTS).exists()
-    assert Place(str(tmp_path), subfolder="a/value_network").weight_bytes() == (tmp_path / "a" / WEIGHTS).stat().st_size
+    assert (
+        SmallFiles(str(tmp_path), subfolder="a/value_network").weight_bytes()
+        == (tmp_path / "a" / WEIGHTS).stat().st_size
+    )

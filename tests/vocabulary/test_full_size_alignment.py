@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from testkit.full_tokenizers import FULL_SIZE_TOKENIZERS, full_size_tokenizer
 from testkit.texts import sample_texts
 from valueadapter.vocabulary.alignment import NONE, VocabularyAlignment
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 LENGTH, STEP, BACK = 2_000, 20, 50
 DOMAINS = ("english", "chinese", "french", "python", "markdown")
@@ -43,11 +43,11 @@ def every_vocabulary() -> pytest.MarkDecorator:
 
 
 @functools.cache
-def side(name: str) -> Side:
+def side(name: str) -> ModelVocabulary:
     folder = full_size_tokenizer(name)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     width = max(Tokenizer.from_str(text).get_vocab().values()) + 1
-    return Side(text, width, eos_token(folder))
+    return ModelVocabulary(text, width, eos_token(folder))
 
 
 def eos_token(folder: Path) -> str | None:
@@ -93,8 +93,8 @@ def test_load_gives_what_was_saved(value: str, base: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_ids_are_those_of_the_whole_text(value: str, base: str, domain: str) -> None:
     """Token by token; and taking tokens back is never having read them."""
-    between = Reading.between(side(value), side(base))
-    aligner, ids = ContextAligner(between), side(base).encoder.encode(texts()[domain][:LENGTH], start=True)
+    between = RetokenizingRules.between(side(value), side(base))
+    aligner, ids = Retokenizer(between), side(base).encoder.encode(texts()[domain][:LENGTH], start=True)
     for read, token in enumerate(ids, start=1):
         aligner.push([token])
         if read % STEP == 0 or read == len(ids):
@@ -105,7 +105,7 @@ def test_ids_are_those_of_the_whole_text(value: str, base: str, domain: str) -> 
     assert aligner.ids == whole(between, ids)
 
 
-def permuted(name: str) -> Side:
+def permuted(name: str) -> ModelVocabulary:
     """The same tokenizer, each of its model's ids the next one; tokens added behind the model cannot move."""
     state = json.loads(side(name).tokenizer_json)
     used = sorted(state["model"]["vocab"].values())
@@ -114,7 +114,7 @@ def permuted(name: str) -> Side:
     for added in state["added_tokens"]:
         added["id"] = move.get(added["id"], added["id"])
     state["post_processor"] = None
-    return Side(json.dumps(state), side(name).width, side(name).eos_token)
+    return ModelVocabulary(json.dumps(state), side(name).width, side(name).eos_token)
 
 
 @every_vocabulary()

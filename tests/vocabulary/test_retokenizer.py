@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from vocabularies import KINDS, TEXTS, tokenizer_of
 
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 PAIRS = [(b, v) for b in KINDS for v in KINDS if b != v]
 PIECES = (
@@ -23,19 +23,19 @@ PIECES = (
 texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=60).map("".join)
 
 
-def side(kind: str) -> Side:
+def side(kind: str) -> ModelVocabulary:
     tokenizer = tokenizer_of(kind)
-    return Side(tokenizer.backend_tokenizer.to_str(), len(tokenizer), tokenizer.eos_token)
+    return ModelVocabulary(tokenizer.backend_tokenizer.to_str(), len(tokenizer), tokenizer.eos_token)
 
 
 SIDES = {kind: side(kind) for kind in KINDS}
 
 
-def reading(base: str, value: str) -> Reading:
-    return Reading.between(SIDES[value], SIDES[base])
+def reading(base: str, value: str) -> RetokenizingRules:
+    return RetokenizingRules.between(SIDES[value], SIDES[base])
 
 
-def whole(reading: Reading, ids: list[int]) -> list[int]:
+def whole(reading: RetokenizingRules, ids: list[int]) -> list[int]:
     """What encoding all of the text at once gives (texts without control tokens)."""
     data = b"".join(reading.data[token] for token in ids)
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(data)
@@ -54,7 +54,7 @@ def base_ids(kind: str, text: str) -> list[int]:
 def test_ids_are_those_of_the_whole_text_at_every_step(base: str, value: str, text: str) -> None:
     """Whatever the two vocabularies and the text; and rollback and new ids say what changed."""
     between = reading(base, value)
-    aligner, ids = ContextAligner(between), base_ids(base, text)
+    aligner, ids = Retokenizer(between), base_ids(base, text)
     for step in range(len(ids)):
         before = aligner.ids.copy()
         rollback, new = aligner.push(ids[step : step + 1])
@@ -68,7 +68,7 @@ def test_ids_are_those_of_the_whole_text_at_every_step(base: str, value: str, te
 def test_taking_back_is_never_having_read(base: str, value: str, text: str, cuts: list[int], back: list[int]) -> None:
     """Pushes of any size, each followed by taking some tokens back: the rest reads as if alone."""
     between = reading(base, value)
-    aligner, ids, kept = ContextAligner(between), base_ids(base, text), []
+    aligner, ids, kept = Retokenizer(between), base_ids(base, text), []
     for size, gone in zip(cuts, back, strict=False):
         chunk, ids = ids[:size], ids[size:]
         aligner.push(chunk)
@@ -84,7 +84,7 @@ def test_taking_back_is_never_having_read(base: str, value: str, text: str, cuts
 
 def test_a_copy_goes_on_alone() -> None:
     """Beams share what they have read and nothing after."""
-    aligner = ContextAligner(reading("coarse bytes", "bytes"))
+    aligner = Retokenizer(reading("coarse bytes", "bytes"))
     ids = base_ids("coarse bytes", TEXTS[1])
     aligner.push(ids[:9])
     twin = aligner.copy()
@@ -97,7 +97,7 @@ def test_a_copy_goes_on_alone() -> None:
 def test_text_never_becomes_a_control_token() -> None:
     """Not even where the value tokenizer's own model has the control token as a piece (Unigram)."""
     for base, value in PAIRS:
-        aligner = ContextAligner(reading(base, value))
+        aligner = Retokenizer(reading(base, value))
         aligner.push(base_ids(base, "It is <|end|> what </s> <s> it is"))
         text = aligner.ids[len(aligner.reading.encoder.prefix) :]
         controls = SIDES[value].vocabulary.special - {0}  # <pad> is also what stands for the unknown
@@ -106,7 +106,7 @@ def test_text_never_becomes_a_control_token() -> None:
 
 def test_the_end_of_a_text_is_read_as_the_networks_own() -> None:
     """Base end of text -> value end of text; its beginning and its turns are read as nothing."""
-    aligner = ContextAligner(reading("sentencepiece", "bytes"))
+    aligner = Retokenizer(reading("sentencepiece", "bytes"))
     hello = base_ids("sentencepiece", "the dog")
     aligner.push([1, 3, *hello])
     assert aligner.ids == SIDES["bytes"].encoder.encode("the dog", start=True)
@@ -122,7 +122,7 @@ def test_what_stands_before_every_text_stays_before_it() -> None:
     start = list(between.encoder.prefix)
     assert start
     lead = [*start, 40, 41]
-    aligner = ContextAligner(between, lead)
+    aligner = Retokenizer(between, lead)
     ids = base_ids("coarse bytes", "the dog")
     aligner.push(ids)
     text = between.encoder.encode("the dog", start=True)
@@ -138,7 +138,7 @@ def test_what_stands_before_every_text_stays_before_it() -> None:
 def test_half_a_character_is_held_back() -> None:
     """No value token until the bytes are a character, and the right one then."""
     between = reading("bytes", "sentencepiece")
-    aligner = ContextAligner(between)
+    aligner = Retokenizer(between)
     ids = [SIDES["bytes"].vocabulary.by_bytes(10**6)[bytes([byte])] for byte in "\U0001f469".encode()]
     assert [aligner.push([token]) for token in ids[:3]] == [(0, [])] * 3
     assert aligner.push(ids[3:]) == (0, between.encoder.encode("\U0001f469", start=True))
@@ -148,7 +148,7 @@ def test_a_long_text_is_not_encoded_again_with_every_token() -> None:
     """The tail that is encoded anew stays short, for tokenizers with and without a pre-tokenizer."""
     for value in ("bytes", "coarse bytes", "metaspace", "sentencepiece", "unigram"):
         base = "coarse bytes" if value != "coarse bytes" else "bytes"
-        aligner = ContextAligner(reading(base, value))
+        aligner = Retokenizer(reading(base, value))
         for token in base_ids(base, "The quick brown fox jumps over the lazy dog, again and again. " * 20):
             aligner.push([token])
         assert len(aligner._tail) < 300, value
@@ -159,10 +159,10 @@ def test_an_added_token_is_not_cut_in_two() -> None:
     state = json.loads(SIDES["bytes"].tokenizer_json)
     added = {**state["added_tokens"][0], "id": SIDES["bytes"].width, "content": "lazy dog, again and", "special": False}
     state["added_tokens"].append(added)
-    value = Side(json.dumps(state), SIDES["bytes"].width + 1, "</s>")
-    between = Reading.between(value, SIDES["coarse bytes"])
+    value = ModelVocabulary(json.dumps(state), SIDES["bytes"].width + 1, "</s>")
+    between = RetokenizingRules.between(value, SIDES["coarse bytes"])
     aligner, ids = (
-        ContextAligner(between),
+        Retokenizer(between),
         base_ids("coarse bytes", "The fox. lazy dog, again and lazy dog, again " * 9),
     )
     for step in range(len(ids)):
@@ -173,7 +173,7 @@ def test_an_added_token_is_not_cut_in_two() -> None:
 
 def test_a_part_of_a_chat_prompt_is_taken_back_as_a_whole() -> None:
     """Its two forms have no common places inside: nothing of it is read until its end has come again."""
-    aligner = ContextAligner(reading("sentencepiece", "bytes"))
+    aligner = Retokenizer(reading("sentencepiece", "bytes"))
     aligner.push_prompt([1, 2, 3], [7, 8, 9, 10])
     ids = base_ids("sentencepiece", "the dog")
     aligner.push(ids)
@@ -194,7 +194,7 @@ def test_a_part_of_a_chat_prompt_is_taken_back_as_a_whole() -> None:
 
 def test_ids_without_a_token_read_as_nothing() -> None:
     """Padded rows of the base's logits, and ids beyond them."""
-    aligner = ContextAligner(reading("sentencepiece", "bytes"))
+    aligner = Retokenizer(reading("sentencepiece", "bytes"))
     assert aligner.push([10**6]) == (0, [])
 
 

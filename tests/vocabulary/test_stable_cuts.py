@@ -12,8 +12,8 @@ from test_retokenizer import SIDES, whole
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from vocabularies import CORPUS, KINDS
 
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 from valueadapter.vocabulary.stable_cuts import barriers
 
 O200K = (
@@ -70,7 +70,7 @@ texts = st.lists(st.tuples(st.sampled_from(PIECES), st.integers(1, 9)).map(lambd
 
 
 @functools.cache
-def side_of(name: str, *, words: bool = True) -> Side:
+def side_of(name: str, *, words: bool = True) -> ModelVocabulary:
     """A byte-level tokenizer whose pre-tokenizer has one of PATTERNS, before GPT-2's where `words`."""
     backend = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated")
@@ -80,13 +80,13 @@ def side_of(name: str, *, words: bool = True) -> Side:
         vocab_size=600, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(SEEDS * 3, trainer)
-    return Side(backend.to_str(), backend.get_vocab_size(), "</s>")
+    return ModelVocabulary(backend.to_str(), backend.get_vocab_size(), "</s>")
 
 
-def check_every_push(value: Side, text: str, base: str = "characters") -> ContextAligner:
+def check_every_push(value: ModelVocabulary, text: str, base: str = "characters") -> Retokenizer:
     """After every base token the ids are those of the whole text so far."""
-    reading = Reading.between(value, SIDES[base])
-    aligner, ids = ContextAligner(reading), SIDES[base].encoder.encode(text, start=True)
+    reading = RetokenizingRules.between(value, SIDES[base])
+    aligner, ids = Retokenizer(reading), SIDES[base].encoder.encode(text, start=True)
     for step in range(len(ids)):
         aligner.push(ids[step : step + 1])
         assert aligner.ids == whole(reading, ids[: step + 1])
@@ -180,7 +180,7 @@ def test_the_text_that_is_encoded_again_stays_short(value: str) -> None:
     side = SIDES[value] if value in SIDES else side_of(value)
     base = "coarse bytes" if value != "coarse bytes" else "bytes"
     for text in ("The readers read 12345 foxes, and the fox reads. " * 20, "def f(x):\n    return x ** 2\n\n" * 30):
-        aligner = ContextAligner(Reading.between(side, SIDES[base]))
+        aligner = Retokenizer(RetokenizingRules.between(side, SIDES[base]))
         longest = 0
         for token in SIDES[base].encoder.encode(text, start=True):
             aligner.push([token])

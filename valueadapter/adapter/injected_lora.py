@@ -24,7 +24,7 @@ from valueadapter.errors import ConfigError
 States = Sequence[dict[str, torch.Tensor]]
 
 
-def apart(
+def as_saveable(
     adapter: ValueAdapter, configs: Mapping[str, Any], states: States | None
 ) -> tuple[ValueAdapter, States | None]:
     """The adapter as it can be saved; itself where PEFT has put nothing into its networks.

@@ -240,6 +240,12 @@ def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat((logits, logits.mean(-1, keepdim=True).expand(*logits.shape[:-1], missing)), dim=-1)
 
 
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens that a model reads at most, as its configuration says; None where it says nothing."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None  # some say -1
+
+
 def set_trainable(network: PreTrainedModel, trainable: bool) -> None:
     """Lets a network's weights take gradients, or not; of a LoRA network only the LoRA's, since only they are saved."""
     network.requires_grad_(False)

@@ -13,7 +13,7 @@ from valueadapter.artifact import file_names, tokenizer_settings
 from valueadapter.artifact.verification import OpenedArtifact
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError
 from valueadapter.vocabulary.byte_view import Vocabulary
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -25,13 +25,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     return Vocabulary.from_tokenizer_json(_text_of(tokenizer))
 
 
-def side_of(tokenizer: PreTrainedTokenizerBase, width: int) -> Side:
+def side_of(tokenizer: PreTrainedTokenizerBase, width: int) -> ModelVocabulary:
     """A tokenizer as a model with `width` columns of logits uses it.
 
     Raises:
         AlignmentError: a tokenizer without a fast (`tokenizers`) backend.
     """
-    return Side(_text_of(tokenizer), width, tokenizer.eos_token)
+    return ModelVocabulary(_text_of(tokenizer), width, tokenizer.eos_token)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,7 +58,7 @@ class LoadedTokenizer(NamedTuple):
     """The tokenizer of an artifact."""
 
     tokenizer: PreTrainedTokenizerBase
-    side: Side
+    side: ModelVocabulary
     """Its vocabulary, as the artifact's networks use it."""
 
 
@@ -102,7 +102,7 @@ def load_tokenizer(opened: OpenedArtifact) -> LoadedTokenizer:
     return LoadedTokenizer(tokenizer, mine)
 
 
-def _differences(mine: Side, recorded: Side) -> str:
+def _differences(mine: ModelVocabulary, recorded: ModelVocabulary) -> str:
     """What makes one vocabulary another one; empty where nothing does."""
     try:
         if mine.vocabulary == recorded.vocabulary:

@@ -34,8 +34,8 @@ from valueadapter.artifact.config import Connection, Message, NetworkSpec, Value
 from valueadapter.artifact.config.prefix import as_prefix
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, IncompatibleBaseError
 from valueadapter.vocabulary.alignment import VocabularyAlignment
-from valueadapter.vocabulary.bridge import Link, connect, why_unreadable
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.bridge import VocabularyBridge, connect, why_unreadable
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -314,7 +314,7 @@ class ValueAdapter:
         """An adapter whose weights are independent of this one's."""
         return self.replaced(networks=[copy.deepcopy(network) for network in self.networks])
 
-    def connect(self, theirs: Side, base: str) -> Link | None:
+    def connect(self, theirs: ModelVocabulary, base: str) -> VocabularyBridge | None:
         """How this adapter meets a base model.
 
         Args:
@@ -340,7 +340,7 @@ class ValueAdapter:
             ) from error
 
     @functools.cached_property
-    def side(self) -> Side:
+    def side(self) -> ModelVocabulary:
         """The adapter's vocabulary as its networks use it."""
         return side_of(self.tokenizer, self.config.vocabulary.logits_width)
 

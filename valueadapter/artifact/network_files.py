@@ -5,13 +5,13 @@ What is checked here is what the network is loaded from, also where another proc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from valueadapter.artifact import file_names
+from valueadapter.artifact.config.parts import COMMIT
 from valueadapter.artifact.json_file import parse_object
 from valueadapter.artifact.network_settings import check_lora, check_settings
 from valueadapter.artifact.weight_file import WeightFile
@@ -126,7 +126,7 @@ def _check_settings(network: OpenedNetwork, width: int) -> None:
     config, directory = network.settings, network.directory
     if network.is_lora:
         path = directory / file_names.PEFT_CONFIG
-        if not re.fullmatch(r"[0-9a-f]{40}", str(config.get("revision"))):
+        if not COMMIT.fullmatch(str(config.get("revision"))):
             raise ArtifactError(
                 f"'{path}' names '{config.get('base_model_name_or_path')}' "
                 "without a commit as 'revision'; set it to a 40-hex commit hash, so that the network cannot "

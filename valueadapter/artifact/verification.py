@@ -21,7 +21,7 @@ from valueadapter.artifact.network_files import OpenedNetwork, open_network
 from valueadapter.artifact.weight_file import WeightFile
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
 from valueadapter.vocabulary.alignment import VocabularyAlignment
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 from valueadapter.vocabulary.spec import VocabularySpec
 
 _DOWNLOAD_AGAIN = "Download or save the adapter again"
@@ -40,19 +40,19 @@ def read_config(directory: Path) -> ValueAdapterConfig:
         raise MissingFileError(f"there is no directory '{directory}'; expected one that holds a value adapter")
     path = directory / file_names.CONFIG
     if (directory / file_names.PEFT_CONFIG).exists() or not os.path.lexists(path):
-        raise what_is_it(os.listdir(directory), str(directory))
+        raise not_an_adapter_error(os.listdir(directory), str(directory))
     contents.check_inside(directory, path)
     try:
         return ValueAdapterConfig.from_json(path.read_text(encoding="utf-8"))
     except (ConfigError, NotAValueAdapterError) as error:
         if isinstance(error, NotAValueAdapterError):
-            raise what_is_it(os.listdir(directory), str(directory)) from None
+            raise not_an_adapter_error(os.listdir(directory), str(directory)) from None
         raise ConfigError(f"'{path}': {error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"'{path}' is not UTF-8 text. {_DOWNLOAD_AGAIN}") from None
 
 
-def what_is_it(names: Iterable[str], place: str) -> ArtifactError:
+def not_an_adapter_error(names: Iterable[str], place: str) -> ArtifactError:
     """The error for a directory or repository that is no value adapter, saying what it looks like instead.
 
     Args:
@@ -151,7 +151,7 @@ class OpenedArtifact:
     config: ValueAdapterConfig
     networks: tuple[OpenedNetwork | None, ...]
     tokenizer_files: Mapping[str, bytes]
-    side: Side
+    side: ModelVocabulary
     alignments: Mapping[str, VocabularyAlignment]
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -225,7 +225,7 @@ def _tokenizer_files(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths if path.is_file()}
 
 
-def _side(directory: Path, files: Mapping[str, bytes], recorded: VocabularySpec) -> Side:
+def _side(directory: Path, files: Mapping[str, bytes], recorded: VocabularySpec) -> ModelVocabulary:
     path = directory / file_names.TOKENIZER
     for name in (file_names.TOKENIZER, file_names.TOKENIZER_CONFIG):
         if name not in files:
@@ -244,7 +244,7 @@ def _side(directory: Path, files: Mapping[str, bytes], recorded: VocabularySpec)
     }
     text = _text(files[file_names.TOKENIZER], path)
     state = parse_object(text, path)
-    side = Side(text, recorded.logits_width, tokenizer_settings.eos_token(settings))
+    side = ModelVocabulary(text, recorded.logits_width, tokenizer_settings.eos_token(settings))
     try:
         found = side.spec
     except AlignmentError as error:
@@ -277,7 +277,7 @@ def read_alignments(directory: Path) -> dict[str, VocabularyAlignment]:
         return dict(opened.alignments)
 
 
-def _alignments(directory: Path, side: Side, recorded: VocabularySpec) -> dict[str, VocabularyAlignment]:
+def _alignments(directory: Path, side: ModelVocabulary, recorded: VocabularySpec) -> dict[str, VocabularyAlignment]:
     found = {}
     for path in sorted((directory / file_names.ALIGNMENTS).glob("[!.]*")):
         try:

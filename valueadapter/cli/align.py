@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from valueadapter import hub
 from valueadapter.artifact import file_names, verification
 from valueadapter.artifact.atomic_directory import check_target, copy_adapter, staged
+from valueadapter.artifact.config.parts import COMMIT
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import (
     AsJson,
@@ -24,12 +24,10 @@ from valueadapter.cli.artifacts import (
     compatibility_rows,
 )
 from valueadapter.errors import ConfigError
-from valueadapter.hub.small_files import Place, adapter_side
+from valueadapter.hub.small_files import SmallFiles, adapter_side
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 from valueadapter.vocabulary.bridge import alignment_name
 from valueadapter.vocabulary.compatibility import assess
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def align(
@@ -50,7 +48,7 @@ def align(
         check_target(output_dir)
     theirs = base_vocabulary(base_place(base, base_revision, token))
     directory = hub.fetch(adapter, hub.Download(revision=revision, token=token))
-    mine = adapter_side(Place(str(directory)))
+    mine = adapter_side(SmallFiles(str(directory)))
     alignment = VocabularyAlignment.build(mine, theirs)
     found = assess(mine, theirs, alignment=alignment)
     shown = {"adapter": adapter, "base": base, **(found.to_dict() if as_json else compatibility_rows(found))}
@@ -79,7 +77,7 @@ def _check(adapter: str, revision: str | None, *, output_dir: Path | None, push:
             f"--push adds to an adapter on the Hub, but '{adapter}' is a directory; use --output, then "
             "valueadapter push"
         )
-    if push and _COMMIT.fullmatch(revision or ""):
+    if push and COMMIT.fullmatch(revision or ""):
         raise ConfigError(f"--push needs a branch to push to; --revision names the commit {revision}")
 
 

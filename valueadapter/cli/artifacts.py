@@ -16,10 +16,10 @@ from valueadapter.artifact.config import ValueAdapterConfig, prefix_text
 from valueadapter.cli import output
 from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
-from valueadapter.hub.small_files import Place, adapter_side, base_side
+from valueadapter.hub.small_files import SmallFiles, adapter_side, base_side
 from valueadapter.vocabulary.bridge import alignment_name, connect, why_unreadable
 from valueadapter.vocabulary.compatibility import Compatibility, assess
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 Source = Annotated[str, typer.Argument(help="Hub ID (user/name) or directory of an adapter.", metavar="ADAPTER")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
@@ -94,7 +94,7 @@ def inspect(
         shown |= _described(facts.config)
         shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
     if base is not None:
-        mine = Place(adapter, facts.commit, subfolder=subfolder, token=token)
+        mine = SmallFiles(adapter, facts.commit, subfolder=subfolder, token=token)
         found, more, refusal = _verdict(facts, mine, base_place(base, base_revision, token))
         if as_json:
             shown["compatibility"] = {"base": base, **found.to_dict(), **more, **refusal}
@@ -117,21 +117,21 @@ def verify(
     output.facts({"verified": str(directory), **described}, as_json=as_json)
 
 
-def base_place(name: str, revision: str | None, token: str | None) -> Place:
+def base_place(name: str, revision: str | None, token: str | None) -> SmallFiles:
     """One commit of the base, so that its files belong together; the cached one where the Hub cannot be reached."""
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Place(name, hub.resolve_commit(name, revision, token=token), token=token)
+        return SmallFiles(name, hub.resolve_commit(name, revision, token=token), token=token)
     except HFValidationError:
-        return Place(name, token=token)  # which says what it expected when it is read
+        return SmallFiles(name, token=token)  # which says what it expected when it is read
     except NotAValueAdapterError:
         raise IncompatibleBaseError(
             f"base model '{name}' is a dataset or a space on the Hub; name a causal language model"
         ) from None
 
 
-def base_vocabulary(base: Place) -> Side:
+def base_vocabulary(base: SmallFiles) -> ModelVocabulary:
     """The vocabulary of a base, with the Hub's refusals in words of ours."""
     with readable(Asked(base.name, base.revision, base.token)):
         return base_side(base)
@@ -166,7 +166,7 @@ def _cost_rows(found: Compatibility, more: Mapping[str, int | None]) -> dict[str
 
 
 def _verdict(
-    facts: hub.RepositoryFacts, adapter: Place, base: Place
+    facts: hub.RepositoryFacts, adapter: SmallFiles, base: SmallFiles
 ) -> tuple[Compatibility, dict[str, int | None], dict[str, str]]:
     """How the two go together, what it costs, and why it cannot be, where it cannot."""
     theirs = base_vocabulary(base)

@@ -6,9 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from valueadapter.demonstrations.responses import Record, responses, same_demonstration
+from valueadapter.demonstrations.responses import Record, same_demonstration
 from valueadapter.errors import ConfigError
 
 
@@ -63,16 +61,3 @@ def draw(records: Sequence[Record], shots: int, *, seed: int = 0) -> list[Record
     if len(records) < shots:
         raise ConfigError(f"{shots} demonstrations were asked for and there are {len(records)}")
     return random.Random(seed).sample(list(records), shots)
-
-
-def tokens_too_many(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], context: Sequence[Record]
-) -> int:
-    """By how many tokens the longest record after the context goes beyond what the model can read; 0 if it fits."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
-        return 0
-    longest: int = max(
-        responses([record], tokenizer, context=context).inputs["input_ids"].shape[1] for record in records
-    )
-    return max(0, longest - int(limit))

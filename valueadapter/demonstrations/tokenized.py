@@ -145,6 +145,12 @@ def _tokenized_stream(
     return data.map(read, with_indices=True, remove_columns=columns)
 
 
+def left_padded(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
+    """Rows of different length as one tensor, (batch, longest), with `value` before the shorter ones."""
+    width = max(map(len, rows))
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
+
+
 class Collator:
     """Pads a batch on the left, so that responses end together and one number says which logits are needed.
 
@@ -158,15 +164,11 @@ class Collator:
     def __call__(self, records: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
         """Records of different length -> `input_ids, attention_mask, position_ids, labels`, each (batch, seq)."""
         width = max(len(record["input_ids"]) for record in records)
-
-        def padded(key: str, value: int) -> torch.Tensor:
-            return torch.tensor([[value] * (width - len(r[key])) + list(r[key]) for r in records])
-
         lengths = torch.tensor([[width - len(record["input_ids"])] for record in records])
         positions = torch.arange(width) - lengths
         return {
-            "input_ids": padded("input_ids", self.pad_token_id),
+            "input_ids": left_padded([record["input_ids"] for record in records], self.pad_token_id),
             "attention_mask": (positions >= 0).long(),
             "position_ids": positions.clamp(min=0),
-            "labels": padded("labels", IGNORED),
+            "labels": left_padded([record["labels"] for record in records], IGNORED),
         }

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.demonstrations.responses import Record, shape_of
-from valueadapter.demonstrations.selection import draw, tokens_too_many, without
+from valueadapter.demonstrations.selection import draw, without
 from valueadapter.demonstrations.sources import all_checked
 from valueadapter.demonstrations.tokenized import as_context
 from valueadapter.errors import ConfigError, ValueAdapterError
 from valueadapter.evaluation.calibration import calibrate_scale
 from valueadapter.evaluation.kept import Kept, digest, kept_score, state_of
-from valueadapter.evaluation.metrics import evaluate
+from valueadapter.evaluation.metrics import evaluate, tokens_too_many
 from valueadapter.evaluation.report import Arm, BaseResult, Report
 from valueadapter.evaluation.score import Score
 from valueadapter.model.modeling import ValueAdapterForCausalLM

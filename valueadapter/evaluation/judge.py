@@ -17,7 +17,7 @@ from transformers.generation import StopStringCriteria
 
 from valueadapter.demonstrations.encoding import prompt_ids, response_ids, response_text
 from valueadapter.demonstrations.messages import render
-from valueadapter.demonstrations.tokenized import IGNORED
+from valueadapter.demonstrations.tokenized import IGNORED, left_padded
 from valueadapter.errors import AdapterNameError, ConfigError
 from valueadapter.evaluation.stops import as_set, stop_tokens
 from valueadapter.forward.bounded_logits import pieces
@@ -222,9 +222,9 @@ def _score(
 
 def _log_likelihoods(model: ValueAdapterForCausalLM, question: _Question, answers: Sequence[list[int]]) -> torch.Tensor:
     """Of each answer's tokens, in nats, (batch, longest answer), padded on the left with 0."""
-    ids = _padded([question.ids + answer for answer in answers]).to(model.device)
-    mask = _padded([[1] * (len(question.ids) + len(answer)) for answer in answers]).to(model.device)
-    own = _padded([[1] * len(answer) for answer in answers]).bool().to(model.device)
+    ids = left_padded([question.ids + answer for answer in answers]).to(model.device)
+    mask = left_padded([[1] * (len(question.ids) + len(answer)) for answer in answers]).to(model.device)
+    own = left_padded([[1] * len(answer) for answer in answers]).bool().to(model.device)
     longest = own.shape[1]
     inputs: dict[str, Any] = {
         "input_ids": ids,
@@ -299,12 +299,6 @@ def _encoded(responses: Sequence[str], question: _Question, tokenizer: PreTraine
             f"response {encoded.index([])} is empty, so that there is nothing to score; expected text. Leave it out"
         )
     return encoded
-
-
-def _padded(rows: Sequence[list[int]]) -> torch.Tensor:
-    """Rows of different length as one tensor, (batch, longest), padded on the left with 0."""
-    width = max(map(len, rows))
-    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 def until_end(ids: list[int], stops: set[int]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from valueadapter.adapter.network import longest_text
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.responses import (
     Record,
@@ -254,3 +255,16 @@ def normalised(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces (as SQuAD's script does, Rajpurkar et al. 2016)."""
     text = "".join(" " if c in string.punctuation else c for c in text.lower())
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def tokens_too_many(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], context: Sequence[Record]
+) -> int:
+    """By how many tokens the longest record after the context goes beyond what the model can read; 0 if it fits."""
+    limit = longest_text(model)
+    if limit is None:
+        return 0
+    longest: int = max(
+        responses([record], tokenizer, context=context).inputs["input_ids"].shape[1] for record in records
+    )
+    return max(0, longest - limit)

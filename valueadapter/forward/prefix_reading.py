@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from valueadapter.adapter.devices import execution_device
 from valueadapter.adapter.heads import last_hidden_state
 from valueadapter.adapter.model_state import Moment, moment
+from valueadapter.adapter.network import longest_text
 from valueadapter.artifact.config import Prefix
 from valueadapter.demonstrations.messages import render
 from valueadapter.errors import ConfigError, UnsupportedModeError
@@ -138,36 +139,48 @@ class BasePrefix:
         if state is not None and state.ids == self.ids and state.begun:
             return ids, state
         past = cache.read_by(self.part) if cache is not None else 0
-        if state.ids != self.ids if state is not None else past > 0:
+        if past > 0 if state is None else state.ids != self.ids:
             raise UnsupportedModeError(
                 "this cache was begun with another base prefix, or none. Start with a new cache after changing the "
                 "prefix or the active adapters"
             )
         length = past + ids.shape[1]
         self.check_length(length)
-        padding = ids.new_zeros(len(ids)) if mask is None else _padding(mask)
-        here = (padding >= past) & (padding < length)
-        at = (here.nonzero()[:, 0], (padding - past)[here])
-        again = self._starts_again(ids[at])
-        lead = len(self.ids) - 1 if again else len(self.ids)
-        begun = bool((padding < length).all())
+
+        # a row begins behind its padding, in this call, in an earlier one or in a later one (chunked prefill)
+        row_starts = ids.new_zeros(len(ids)) if mask is None else _padding(mask)
+        starts_here = (row_starts >= past) & (row_starts < length)
+        at = (starts_here.nonzero()[:, 0], (row_starts - past)[starts_here])
+        all_begun = bool((row_starts < length).all())
+
+        # a prompt that begins with the token that begins texts gives its place to the prefix's last token, so that
+        # the prefix's keys and values are needed up to that one only
+        starts_again = self._starts_again(ids[at])
+        lead = len(self.ids) - 1 if starts_again else len(self.ids)
         if state is None:
-            state = PrefixState(self.ids, lead, self._must_read(padding, lead + length, cache), begun)
-            if state.after_padding and not begun:
-                raise UnsupportedModeError(
-                    "the first chunk of the prompts ends within a row's padding, and this base must read its prefix "
-                    "after the padding; make prefill_chunk_size larger than the padding, or leave it out"
-                )
+            state = self._first_state(row_starts, lead, length, cache, all_begun=all_begun)
             if cache is not None and not state.after_padding:
                 self._fill(cache.parts[self.part], len(ids), lead, length)
         elif len(at[0]) and state.lead != lead:
             raise UnsupportedModeError(_MIXED)
         if cache is not None:
-            cache.prefixes[self.part] = state._replace(begun=begun and reads_now)
-        if again:
+            cache.prefixes[self.part] = state._replace(begun=all_begun and reads_now)
+        if starts_again:
             ids = ids.clone()
             ids[at] = self.ids[-1]
         return ids, state
+
+    def _first_state(
+        self, row_starts: torch.Tensor, lead: int, length: int, cache: ValueAdapterCache | None, *, all_begun: bool
+    ) -> PrefixState:
+        """How a cache begins: with the prefix before the padding, or behind it where the model must read it so."""
+        state = PrefixState(self.ids, lead, self._must_read(row_starts, lead + length, cache), all_begun)
+        if state.after_padding and not all_begun:
+            raise UnsupportedModeError(
+                "the first chunk of the prompts ends within a row's padding, and this base must read its prefix "
+                "after the padding; make prefill_chunk_size larger than the padding, or leave it out"
+            )
+        return state
 
     def call(
         self,
@@ -234,8 +247,8 @@ class BasePrefix:
         Raises:
             UnsupportedModeError: too long, saying by how much.
         """
-        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
-        if limit and tokens and tokens + len(self.ids) > limit > 0:
+        limit = longest_text(self.base)
+        if limit and tokens and tokens + len(self.ids) > limit:
             reader = "the base" if self.part == BASE else "a value network"
             raise UnsupportedModeError(
                 f"the base prefix has {len(self.ids):,} tokens, prompt and answer may have {tokens:,}, and {reader} "

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from valueadapter.adapter.devices import execution_device
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.vocabulary.retokenizer import ContextAligner
+from valueadapter.vocabulary.retokenizer import Retokenizer
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Node:
 class Row:
     """One row between two calls."""
 
-    text: ContextAligner
+    text: Retokenizer
     slots: list[bool] = field(default_factory=list)
     """For each token of the base's cache, whether it is text (True) or padding."""
     places: list[int | None] = field(default_factory=list)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from valueadapter.adapter.devices import execution_device
-from valueadapter.adapter.network import fit_width
+from valueadapter.adapter.network import fit_width, longest_text
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring, refined, trials
 from valueadapter.forward.positions import check_goes_on, places_of
@@ -24,7 +24,7 @@ from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.ragged_cache import RowLayer, Slots
 from valueadapter.forward.row_plan import Plan, Prompt, Row, masks
 from valueadapter.forward.steps import longest_alike
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 _ROWS_KEPT = 4
 """Last rows of logits that refinements find without computing them again: most tokens take back fewer."""
@@ -46,7 +46,7 @@ class TextReader(CacheLayerMixin):
 
     def __init__(
         self,
-        reading: Reading,
+        reading: RetokenizingRules,
         width: int,
         refinement: Centring | None = None,
         prefix: BasePrefix | None = None,
@@ -125,7 +125,7 @@ class TextReader(CacheLayerMixin):
     def _begin(self, rows: int) -> None:
         """As many rows without text, behind the prefix where there is one."""
         lead = self.prefix.ids if self.prefix is not None else ()
-        self.rows = [Row(ContextAligner(self.reading, lead)) for _ in range(rows)]
+        self.rows = [Row(Retokenizer(self.reading, lead)) for _ in range(rows)]
         states = self.prefix.states() if self.prefix is not None else None
         if states is None:
             return  # read with the text
@@ -193,28 +193,35 @@ class TextReader(CacheLayerMixin):
         """One forward pass for all rows; the logits that were wanted."""
         count = max(len(plan.nodes) for plan in plans)
         if count:
+            # the head is run from the first position on that anybody asks for: what callers want, the row's last
+            # tokens (the next call may begin with their logits), and what trials are made of
             recent = _ROWS_KEPT if self.refinement else 1
-            first = min(
-                (
-                    node + count - len(p.nodes)
-                    for p in plans
-                    for node in [*p.wants, *p.stack[-recent:], *(row for t in p.trials for row in t.rows())]
-                    if node >= 0
-                ),
-                default=0,
-            )
+            asked = [
+                node + count - len(plan.nodes)  # rows are padded on the left
+                for plan in plans
+                for node in (*plan.wants, *plan.stack[-recent:], *(n for trial in plan.trials for n in trial.rows()))
+                if node >= 0
+            ]
+            first = min(asked, default=0)
             logits = self._forward(network, plans, count, device, keep=count - first, remember=remember)
             logits = fit_width(logits, self.width)
-        else:
+        else:  # nothing new to read, as where the base's tokens end within a character
             first, logits = 0, network.get_output_embeddings().weight.new_zeros(len(plans), 1, self.width)
+
+        # from a row's own count of its nodes to places in the logits; what is below 0 was kept by an earlier call
         shifts = [count - len(plan.nodes) - first for plan in plans]
-        wanted = self._gather(
-            logits, [[w if w < 0 else w + s for w in p.wants] for p, s in zip(plans, shifts, strict=True)]
-        )
+        places = [
+            [node if node < 0 else node + shift for node in plan.wants]
+            for plan, shift in zip(plans, shifts, strict=True)
+        ]
+        wanted = self._gather(logits, places)
         if self.refinement is not None:
             self._refine(plans, logits.detach(), shifts)
         if remember:
-            tops = [[p.stack[-1] + s if p.stack else p.want()] for p, s in zip(plans, shifts, strict=True)]
+            tops = [
+                [plan.stack[-1] + shift if plan.stack else plan.want()]
+                for plan, shift in zip(plans, shifts, strict=True)
+            ]
             self._last = self._gather(logits.detach(), tops)[:, 0]
             for index, plan in enumerate(plans):
                 self._settle(index, plan)
@@ -361,7 +368,7 @@ def _last(attention_mask: torch.Tensor, length: int) -> list[list[bool]]:
 
 def _check_length(network: PreTrainedModel, plans: Sequence[Plan], to_come: int | None) -> None:
     """Raises where the text is too long, or will be if every base token to come is one of the network's."""
-    limit = longest_alike(network) or getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_alike(network) or longest_text(network)
     longest = max(len(plan.row.text.ids) for plan in plans) + max(0, to_come or 0)
     if limit and longest > limit:
         raise UnsupportedModeError(

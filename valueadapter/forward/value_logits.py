@@ -26,8 +26,8 @@ from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.steps import Steps, logits_of
 from valueadapter.forward.text_reader import TextReader
-from valueadapter.vocabulary.bridge import Link
-from valueadapter.vocabulary.retokenizer import Reading
+from valueadapter.vocabulary.bridge import VocabularyBridge
+from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
 
 class Term(NamedTuple):
@@ -43,7 +43,7 @@ class Term(NamedTuple):
     """Never 0."""
     tokenizer: PreTrainedTokenizerBase
     """The adapter's."""
-    link: Link | None
+    link: VocabularyBridge | None
     """None where the base has the adapter's vocabulary."""
     refinement: Centring | None = None
     """Where the base's likeliest tokens get better values than the map's (mode `chain`)."""
@@ -54,9 +54,9 @@ class Term(NamedTuple):
 
     def reader(self, part: str) -> TextReader:
         """An empty reader for one of the networks."""
-        link = cast(Link, self.link)
+        link = cast(VocabularyBridge, self.link)
         width = link.alignment.value.logits_width
-        return TextReader(cast(Reading, link.reading), width, self.refinement, self.prefix_of(part))
+        return TextReader(cast(RetokenizingRules, link.reading), width, self.refinement, self.prefix_of(part))
 
     def prefix_of(self, part: str) -> BasePrefix | None:
         """What one of the networks reads before the prompt."""

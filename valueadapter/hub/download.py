@@ -209,7 +209,7 @@ def _first_look(asked: Asked, subfolder: str) -> tuple[str, ValueAdapterConfig]:
     except NotAValueAdapterError:
         pass  # the listing on the Hub, not the two files here, says what it is
     names = {name.split("/")[0] for name in _visible(sizes_at(asked, commit), subfolder)}
-    raise verification.what_is_it(names, f"{asked.repo_id}/{subfolder}".rstrip("/"))
+    raise verification.not_an_adapter_error(names, f"{asked.repo_id}/{subfolder}".rstrip("/"))
 
 
 def _files_of(config: ValueAdapterConfig, subfolder: str) -> list[str]:

@@ -10,12 +10,12 @@ from typing import Any
 from valueadapter.artifact import file_names
 from valueadapter.artifact.config import MODEL_TYPE, ValueAdapterConfig
 from valueadapter.errors import ConfigError, IncompatibleBaseError, MissingFileError
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 
 # -- from names to vocabularies ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Place:
+class SmallFiles:
     """Where the small files of a model or an adapter are."""
 
     name: str
@@ -85,27 +85,27 @@ class Place:
         return {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
-def sides(adapter: Place, base: Place) -> tuple[Side, Side]:
+def sides(adapter: SmallFiles, base: SmallFiles) -> tuple[ModelVocabulary, ModelVocabulary]:
     """The vocabularies of an adapter and of a base, from their small files only.
 
     Raises:
         MissingFileError, ConfigError: the adapter lacks its tokenizer or configuration.
         IncompatibleBaseError: the base has no tokenizer.json, or does not say how wide its logits are.
-        huggingface_hub.errors: see `Place.file`.
+        huggingface_hub.errors: see `SmallFiles.file`.
     """
     return adapter_side(adapter), base_side(base)
 
 
-def adapter_side(place: Place) -> Side:
+def adapter_side(place: SmallFiles) -> ModelVocabulary:
     """The adapter's part of `sides`."""
     paths = {name: place.file(name) for name in (file_names.CONFIG, file_names.TOKENIZER)}
     if missing := [name for name, path in paths.items() if path is None]:
         raise MissingFileError(f"adapter '{place.name}' has no {missing[0]}; save or push it again")
     config, tokenizer = (path.read_text(encoding="utf-8") for path in paths.values() if path is not None)
-    return Side(tokenizer, ValueAdapterConfig.from_json(config).vocabulary.logits_width, _eos_token(place))
+    return ModelVocabulary(tokenizer, ValueAdapterConfig.from_json(config).vocabulary.logits_width, _eos_token(place))
 
 
-def base_side(place: Place) -> Side:
+def base_side(place: SmallFiles) -> ModelVocabulary:
     """The base's part of `sides`."""
     config = place.file(file_names.CONFIG)
     if config is None:
@@ -119,10 +119,10 @@ def base_side(place: Place) -> Side:
             f"the tokenizer of base model '{place.name}' was not found: it has no {file_names.TOKENIZER}. Name a model "
             "that has one; Python users can pass tokenizer= to ValueAdapterForCausalLM.from_pretrained"
         )
-    return Side(tokenizer.read_text(encoding="utf-8"), width, _eos_token(place))
+    return ModelVocabulary(tokenizer.read_text(encoding="utf-8"), width, _eos_token(place))
 
 
-def _vocab_size(path: Path, place: Place) -> int:
+def _vocab_size(path: Path, place: SmallFiles) -> int:
     """Columns of a model's logits as its config.json says, or as its model type has them by default."""
     config = _json(path)
     text = config.get("text_config")
@@ -147,7 +147,7 @@ def _default_vocab_size(directory: Path) -> object:
         return None
 
 
-def _eos_token(place: Place) -> str | None:
+def _eos_token(place: SmallFiles) -> str | None:
     """The token that ends a text; older repositories name it in special_tokens_map.json only."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 

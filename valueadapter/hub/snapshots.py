@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from valueadapter.artifact.config.parts import COMMIT
 from valueadapter.errors import NotAValueAdapterError
 from valueadapter.hub.failures import Asked
 from valueadapter.version import __version__
 
 _LOG = logging.getLogger(__name__)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve(asked: Asked) -> str:
@@ -21,7 +20,7 @@ def resolve(asked: Asked) -> str:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    if asked.local_files_only or _COMMIT.fullmatch(asked.revision or ""):
+    if asked.local_files_only or COMMIT.fullmatch(asked.revision or ""):
         return _remembered(asked)
     api = asked.api
     try:

@@ -237,7 +237,7 @@ def _networks_of_earlier(api: HfApi, head: ModelInfo) -> list[str]:
 
 
 def _occupied(head: ModelInfo) -> ArtifactError:
-    found = verification.what_is_it({name.split("/")[0] for name in _names(head)}, head.id)
+    found = verification.not_an_adapter_error({name.split("/")[0] for name in _names(head)}, head.id)
     return NotAValueAdapterError(f"{found}. Pushing an adapter there would spoil it: choose another repository")
 
 

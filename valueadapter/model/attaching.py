@@ -30,7 +30,7 @@ from valueadapter.model.joint_head import OutputHead
 from valueadapter.model.registry import Attached
 from valueadapter.model.sanity_check import check_effect
 from valueadapter.model.status import StatusMethods
-from valueadapter.vocabulary.bridge import Link
+from valueadapter.vocabulary.bridge import VocabularyBridge
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             return adapter
         return adapter.replaced(networks=networks)
 
-    def _recommended_scale(self, adapter: ValueAdapter, link: Link | None) -> float:
+    def _recommended_scale(self, adapter: ValueAdapter, link: VocabularyBridge | None) -> float:
         vocabulary = adapter.config.vocabulary if link is None else link.alignment.base
         if not adapter.config.scales:
             return adapter.config.scale

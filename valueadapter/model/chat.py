@@ -12,6 +12,7 @@ from typing import Any, cast
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import get_json_schema
 
+from valueadapter.demonstrations.tokenized import left_padded
 from valueadapter.errors import ConfigError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.row_plan import Prompt
@@ -79,12 +80,8 @@ class ChatMethods(WrappedModel):
                 chats, term, len(rows), tokenizer
             )  # so that what an adapter's template cannot do is said at once
         pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-        width = max(map(len, rows))
-        data = {
-            "input_ids": [[pad] * (width - len(row)) + row for row in rows],
-            "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
-        }
-        inputs = BatchEncoding(data, tensor_type="pt").to(self.device)
+        data = {"input_ids": left_padded(rows, pad), "attention_mask": left_padded([[1] * len(row) for row in rows])}
+        inputs = BatchEncoding(data).to(self.device)
         inputs["messages"] = chats
         return inputs
 

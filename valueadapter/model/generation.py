@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.pytorch_utils import move_to_device
 
 from valueadapter.adapter.devices import execution_device
-from valueadapter.adapter.network import logits_width
+from valueadapter.adapter.network import logits_width, longest_text
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.prefix_reading import BasePrefix
@@ -347,8 +347,8 @@ def _without_cache(base: PreTrainedModel, terms: list[Term]) -> PreTrainedModel 
 
 
 def _check_length(name: str, model: PreTrainedModel, longest: int | None) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and longest and longest > limit > 0:  # -1 says that there is none
+    limit = longest_text(model)
+    if limit and longest and longest > limit:
         raise UnsupportedModeError(
             f"prompt and answer may be {longest:,} tokens long, and {name} reads {limit:,} at most; shorten the "
             "prompt, or lower max_new_tokens"

@@ -14,7 +14,7 @@ from valueadapter.adapter.tokenizer_loading import load_tokenizer, side_of
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.errors import IncompatibleBaseError
 from valueadapter.vocabulary.compatibility import say_how_they_meet
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 
 class Loaded(NamedTuple):
@@ -23,7 +23,7 @@ class Loaded(NamedTuple):
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     """The base's."""
-    side: Side
+    side: ModelVocabulary
     """The base's vocabulary, of the width that its configuration says."""
     adapter: ValueAdapter
 

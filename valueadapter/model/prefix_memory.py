@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Prefix
 from valueadapter.forward.prefix_reading import BasePrefix, begins_texts, prefix_ids
-from valueadapter.vocabulary.bridge import Link
+from valueadapter.vocabulary.bridge import VocabularyBridge
 
 PREFIXES_KEPT = 16
 """Prefixes of which keys and values are kept, those that were read last."""
@@ -33,7 +33,7 @@ class KnownPrefix:
     """When it was read last, in readings of any prefix."""
 
     def of_networks(
-        self, adapter: ValueAdapter, parts: Sequence[str], *, serial: int, link: Link | None, prefix: Prefix
+        self, adapter: ValueAdapter, parts: Sequence[str], *, serial: int, link: VocabularyBridge | None, prefix: Prefix
     ) -> tuple[BasePrefix | None, ...]:
         """How each network of an adapter reads it; None for one that does not.
 
@@ -111,7 +111,7 @@ def how_set(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
 
 
 def network_prefixes(
-    adapter: ValueAdapter, parts: Sequence[str], link: Link | None, prefix: Prefix, base: BasePrefix
+    adapter: ValueAdapter, parts: Sequence[str], link: VocabularyBridge | None, prefix: Prefix, base: BasePrefix
 ) -> tuple[BasePrefix | None, ...]:
     """What each network of an adapter reads before the prompt: the base's tokens, or where it reads text, its own.
 

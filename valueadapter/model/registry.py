@@ -27,8 +27,8 @@ from valueadapter.forward.value_logits import Term
 from valueadapter.model.loading import find_tokenizer
 from valueadapter.model.prefix_memory import PrefixMemory
 from valueadapter.model.thread_scope import Block, Names, Scope, current_scope, scoped
-from valueadapter.vocabulary.bridge import Link
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.bridge import VocabularyBridge
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Attached:
     serial: int
     """Tells apart adapters that bore one name at different times, so that a cache of the first is not taken for one of
     the second."""
-    link: Link | None
+    link: VocabularyBridge | None
     """None where the base has the adapter's vocabulary."""
     refinement: Centring | None = None
     """In mode `chain`, where the map's values are bettered: what is needed for it."""
@@ -85,7 +85,7 @@ class AttachedAdapters:
         self.enabled = True
         self.given_prefix: Prefix | Recorded | None = RECORDED
         self.prefixes = PrefixMemory(base, self._prefixes_in_use)
-        self._side: Side | None = None
+        self._side: ModelVocabulary | None = None
         self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
 
     # -- which there are ---------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class AttachedAdapters:
             self.tokenizer = find_tokenizer(self.base.name_or_path)
         return self.tokenizer
 
-    def base_side(self) -> Side:
+    def base_side(self) -> ModelVocabulary:
         """The base's vocabulary; read anew where the tokenizer is not as it was.
 
         Raises:
@@ -316,7 +316,7 @@ class AttachedAdapters:
         self._side_of = now
         return self._side
 
-    def take_side(self, side: Side) -> None:
+    def take_side(self, side: ModelVocabulary) -> None:
         """Takes the vocabulary that was read while the base was found, if it is as wide as the base's logits."""
         if side.width == logits_width(self.base):
             self._side = side

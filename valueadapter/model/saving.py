@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from valueadapter.adapter.injected_lora import States, apart
+from valueadapter.adapter.injected_lora import States, as_saveable
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config.prefix import Recorded
 from valueadapter.model.wrapped import WrappedModel
@@ -82,7 +82,7 @@ class SavingMethods(WrappedModel):
         states = None
         if state_dict is not None:
             states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
-        return apart(adapter, getattr(self, "peft_config", None) or {}, states)
+        return as_saveable(adapter, getattr(self, "peft_config", None) or {}, states)
 
     def as_trained(self, adapter_name: str) -> ValueAdapter:
         """An attached adapter with the scale that it is trained at and the prefix that the base reads meanwhile.

@@ -100,7 +100,7 @@ def base_states(
     return prefix.on(base).hidden(*inputs)[:, :-1][mask]
 
 
-def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
+def why_logits_are_needed(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
     """Why the loss of these adapters cannot be computed from hidden states; None where it can."""
     if len(terms) != 1:
         return "it is for one adapter, with a scale that is not 0"
@@ -115,7 +115,7 @@ def why_not(terms: Sequence[Term], base: PreTrainedModel) -> str | None:
     return None
 
 
-def weight_of_base(coefficients: Sequence[float], scale: float, stand_ins: frozenset[int], penalised: bool) -> float:
+def base_weight(coefficients: Sequence[float], scale: float, stand_ins: frozenset[int], penalised: bool) -> float:
     """What the base's logits count for, together with the networks that stand in for it.
 
     Args:
@@ -149,36 +149,40 @@ def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
 def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
     width = len(request.value_heads[0].weight)  # ids beyond it are padding of the base's logits, and no token
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
+    networks_to_run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
+    value_hidden = {index: known.hidden(term.networks[index])[:, :-1] for index in networks_to_run}
+
+    # a stand-in is the base: its share of the sum goes into the base's weight, unless a penalty looks at it by itself
     penalised = request.penalty.kind != "none"
-    of_base = weight_of_base(term.coefficients, term.scale, request.stand_ins, penalised)
-    run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
-    value_hidden = {index: known.hidden(term.networks[index])[:, :-1] for index in run}
+    weight = base_weight(term.coefficients, term.scale, request.stand_ins, penalised)
     summed = [index for index in range(len(term.networks)) if penalised or index in value_hidden]
-    weights = [term.coefficients[index] for index in summed]
-    value_head = joined([request.value_heads[index] for index in summed], weights)
+    coefficients = [term.coefficients[index] for index in summed]
+    value_head = joined([request.value_heads[index] for index in summed], coefficients)
+
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
     total: torch.Tensor | None = None
     for part in request.parts:
         rows = slice(None) if part.rows is None else part.rows
-        mask, batch = wanted[rows], inputs.of_rows(part.rows)
+        mask = wanted[rows]
         if not mask.any():
             _checked(part.states, mask)
             continue
-        own = {index: hidden[rows][mask] for index, hidden in value_hidden.items()}
-        like = own[run[0]]
-        if of_base == 0:
+        value_states = {index: hidden[rows][mask] for index, hidden in value_hidden.items()}
+        like = value_states[networks_to_run[0]]
+        if weight == 0:  # base and stand-ins cancel out, and neither runs
             base = LazyLogits(like.new_zeros(len(like), 0), Head(part.head.weight[:, :0]))
         else:
-            states = _checked(part.states, mask)
-            states = base_states(part.base, batch, mask, part.prefix) if states is None else states
-            states = states.to(like.device)
-            own |= dict.fromkeys(request.stand_ins, states.to(like.dtype))
-            base = LazyLogits(states if of_base == 1 else of_base * states, joined([part.head], [of_base]))
+            states = _base_states(part, inputs.of_rows(part.rows), mask).to(like.device)
+            value_states |= dict.fromkeys(request.stand_ins, states.to(like.dtype))
+            base = LazyLogits(states if weight == 1 else weight * states, joined([part.head], [weight]))
         # Σ c z = [c h, …] @ [W, …]^T: several networks are one with as many hidden units as they have together
-        units = torch.cat([own[i] if c == 1 else c * own[i] for i, c in zip(summed, weights, strict=True)], dim=-1)
+        weighted = [
+            value_states[index] if coefficient == 1 else coefficient * value_states[index]
+            for index, coefficient in zip(summed, coefficients, strict=True)
+        ]
         sums = summed_loss(
             base,
-            LazyLogits(units, value_head),
+            LazyLogits(torch.cat(weighted, dim=-1), value_head),
             labels=targets[rows][mask],
             scale=term.scale,
             penalty=request.penalty,
@@ -188,6 +192,12 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
     if total is None:  # a batch without a response has gradients too, of zero, which other processes wait for
         return 0 * torch.stack([hidden.sum(dtype=torch.float32) for hidden in value_hidden.values()]).sum()
     return total
+
+
+def _base_states(part: BasePart, inputs: TextInputs, mask: torch.Tensor) -> torch.Tensor:
+    """Those that were given, or those that the base computes now."""
+    given = _checked(part.states, mask)
+    return base_states(part.base, inputs, mask, part.prefix) if given is None else given
 
 
 def _checked(states: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ from valueadapter.errors import ConfigError
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.model.outputs import ValueAdapterOutput
 from valueadapter.training.bases import TrainingBases, records_of
-from valueadapter.training.batch_loss import LossRequest, weight_of_base, why_not
+from valueadapter.training.batch_loss import LossRequest, base_weight, why_logits_are_needed
 from valueadapter.training.state_store import Say
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class HiddenStateLoss:
 
     def _base_counts(self, stand_ins: frozenset[int]) -> bool:
         (term,) = cast(ValueAdapterForCausalLM, self.model).attached.terms()
-        return weight_of_base(term.coefficients, term.scale, stand_ins, self.penalty.kind != "none") != 0
+        return base_weight(term.coefficients, term.scale, stand_ins, self.penalty.kind != "none") != 0
 
     def _why_logits(self) -> str | None:
         """Why the loss cannot be computed from hidden states; None where it can."""
@@ -125,7 +125,7 @@ class HiddenStateLoss:
         settings["a network reads the base prefix"] = any(
             prefix for term in model.attached.terms() for prefix in term.prefixes
         )
-        return next((reason for reason, holds in settings.items() if holds), None) or why_not(
+        return next((reason for reason, holds in settings.items() if holds), None) or why_logits_are_needed(
             model.attached.terms(), model.base
         )
 

@@ -6,7 +6,6 @@ Knows PEFT's file of weights; nothing of what is trained or of artifacts.
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,9 +15,8 @@ from transformers import PreTrainedModel
 from valueadapter.adapter.network import merged
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
+from valueadapter.artifact.config.parts import COMMIT
 from valueadapter.errors import CheckpointError
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_unpinned_lora(network: PreTrainedModel) -> bool:
@@ -26,7 +24,7 @@ def is_unpinned_lora(network: PreTrainedModel) -> bool:
     configs = getattr(network, "peft_config", None)
     if not isinstance(configs, dict):
         return False
-    return not all(_COMMIT.fullmatch(str(config.revision)) for config in configs.values())
+    return not all(COMMIT.fullmatch(str(config.revision)) for config in configs.values())
 
 
 def unpinned_lora(adapter: ValueAdapter) -> PreTrainedModel | None:

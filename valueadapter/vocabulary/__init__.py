@@ -5,7 +5,7 @@ from valueadapter import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
-        "Side": "model_vocabulary",
+        "ModelVocabulary": "model_vocabulary",
         "VocabularyAlignment": "alignment",
         "assess": "compatibility",
     },

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from valueadapter.errors import AlignmentError, ConfigError
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 from valueadapter.vocabulary.spec import VocabularySpec
 from valueadapter.vocabulary.strict_json import from_json
 
@@ -79,7 +79,7 @@ class VocabularyAlignment:
 
     # -- building ----------------------------------------------------------------------------------------------------
     @classmethod
-    def build(cls, value: Side, base: Side) -> VocabularyAlignment:
+    def build(cls, value: ModelVocabulary, base: ModelVocabulary) -> VocabularyAlignment:
         """Computes the map; 262,144 rows take seconds.
 
         Args:
@@ -177,7 +177,7 @@ class VocabularyAlignment:
                     "valueadapter align"
                 )
 
-    def check_value_side(self, value: Side) -> None:
+    def check_value_side(self, value: ModelVocabulary) -> None:
         """Raises unless the map says of the value vocabulary what any map to another one must say.
 
         Whether it is the map to its base as well, only the base's tokenizer tells: see `check_built`.
@@ -291,13 +291,13 @@ def _relation(text: str) -> Relation:
     return text  # type: ignore[return-value]
 
 
-def _rows_without_token(side: Side) -> np.ndarray:
+def _rows_without_token(side: ModelVocabulary) -> np.ndarray:
     empty = np.ones(side.width, dtype=bool)
     empty[sorted(side.vocabulary.below(side.width))] = False
     return empty
 
 
-def _same_vocabulary(value: Side, base: Side) -> tuple[np.ndarray, Relation] | None:
+def _same_vocabulary(value: ModelVocabulary, base: ModelVocabulary) -> tuple[np.ndarray, Relation] | None:
     """The map between ids of one vocabulary: permuted, padded, or with tokens added on either side; else None."""
     mine, theirs = _keys(base), _keys(value)
     at: dict[tuple[object, ...], int] = {key: token for token, key in theirs.items()}
@@ -318,13 +318,13 @@ def _same_vocabulary(value: Side, base: Side) -> tuple[np.ndarray, Relation] | N
     return source, "identity" if in_place else "permuted"
 
 
-def _keys(side: Side) -> dict[int, tuple[bytes, bool, bool]]:
+def _keys(side: ModelVocabulary) -> dict[int, tuple[bytes, bool, bool]]:
     """What makes a token the same one elsewhere: its bytes, and whether it is a control token or a lone byte."""
     v = side.vocabulary
     return {t: (data, t in v.special, t in v.fallbacks) for t, data in v.tokens.items() if t < side.width}
 
 
-def _by_bytes(value: Side, base: Side) -> tuple[np.ndarray, np.ndarray]:
+def _by_bytes(value: ModelVocabulary, base: ModelVocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Source and kind of every base row: the same bytes, else the first value token of the text."""
     source = np.full(base.width, -1, dtype=np.int32)
     kind = np.full(base.width, NONE, dtype=np.uint8)

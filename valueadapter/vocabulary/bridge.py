@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from valueadapter.vocabulary.alignment import VocabularyAlignment
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
 _KEPT = 8
 _BUILT: dict[tuple[str, str], VocabularyAlignment] = {}
@@ -17,7 +17,7 @@ _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Link:
+class VocabularyBridge:
     """What stands between an adapter and a base of another vocabulary.
 
     Attributes:
@@ -26,10 +26,12 @@ class Link:
     """
 
     alignment: VocabularyAlignment
-    reading: Reading | None
+    reading: RetokenizingRules | None
 
 
-def connect(value: Side, base: Side, prebuilt: Mapping[str, VocabularyAlignment] | None = None) -> Link | None:
+def connect(
+    value: ModelVocabulary, base: ModelVocabulary, prebuilt: Mapping[str, VocabularyAlignment] | None = None
+) -> VocabularyBridge | None:
     """Finds how an adapter's vocabulary meets a base's.
 
     Args:
@@ -51,10 +53,12 @@ def connect(value: Side, base: Side, prebuilt: Mapping[str, VocabularyAlignment]
         brought.check_built(alignment)
     if alignment.relation == "identity":
         return None
-    return Link(alignment, Reading.between(value, base) if alignment.relation == "static" else None)
+    return VocabularyBridge(
+        alignment, RetokenizingRules.between(value, base) if alignment.relation == "static" else None
+    )
 
 
-def why_unreadable(connection: str, link: Link | None) -> str | None:
+def why_unreadable(connection: str, link: VocabularyBridge | None) -> str | None:
     """Why networks of this connection cannot read this base, and what to do; None where they can."""
     if connection == "residual" or link is None or link.reading is None:
         return None
@@ -65,12 +69,12 @@ def why_unreadable(connection: str, link: Link | None) -> str | None:
     )
 
 
-def alignment_name(base: Side) -> str:
+def alignment_name(base: ModelVocabulary) -> str:
     """What a map to this base is called in an artifact: the first 16 hex digits of the base's byte fingerprint."""
     return base.spec.byte_fingerprint[:16]
 
 
-def built(value: Side, base: Side) -> VocabularyAlignment:
+def built(value: ModelVocabulary, base: ModelVocabulary) -> VocabularyAlignment:
     """The map for a pair; the last ones are kept for as long as the process runs, by all that they are made of.
 
     Raises:
@@ -88,6 +92,6 @@ def built(value: Side, base: Side) -> VocabularyAlignment:
     return found.copy()  # of which nobody changes what is kept
 
 
-def _digest(side: Side) -> str:
+def _digest(side: ModelVocabulary) -> str:
     text = f"{side.width} {side.eos_token!r}\n{side.tokenizer_json}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -17,8 +17,8 @@ import numpy as np
 from valueadapter.errors import ConfigError, IncompatibleBaseError
 from valueadapter.vocabulary.alignment import EXACT, NONE, PADDING, Relation, VocabularyAlignment
 from valueadapter.vocabulary.bridge import connect, why_unreadable
-from valueadapter.vocabulary.model_vocabulary import Side
-from valueadapter.vocabulary.retokenizer import ContextAligner, Reading
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Compatibility:
 
 
 def assess(
-    value: Side, base: Side, *, alignment: VocabularyAlignment | None = None, text: str = SAMPLE
+    value: ModelVocabulary, base: ModelVocabulary, *, alignment: VocabularyAlignment | None = None, text: str = SAMPLE
 ) -> Compatibility:
     """Measures how an adapter's vocabulary meets a base's; seconds for large ones, and no weights.
 
@@ -105,7 +105,9 @@ def assess(
     else:
         alignment.check(value.spec, base.spec)
     same_events, read = (
-        _walk(ids, alignment, Reading.between(value, base)) if alignment.relation == "static" else (len(ids), len(ids))
+        _walk(ids, alignment, RetokenizingRules.between(value, base))
+        if alignment.relation == "static"
+        else (len(ids), len(ids))
     )
     special = base.vocabulary.special
     nothing = [token for token in np.flatnonzero(alignment.kind == NONE).tolist() if token in special]
@@ -120,8 +122,8 @@ def assess(
 
 
 def say_how_they_meet(
-    value: Side,
-    base: Side,
+    value: ModelVocabulary,
+    base: ModelVocabulary,
     name: str,
     prebuilt: Mapping[str, VocabularyAlignment] | None = None,
     *,
@@ -159,7 +161,7 @@ def say_how_they_meet(
         )
 
 
-def _same(value: Side, base: Side) -> VocabularyAlignment | None:
+def _same(value: ModelVocabulary, base: ModelVocabulary) -> VocabularyAlignment | None:
     """The map of a vocabulary to itself, which needs no byte view; padded widths may differ."""
     if value.tokenizer_json != base.tokenizer_json and value.spec != base.spec:
         return None
@@ -172,9 +174,9 @@ def _same(value: Side, base: Side) -> VocabularyAlignment | None:
     return VocabularyAlignment(source, kind, value=value.spec, base=base.spec, relation="identity", stops=())
 
 
-def _walk(ids: list[int], alignment: VocabularyAlignment, reading: Reading) -> tuple[int, int]:
+def _walk(ids: list[int], alignment: VocabularyAlignment, reading: RetokenizingRules) -> tuple[int, int]:
     """Base tokens that are the same event for the network, and value tokens that it reads, over a text."""
-    row = ContextAligner(reading)
+    row = Retokenizer(reading)
     same = read = 0
     for token in ids:
         taken_back, new = row.push([token])

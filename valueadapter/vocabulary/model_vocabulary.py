@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class ModelVocabulary:
     """A vocabulary as a model uses it.
 
     Attributes:

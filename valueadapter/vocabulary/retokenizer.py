@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from valueadapter.vocabulary.byte_view import Vocabulary
-from valueadapter.vocabulary.model_vocabulary import Side
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 from valueadapter.vocabulary.text_encoder import TextEncoder
 
 
 @dataclass(frozen=True)
-class Reading:
+class RetokenizingRules:
     """What a value network reads where the base reads its tokens; one for all texts.
 
     Attributes:
@@ -43,7 +43,7 @@ class Reading:
     base_controls: frozenset[int] = frozenset()
 
     @classmethod
-    def between(cls, value: Side, base: Side) -> Reading:
+    def between(cls, value: ModelVocabulary, base: ModelVocabulary) -> RetokenizingRules:
         """Puts together what is needed to read a base's tokens.
 
         Args:
@@ -89,7 +89,7 @@ class _State(NamedTuple):
     opened: bool
 
 
-class ContextAligner:
+class Retokenizer:
     """The text of one row: what the base has read, and the value tokens of it.
 
     Args:
@@ -104,7 +104,7 @@ class ContextAligner:
             nothing is read before its end has come.
     """
 
-    def __init__(self, reading: Reading, lead: Sequence[int] = ()) -> None:
+    def __init__(self, reading: RetokenizingRules, lead: Sequence[int] = ()) -> None:
         self.reading, self._lead = reading, lead
         self.ids: list[int] = list(lead or reading.encoder.prefix)
         self.base_ids: list[int] = []
@@ -229,9 +229,9 @@ class ContextAligner:
         """The last of `ids`, which text to come may still change."""
         return self.ids[self._sync :]
 
-    def copy(self) -> ContextAligner:
+    def copy(self) -> Retokenizer:
         """A row that goes on from here independently, as beams do."""
-        twin = ContextAligner(self.reading, self._lead)
+        twin = Retokenizer(self.reading, self._lead)
         twin.ids, twin.base_ids, twin._undo = self.ids.copy(), self.base_ids.copy(), self._undo.copy()
         twin._decoder.setstate(self._decoder.getstate())
         twin._tail, twin._sync, twin._prompt, twin.waiting = self._tail, self._sync, self._prompt, self.waiting

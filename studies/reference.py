@@ -17,7 +17,7 @@ from studies.states import States, Tokens, compute_hidden, encoded
 from studies.store import Result
 from studies.targets import TARGETS
 from studies.tasks import Prefix, Record, load_task, training_records
-from valueadapter.adapter.network import with_lora
+from valueadapter.adapter.lora import with_lora
 from valueadapter.demonstrations.tokenized import Collator, tokenize
 
 

@@ -18,7 +18,7 @@ from studies.store import Store
 from studies.targets import Target
 from studies.tasks import Record
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.adapter.network import logits_width
+from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.demonstrations.responses import response_bytes
 from valueadapter.demonstrations.tokenized import IGNORED, Collator
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError

@@ -37,7 +37,7 @@ _EXPORTS = {
     "ValueTrainingArguments": "training.trainer",
     "VocabularyAlignment": "vocabulary.alignment",
     "best_of": "evaluation.judge",
-    "build_network": "adapter.network",
+    "build_network": "adapter.network_building",
     "calibrate_scale": "evaluation.calibration",
     "distill_into_lora": "training.distillation",
     "trace": "evaluation.trace",
@@ -47,7 +47,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
-    from valueadapter.adapter.network import build_network as build_network
+    from valueadapter.adapter.network_building import build_network as build_network
     from valueadapter.adapter.value_adapter import ValueAdapter as ValueAdapter
     from valueadapter.artifact.config import ValueAdapterConfig as ValueAdapterConfig
     from valueadapter.artifact.config.prefix import RECORDED as RECORDED

@@ -22,7 +22,7 @@ from valueadapter import (
     ValueTrainingArguments,
     build_network,
 )
-from valueadapter.adapter.network import build_lora_network, merged
+from valueadapter.adapter.lora import build_lora_network, merged
 
 DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(8)])
 IDS = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))

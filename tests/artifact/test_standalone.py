@@ -20,7 +20,7 @@ from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
 from valueadapter import ArtifactError, ConfigError, ValueAdapter, hub
-from valueadapter.adapter.network import build_lora_network
+from valueadapter.adapter.lora import build_lora_network
 from valueadapter.artifact.standalone import export
 
 __all__ = ["server"]

@@ -20,7 +20,7 @@ from valueadapter import (
     ValueAdapter,
     ValueAdapterForCausalLM,
 )
-from valueadapter.adapter.network import set_trainable
+from valueadapter.adapter.causal_lm import set_trainable
 
 IDS = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(0))
 Make = Callable[..., ValueAdapter]

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device
 
 IDS = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS).index_fill_(1, torch.tensor([0, 1]), 0)

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from valueadapter import ConfigError, UnsupportedModeError
+from valueadapter.adapter.causal_lm import fit_width
 from valueadapter.adapter.heads import Head, LazyLogits
-from valueadapter.adapter.network import fit_width
 from valueadapter.artifact.config import PenaltyKind, Regularisation
 from valueadapter.forward.sum import add_value_logits
 from valueadapter.training import liger_loss

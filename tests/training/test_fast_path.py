@@ -25,7 +25,7 @@ from valueadapter import (
     ValueTrainer,
     ValueTrainingArguments,
 )
-from valueadapter.adapter.network import set_trainable
+from valueadapter.adapter.causal_lm import set_trainable
 from valueadapter.training.bases import public_name
 
 DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(16)])

@@ -15,7 +15,7 @@ from test_state_store import DATA, VOCABULARY
 from tiny import byte_tokenizer, tiny_model
 
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments
-from valueadapter.adapter.network import set_trainable
+from valueadapter.adapter.causal_lm import set_trainable
 from valueadapter.training.state_store import BaseStates, sample_key, store_key
 
 RECORDS = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(8)])

@@ -6,6 +6,6 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "ValueAdapter": "value_adapter",
-        "build_network": "network",
+        "build_network": "network_building",
     },
 )

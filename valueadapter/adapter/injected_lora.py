@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.network import has_injected_layers, quiet_peft
+from valueadapter.adapter.lora import has_injected_layers, quiet_peft
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.config.parts import NetworkSpec

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from valueadapter.adapter.network import quiet_peft
+from valueadapter.adapter.lora import quiet_peft
 from valueadapter.artifact import file_names
 from valueadapter.artifact.network_files import OpenedNetwork
 from valueadapter.artifact.network_settings import check_implementations, check_settings

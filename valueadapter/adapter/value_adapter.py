@@ -18,8 +18,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import hub
-from valueadapter.adapter.network import logits_width, save_network
+from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.network_loading import check_savable, load_hub_network, load_network
+from valueadapter.adapter.network_saving import save_network
 from valueadapter.adapter.provenance import Provenance
 from valueadapter.adapter.tokenizer_loading import (
     LoadedTokenizer,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter.network import longest_text
+from valueadapter.adapter.causal_lm import longest_text
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.responses import (
     Record,

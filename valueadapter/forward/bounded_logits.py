@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from valueadapter.adapter.network import logits_width
+from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.forward.steps import turns_with_length
 from valueadapter.forward.value_logits import Term

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device
 from valueadapter.artifact.config import Connection
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 

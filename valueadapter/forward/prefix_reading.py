@@ -16,10 +16,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device, longest_text
 from valueadapter.adapter.heads import last_hidden_state
 from valueadapter.adapter.model_state import Moment, moment
-from valueadapter.adapter.network import longest_text
 from valueadapter.artifact.config import Prefix
 from valueadapter.demonstrations.messages import render
 from valueadapter.errors import ConfigError, UnsupportedModeError

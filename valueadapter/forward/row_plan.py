@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.vocabulary.retokenizer import Retokenizer
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from valueadapter.adapter.network import fit_width
+from valueadapter.adapter.causal_lm import fit_width
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.value_logits import Inputs, Term, value_logits
 

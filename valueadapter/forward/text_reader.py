@@ -15,8 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from valueadapter.adapter.devices import execution_device
-from valueadapter.adapter.network import fit_width, longest_text
+from valueadapter.adapter.causal_lm import execution_device, fit_width, longest_text
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring, refined, trials
 from valueadapter.forward.positions import check_goes_on, places_of

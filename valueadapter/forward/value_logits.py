@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter.devices import execution_device, moved
-from valueadapter.adapter.network import fit_width, logits_width
+from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
 from valueadapter.artifact.config import Connection
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.alignment_modes import CANDIDATES, Centring
@@ -93,7 +92,7 @@ class Inputs:
     """(batch, kept, base_vocab): what the base says, once it has."""
     prompts: Sequence[Prompt] | None = None
     """Each row's prompt in both forms, where the term reads it so."""
-    said: dict[str, torch.Tensor] = field(default_factory=dict)
+    logits_by_part: dict[str, torch.Tensor] = field(default_factory=dict)
     """What networks of several terms have said in this call, by name."""
     shared: frozenset[str] = frozenset()
     """Names of these networks."""
@@ -107,7 +106,7 @@ class Inputs:
     def keep(self, part: str, logits: torch.Tensor) -> torch.Tensor:
         """The logits; remembered where another term has the same network."""
         if part in self.shared:
-            self.said[part] = logits
+            self.logits_by_part[part] = logits
         return logits
 
 
@@ -147,8 +146,8 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
     if inputs.position_ids is not None:
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
-        if part in inputs.said:
-            yield inputs.said[part]
+        if part in inputs.logits_by_part:
+            yield inputs.logits_by_part[part]
             continue
         device = execution_device(network)
         read = {"input_ids": readable(ids.to(device), network, inputs.base_logits.shape[-1])}
@@ -209,8 +208,8 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
         count = min(CANDIDATES, base.shape[-1])
         candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
-        if part in inputs.said:
-            yield inputs.said[part]
+        if part in inputs.logits_by_part:
+            yield inputs.logits_by_part[part]
             continue
         kept = inputs.cache is not None
         if term.prefix_of(part) is not None:

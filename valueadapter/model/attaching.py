@@ -17,10 +17,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from valueadapter.adapter.causal_lm import execution_device, is_placed, set_trainable
 from valueadapter.adapter.combining import combined
-from valueadapter.adapter.devices import execution_device, is_placed
 from valueadapter.adapter.model_state import same_model, settings_of
-from valueadapter.adapter.network import set_trainable
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.pytorch_utils import move_to_device
 
-from valueadapter.adapter.devices import execution_device
-from valueadapter.adapter.network import logits_width, longest_text
+from valueadapter.adapter.causal_lm import execution_device, logits_width, longest_text
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.prefix_reading import BasePrefix

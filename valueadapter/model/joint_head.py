@@ -16,10 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from valueadapter.adapter.devices import execution_device, moved
+from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
 from valueadapter.adapter.heads import Head, head_of, last_hidden_state
 from valueadapter.adapter.model_state import settings_of
-from valueadapter.adapter.network import fit_width, logits_width
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.value_logits import Term, readable

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import hub
-from valueadapter.adapter.network import logits_width
+from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.tokenizer_loading import load_tokenizer, side_of
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.errors import IncompatibleBaseError

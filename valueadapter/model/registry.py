@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter.network import logits_width
+from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.tokenizer_loading import side_of
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Prefix

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.errors import ConfigError
 from valueadapter.forward.cascade import read_embeddings

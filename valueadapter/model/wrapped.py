@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.model.registry import AttachedAdapters
 

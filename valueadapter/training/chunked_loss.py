@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from valueadapter.adapter.causal_lm import fit_width
 from valueadapter.adapter.heads import Head, LazyLogits
-from valueadapter.adapter.network import fit_width
 from valueadapter.artifact.config import Regularisation
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.training import liger_loss

@@ -17,8 +17,8 @@ from transformers import (
     Trainer,
 )
 
-from valueadapter.adapter.devices import execution_device, moved
-from valueadapter.adapter.network import with_lora
+from valueadapter.adapter.causal_lm import execution_device, moved
+from valueadapter.adapter.lora import with_lora
 from valueadapter.demonstrations.tokenized import IGNORED, Collator, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.model.modeling import ValueAdapterForCausalLM

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from valueadapter.adapter.heads import Head, LazyLogits, head_of, last_hidden_state
-from valueadapter.adapter.network import with_lora
+from valueadapter.adapter.lora import with_lora
 from valueadapter.artifact.config import Regularisation
 from valueadapter.demonstrations.responses import Record
 from valueadapter.demonstrations.tokenized import Collator, encode

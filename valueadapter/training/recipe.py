@@ -25,7 +25,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from valueadapter import hub
-from valueadapter.adapter.network import build_lora_network, build_network, merged, set_trainable
+from valueadapter.adapter.causal_lm import set_trainable
+from valueadapter.adapter.lora import build_lora_network, merged
+from valueadapter.adapter.network_building import build_network
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import card
 from valueadapter.artifact.config import Prefix, ValueAdapterConfig

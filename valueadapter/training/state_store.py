@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.devices import execution_device
+from valueadapter.adapter.causal_lm import execution_device
 from valueadapter.adapter.model_state import has_hooks, module_settings, surroundings, tensors_of
 from valueadapter.demonstrations.tokenized import Collator
 from valueadapter.errors import ConfigError

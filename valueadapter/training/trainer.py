@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
-from valueadapter.adapter.network import has_injected_layers
+from valueadapter.adapter.lora import has_injected_layers
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.atomic_directory import check_target

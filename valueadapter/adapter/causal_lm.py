@@ -1,0 +1,85 @@
+"""What is asked of any causal language model: where it runs, how wide its logits are, how long a text it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def execution_device(model: Any) -> torch.device:
+    """Where a causal language model takes its input.
+
+    Weights that accelerate has offloaded (`device_map` with "cpu" or "disk") lie on the device "meta" and are brought
+    to another one to run; everybody else's are where they run.
+    """
+    embedding = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    for one in (*getattr(hook, "hooks", ()), hook):
+        if (place := getattr(one, "execution_device", None)) is not None:
+            return torch.device(place)
+    weight: torch.Tensor = embedding.weight
+    return weight.device
+
+
+def is_placed(model: nn.Module) -> bool:
+    """Whether others decide where a model's weights are and of which dtype: accelerate's hooks, or a quantizer."""
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return hooked or getattr(model, "quantization_method", None) is not None
+
+
+def moved(inputs: Any, device: torch.device) -> Any:
+    """Tensors, and those in mappings, on a device; anything else as it is."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {key: moved(value, device) for key, value in inputs.items()}
+    return inputs
+
+
+def logits_width(model: nn.Module) -> int:
+    """Columns of a model's logits: the rows of its output head, which may exceed the number of tokens."""
+    head = model.get_output_embeddings()  # type: ignore[operator]  # every causal language model has it
+    return int(head.weight.shape[0])
+
+
+def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:
+    """Value logits cut or filled up to `width` columns; themselves if they have that width.
+
+    What is filled up gets the mean of the row, which says nothing of a token: a constant added to all value logits
+    changes no probability, here neither.
+    """
+    missing = width - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., :width]
+    return torch.cat((logits, logits.mean(-1, keepdim=True).expand(*logits.shape[:-1], missing)), dim=-1)
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens that a model reads at most, as its configuration says; None where it says nothing."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None  # some say -1
+
+
+def set_trainable(network: PreTrainedModel, trainable: bool) -> None:
+    """Lets a network's weights take gradients, or not; of a LoRA network only the LoRA's, since only they are saved."""
+    network.requires_grad_(False)
+    if isinstance(getattr(network, "peft_config", None), dict):
+        for name in network.active_adapters:
+            network.set_requires_grad(name, requires_grad=trainable)
+    else:
+        network.requires_grad_(trainable)
+
+
+def not_of_a_network(model: PreTrainedModel) -> list[str]:
+    """Keys of a configuration that say how a model generates, was quantized, or where code is that it needs not."""
+    quantized = getattr(model, "hf_quantizer", None) is not None
+    names = ["auto_map"] * (not brings_code(model)) + ["quantization_config"] * (not quantized)
+    return [*names, *model.config._get_generation_parameters()]
+
+
+def brings_code(model: PreTrainedModel) -> bool:
+    return not type(model.config).__module__.startswith("transformers.")

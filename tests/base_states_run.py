@@ -6,10 +6,20 @@ import sys
 import time
 from pathlib import Path
 
-from test_state_store import DATA, VOCABULARY
-from tiny import tiny_model
+from tiny import byte_tokenizer, tiny_model
 
+from valueadapter.adapter.tokenizer_loading import vocabulary_of
 from valueadapter.training import state_store
+
+VOCABULARY = vocabulary_of(byte_tokenizer()).spec(97)
+
+
+def record(i: int) -> dict[str, list[int]]:
+    prompt, response = [10 + i % 7] * (2 + i % 3), [20 + i % 11, 30 + i % 13, 40 + i, 2][i % 2 :]
+    return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+
+
+DATA = [record(i) for i in range(24)]
 
 
 def main() -> None:

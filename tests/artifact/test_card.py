@@ -208,7 +208,7 @@ def test_template_is_in_the_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     program = (
-        "import sys; from pathlib import Path; from valueadapter import card, config; "
+        "import sys; from pathlib import Path; from valueadapter.artifact import card, config; "
         "c = config.ValueAdapterConfig.from_json(Path(sys.argv[1]).read_text()); "
         "sys.stdout.write(card.render_card(c, repo_id=sys.argv[2])); assert 'installed' in card.__file__"
     )

@@ -23,8 +23,8 @@ from valueadapter import (
     IncompatibleVersionError,
     NotAValueAdapterError,
     ValueAdapter,
-    artifact,
 )
+from valueadapter.artifact import verification
 
 GOLDEN = Path(__file__).parents[1] / "data" / "adapter-v1"
 WEIGHTS = "value_network/model.safetensors"
@@ -49,7 +49,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def resealed(directory: Path) -> Path:
     """Records the present checksums, so that checks behind the checksum are reached."""
-    sums = artifact.checksums(directory / "value_network")
+    sums = verification.checksums(directory / "value_network")
     edit(directory, lambda data: data["networks"][0].update(sha256=sums))
     return directory
 
@@ -208,7 +208,7 @@ def test_a_changed_tokenizer_is_refused(saved: Path) -> None:
     path = saved / "tokenizer.json"
     path.write_text(path.read_text().replace('"!"', '"changed"'))
     with pytest.raises(ArtifactError, match="byte_fingerprint"):
-        artifact.verify(saved)
+        verification.verify(saved)
 
 
 def test_a_failed_save_leaves_the_old_adapter(saved: Path, tiny_adapter: Callable[..., ValueAdapter]) -> None:

@@ -23,9 +23,9 @@ from valueadapter import (
     ValueAdapterForCausalLM,
     ValueTrainer,
     ValueTrainingArguments,
-    artifact,
     calibrate_scale,
 )
+from valueadapter.artifact import verification
 from valueadapter.cli.app import app
 from valueadapter.demonstrations.responses import response_texts
 from valueadapter.demonstrations.tokenized import IGNORED, load_demonstrations, tokenize
@@ -213,7 +213,7 @@ def test_the_shape_of_records_decides_the_default_prefix(tmp_path: Path, more: A
         base=str(tmp_path / "base"), data=[more(row) for row in PAIRS], output_dir=tmp_path / "out", arguments=quick
     )
     run(recipe, say=lambda line: None)
-    config = artifact.verify(tmp_path / "out" / "adapter")
+    config = verification.verify(tmp_path / "out" / "adapter")
     assert config.base_prefix is not None
     assert str(config.base_prefix).count("C") >= 8
     assert config.training is not None

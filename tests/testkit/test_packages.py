@@ -322,7 +322,7 @@ def test_progress_goes_to_the_log_by_default(
     pinned: PackageFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a callback the steps are log records, so that a library call prints nothing."""
-    with caplog.at_level(logging.INFO, "valueadapter"):
+    with caplog.at_level(logging.INFO, "testkit"):
         package_file(pinned, cache_dir=tmp_path)
     assert [record.message.split(" (")[0] for record in caplog.records] == ["downloading shipped==1.0"]
 

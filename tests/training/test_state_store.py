@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_model
+from base_states_run import DATA, VOCABULARY, record
+from tiny import tiny_model
 from transformers import PreTrainedModel
 
 from valueadapter import ConfigError
-from valueadapter.adapter.tokenizer_loading import vocabulary_of
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.training import state_store
 from valueadapter.training.claims import claimed
@@ -25,15 +25,6 @@ from valueadapter.training.state_store import BaseStates, sample_key, store_key
 from valueadapter.vocabulary.spec import VocabularySpec
 
 SCRIPT = Path(__file__).parents[1] / "base_states_run.py"
-VOCABULARY = vocabulary_of(byte_tokenizer()).spec(97)
-
-
-def record(i: int) -> dict[str, list[int]]:
-    prompt, response = [10 + i % 7] * (2 + i % 3), [20 + i % 11, 30 + i % 13, 40 + i, 2][i % 2 :]
-    return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
-
-
-DATA = [record(i) for i in range(24)]
 Build = Callable[..., BaseStates]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from base_states_run import DATA, VOCABULARY
 from datasets import Dataset
 from test_prefix_states import scale_up, with_loras
-from test_state_store import DATA, VOCABULARY
 from tiny import byte_tokenizer, tiny_model
 
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments

@@ -18,9 +18,9 @@ from valueadapter import (
     ValueAdapterForCausalLM,
     ValueTrainer,
     ValueTrainingArguments,
-    artifact,
     build_network,
 )
+from valueadapter.artifact import verification
 from valueadapter.demonstrations.tokenized import tokenize
 
 RECORDS = [{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(12)]
@@ -62,11 +62,11 @@ def test_a_stream_trains_and_saves(fresh: Fresh, tmp_path: Path, kind: str) -> N
     run = trainer(fresh(), tmp_path, STREAMS[kind]())
     run.train()
     run.save_model()
-    record = artifact.verify(tmp_path / "adapter").training
+    record = verification.verify(tmp_path / "adapter").training
     assert record is not None
     assert (record.num_examples, record.steps) == (12, 4)
     assert record.num_response_tokens == sum(len(one["completion"]) + 1 for one in RECORDS)
-    at_two = artifact.verify(tmp_path / "checkpoint-2" / "adapter").training
+    at_two = verification.verify(tmp_path / "checkpoint-2" / "adapter").training
     assert at_two is not None
     assert at_two.num_examples == 6
 

@@ -141,7 +141,7 @@ def state_of(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str,
         "device": str(model.device),
         "tokenizer": _tokenizer(tokenizer) if tokenizer is not None else None,
     }
-    if not hasattr(model, "terms"):
+    if not hasattr(model, "attached"):
         return state
     prefix = model.attached.acting_prefix()
     return {
@@ -160,7 +160,7 @@ def _term(term: Any, adapter: Any) -> list[Any]:
         maps = hashlib.sha256(one.source.tobytes() + one.kind.tobytes() + str(list(one.stops)).encode()).hexdigest()
     prefixes = [None if one is None else [list(one.ids), one.start] for one in term.prefixes]
     networks = [[type(one).__name__, one.config.to_dict()] for one in term.networks]
-    refinement = term.refinement[0] if term.refinement else None
+    refinement = "chain" if term.refinement else None
     how = [term.scale, list(term.coefficients), term.connection, refinement, prefixes, maps]
     return [term.name, how, networks, _tokenizer(adapter.tokenizer)]
 

@@ -100,7 +100,7 @@ def pieces(
     here = whole != IGNORED
     places = (here.flatten().cumsum(0) - 1).view_as(here)
     given = {key: value for key, value in inputs.items() if key != "logits_to_keep"}
-    terms: list[Term] = model.attached.terms() if hasattr(model, "terms") else []
+    terms: list[Term] = model.attached.terms() if hasattr(model, "attached") else []
     reader = _Reader(
         model,
         given,
@@ -130,7 +130,7 @@ def rows_at_once(model: PreTrainedModel, positions: int, *, budget: int | None =
         positions: of a row; of the whole prompt count where networks read what the base predicts.
         budget: bytes; `BUDGET` by default.
     """
-    terms: list[Term] = model.attached.terms() if hasattr(model, "terms") else []
+    terms: list[Term] = model.attached.terms() if hasattr(model, "attached") else []
     if not any(term.reads_prediction for term in terms):
         positions = 1
     size = positions * _bytes_per_position(model, terms, False)
@@ -190,7 +190,7 @@ def _bytes_per_position(model: PreTrainedModel, terms: Sequence[Term], value_log
 
 def _base(model: Any) -> Any:
     """The base of a wrapper, whose own head is put together of all heads each time; any other model itself."""
-    return model.base if hasattr(model, "terms") else model
+    return model.base if hasattr(model, "attached") else model
 
 
 # -- the calls ---------------------------------------------------------------------------------------------------------

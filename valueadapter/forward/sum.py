@@ -7,26 +7,13 @@ Knows neither models' ways to be called nor what is attached; `value_logits` say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 
 from valueadapter.adapter.causal_lm import fit_width
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.value_logits import Inputs, Term, value_logits
-
-Prompts = Callable[[Term], Sequence[Prompt] | None]
-"""Each row's prompt as an adapter's networks read it, where they read it by a template of their own."""
-
-
-class Sum(NamedTuple):
-    """Logits of base + adapters."""
-
-    logits: torch.Tensor
-    """(batch, kept, base_vocab)."""
-    added: dict[str, torch.Tensor]
-    """Adapter -> what it added, of the same shape; empty where nobody asked."""
 
 
 def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -50,26 +37,30 @@ def add_value_logits(base_logits: torch.Tensor, value_logits: torch.Tensor, weig
     return base_logits.add_(value, alpha=weight)
 
 
-def summed(terms: Sequence[Term], inputs: Inputs, prompts: Prompts, *, apart: bool = False) -> Sum:
+def summed(
+    terms: Sequence[Term], inputs: Inputs, prompts: Sequence[Sequence[Prompt] | None], *, apart: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The base's logits and what every acting adapter adds.
 
     Args:
         terms: the acting adapters.
         inputs: of the call, with the base's logits of (batch, kept, base_vocab), which may be overwritten.
-        prompts: for an adapter, how its networks read the chats that the rows begin with.
+        prompts: for each adapter each row's prompt as its networks read it, or None where they read it as text.
         apart: whether to return what each adapter added, too.
+
+    Returns:
+        The sum, (batch, kept, base_vocab); and adapter -> what it added, of the same shape, empty where nobody asked.
     """
     logits, added = inputs.base_logits, dict[str, torch.Tensor]()
     if len(terms) > 1 and any(term.refinement for term in terms):  # these read the base's own logits, and the sum is
         inputs.base_logits = logits.clone()  # written over them
-    for term in terms:
-        inputs.prompts = prompts(term)
+    for term, inputs.prompts in zip(terms, prompts, strict=True):
         for value, weight in value_logits(term, inputs):
             logits = add_value_logits(logits, value, weight)
             if apart:
                 weighted = weight * fit_width(value, logits.shape[-1]).to(logits.device)
                 added[term.name] = added[term.name] + weighted if term.name in added else weighted
-    return Sum(logits, added)
+    return logits, added
 
 
 def kept_positions(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

@@ -211,12 +211,9 @@ class ValueAdapterForCausalLM(
             steps=self.steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
         )
         base_output = self._run_base(inputs, terms, inputs_embeds, kwargs)
-        logits, added = summed(
-            terms,
-            inputs,
-            lambda term: prompts_of(messages, term, len(inputs.base_logits), self.attached.tokenizer, parts),
-            apart=bool(output_value_logits),
-        )
+        tokenizer, count = self.attached.tokenizer, len(inputs.base_logits)
+        prompts = [prompts_of(messages, term, count, tokenizer, parts) for term in terms]
+        logits, added = summed(terms, inputs, prompts, apart=bool(output_value_logits))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)

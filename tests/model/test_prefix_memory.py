@@ -10,9 +10,9 @@ import torch
 from test_prefix_reading import GREEDY, IDS, prefixed, tokens
 from test_prefix_states import lengths_read
 from tiny import byte_tokenizer, tiny_model
-from valueadapter.model.base_prefix import PREFIXES_KEPT
 
 from valueadapter import RECORDED, ValueAdapter
+from valueadapter.model.prefix_memory import PREFIXES_KEPT
 
 
 def kept(length: int) -> int:

@@ -31,6 +31,7 @@ from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import BASE
 from valueadapter.forward.positions import PACKING, check_not_packed
 from valueadapter.forward.prefix_reading import BaseCall
+from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.steps import STEPS, logits_of
 from valueadapter.forward.sum import kept_positions, summed
 from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts
@@ -211,8 +212,7 @@ class ValueAdapterForCausalLM(
             steps=self.steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
         )
         base_output = self._run_base(inputs, terms, inputs_embeds, kwargs)
-        tokenizer, count = self.attached.tokenizer, len(inputs.base_logits)
-        prompts = [prompts_of(messages, term, count, tokenizer, parts) for term in terms]
+        prompts = [None] * len(terms) if messages is None else self._prompts(messages, terms, inputs)
         logits, added = summed(terms, inputs, prompts, apart=bool(output_value_logits))
         loss = None
         if labels is not None:
@@ -257,6 +257,11 @@ class ValueAdapterForCausalLM(
                 "prefix or the active adapters"
             )
         return BaseCall({"input_ids": inputs.input_ids})
+
+    def _prompts(self, messages: Messages, terms: list[Term], inputs: Inputs) -> list[list[Prompt] | None]:
+        """For each adapter each row's prompt as its networks read it."""
+        count, tokenizer = len(inputs.base_logits), self.attached.tokenizer
+        return [prompts_of(messages, term, count, tokenizer, inputs.cache) for term in terms]
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:

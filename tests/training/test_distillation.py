@@ -70,5 +70,5 @@ def test_what_cannot_be_distilled(model: ValueAdapterForCausalLM, tokenizer: Any
         distill_into_lora(model, DATA)
     with pytest.raises(ConfigError, match="9 demonstrations are left to train on and 0 are held out"):
         distill_into_lora(model, DATA[:9])
-    with pytest.raises(UnsupportedModeError, match=r"distill_into_lora\(data\)"):
+    with pytest.raises(UnsupportedModeError, match=r"distill_into_lora\(model, data\)"):
         model.merge_and_unload()

@@ -69,6 +69,7 @@ def value_score(
     The base's likelihood is the base's own, as within `disable_adapter()`.
 
     Args:
+        model: base + adapters.
         prompt: text, or one conversation.
         responses: continuations of the prompt, tokenised as demonstrations are for training: behind the prompt's
             own tokens, and as the text goes on.
@@ -116,6 +117,7 @@ def best_of(
     not if `max_new_tokens` cut the answer off.
 
     Args:
+        model: base + adapters.
         prompt: text, or one conversation.
         n: how many answers.
         adapter_name: sample and score with this adapter alone; by default with the active ones as they stand.

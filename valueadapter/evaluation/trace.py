@@ -120,6 +120,7 @@ def trace(model: ValueAdapterForCausalLM, prompt: str, *, max_new_tokens: int = 
     """Goes through a text token by token, with the adapters as they stand.
 
     Args:
+        model: base + adapters.
         prompt: the text. As it is, it is traced itself, all but its first token.
         max_new_tokens: in its place trace so many tokens that are generated after it, greedily.
 

@@ -305,7 +305,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         """
         raise UnsupportedModeError(
             "a value adapter cannot be merged: it is a second model, not a change of the base's weights. Keep the "
-            "wrapper (unload() gives the base back), or teach it to a LoRA on the base: distill_into_lora(data)"
+            "wrapper (unload() gives the base back), or teach it to a LoRA on the base: distill_into_lora(model, data)"
         )
 
     merge_adapter = merge_and_unload

@@ -1,7 +1,7 @@
 """The training loss of base + adapter from last hidden states, at the response tokens alone.
 
 Bases differ by row where several take part; a base whose hidden states are given does not run. Knows nothing of
-optimizers, data or files; `fused_loss` computes the sum, which never exists as logits here. A frozen network that is
+optimizers, data or files; `chunked_loss` computes the sum, which never exists as logits here. A frozen network that is
 the base itself takes its hidden states, and where the two cancel neither runs.
 """
 

@@ -3,7 +3,7 @@
     Σ cross-entropy(z_b + s z_v, label) + coefficient · penalty(s z_v),  z_b = h_b W_bᵀ,  z_v = h_v W_vᵀ
 
 Chunks of tokens are turned into loss and gradient at once, in forward; backward only multiplies. Means the same as
-`losses.norm_penalty` and the cross-entropy over `modeling.add_value_logits`. Knows nothing of models or batches.
+`penalty.norm_penalty` and the cross-entropy over `sum.add_value_logits`. Knows nothing of models or batches.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float)
 
 
 def _penalty(values: torch.Tensor, penalty: Regularisation) -> tuple[torch.Tensor, torch.Tensor]:
-    """`losses.norm_penalty` summed over the rows, and its gradient. Overwrites the values."""
+    """`penalty.norm_penalty` summed over the rows, and its gradient. Overwrites the values."""
     size = values.shape[1]
     if penalty.kind == "entropy":
         log_p = torch.log_softmax(values, dim=1)

@@ -60,6 +60,7 @@ def distill_into_lora(
     """Trains a LoRA on a copy of the base towards base + adapters as they stand; this model does not change.
 
     Args:
+        model: base + adapters; its base is copied.
         data: demonstrations, as `load_demonstrations` takes them; only the text counts, for the sum is the teacher.
         eval_data: held-out ones; by default every tenth of `data`, which is then not trained on.
         rank: of the LoRA on all linear layers but the head.

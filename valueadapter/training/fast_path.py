@@ -1,6 +1,6 @@
 """The trainer's loss from hidden states: where it can be had, what it needs, and the call that computes it.
 
-Knows nothing of checkpoints or of the Hub; the loss from whole logits is `training`'s.
+Knows nothing of checkpoints or of the Hub; the loss from whole logits is `trainer`'s.
 """
 
 from __future__ import annotations

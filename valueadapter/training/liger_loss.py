@@ -2,7 +2,7 @@
 
     z_b + s z_v = [h_b, s h_v] @ [W_b, W_v]ᵀ + (b_b + s b_v)
 
-Knows when the kernel can take over. Knows nothing of penalties, nor of what replaces it elsewhere (`fused_loss`).
+Knows when the kernel can take over. Knows nothing of penalties, nor of what replaces it elsewhere (`chunked_loss`).
 """
 
 from __future__ import annotations

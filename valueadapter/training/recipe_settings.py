@@ -1,6 +1,6 @@
 """A recipe: what a run is asked to train, its defaults, what cannot be, and what the run is known again by.
 
-Knows settings and names; directories are `run_directory`'s, records of data `data`'s.
+Knows settings and names; directories are `run_directory`'s, records of data those of `demonstrations`.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def say_how_they_meet(
         value: the adapter's vocabulary.
         base: the base's.
         name: the base's name.
-        prebuilt: maps that the adapter brings, as `link.connect` takes them.
+        prebuilt: maps that the adapter brings, as `bridge.connect` takes them.
         connection: what the adapter's networks read.
 
     Raises:

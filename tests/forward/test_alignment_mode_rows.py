@@ -19,6 +19,8 @@ from valueadapter.vocabulary.byte_view import Vocabulary
 
 MODES = ("static", "chain")
 PAIRS = (("coarse bytes", "bytes"), ("characters", "wordpiece"), ("bytes", "coarse bytes"), ("metaspace", "unigram"))
+BYTES = Vocabulary.from_tokenizer_json(tokenizer_of("bytes").backend_tokenizer.to_str())
+WIDTH = len(tokenizer_of("bytes"))
 TEXT = "the dog the dog 12345 the readers the dog the "
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_pair = pytest.mark.parametrize("pair", PAIRS)
@@ -88,11 +90,10 @@ def test_every_way_of_decoding_sees_the_whole_texts_logits(pair: tuple[str, str]
 @given(spread=st.sampled_from([1.0, 40.0, 200.0, 900.0]), seed=st.integers(0, 2**16))
 def test_constants_are_exact_over_hundreds_of_nats(spread: float, seed: int) -> None:
     """The log of a mean of exponentials whose greatest and smallest are no numbers by themselves."""
-    tokenizer = tokenizer_of("bytes")
-    vocabulary = Vocabulary.from_tokenizer_json(tokenizer.backend_tokenizer.to_str())
-    row = torch.empty(len(tokenizer)).uniform_(-spread, spread, generator=torch.Generator().manual_seed(seed))
-    tokens = sorted(vocabulary.ordinary(len(tokenizer)))
+    tokens = sorted(BYTES.ordinary(WIDTH))
+    row = torch.empty(WIDTH).uniform_(-spread, spread, generator=torch.Generator().manual_seed(seed))
     prior = [fractions.Fraction(1, token + 10) for token in tokens]
     top = max(float(row[token]) for token in tokens)
-    mass = sum(float(p / sum(prior)) * math.exp(float(row[t]) - top) for p, t in zip(prior, tokens, strict=True))
-    assert Centring(vocabulary, len(tokenizer)).of(row) == pytest.approx(math.log(mass) + top, abs=1e-6)
+    whole = sum(prior)
+    mass = sum(float(p / whole) * math.exp(float(row[t]) - top) for p, t in zip(prior, tokens, strict=True))
+    assert Centring(BYTES, WIDTH).of(row) == pytest.approx(math.log(mass) + top, abs=1e-6)

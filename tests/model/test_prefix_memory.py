@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
@@ -112,3 +113,32 @@ def test_rows_behind_many_prefixes_read_each_once() -> None:
     for row in (0, len(names) - 1):
         model.set_adapter(names[row])
         assert torch.equal(model.generate(IDS[:1], **GREEDY)[0], found[row])
+
+
+@torch.no_grad()
+def test_a_base_put_in_its_place_reads_the_prefix_itself() -> None:
+    """Keys and values belong to the base that computed them, and no other base's are kept or read."""
+    model, fresh = prefixed(), prefixed()
+    before = model(IDS).logits
+    for one in (model, fresh):
+        one.base = tiny_model("llama", seed=31).eval()
+    assert torch.equal(model(IDS).logits, fresh(IDS).logits)
+    assert torch.equal(model.generate(IDS, **GREEDY), fresh.generate(IDS, **GREEDY))
+    assert not torch.allclose(model(IDS).logits, before, atol=1e-2)
+    assert model.attached.base is model.base
+    assert {known.base.base for known in model.attached.prefixes.known.values()} == {model.base}
+
+
+@torch.no_grad()
+def test_a_shallow_copy_chooses_for_itself() -> None:
+    """Which adapters act, at which scale of a block and behind which prefix: as with an object of attributes."""
+    model = prefixed()
+    twin, alone = copy.copy(model), model(IDS).logits
+    twin.disable_adapters()
+    assert (model.active_adapters, twin.active_adapters) == ([*model.adapters], [])
+    twin.enable_adapters()
+    twin.set_base_prefix("Z ")
+    assert model.base_prefix != twin.base_prefix == "Z "
+    with twin.disable_adapter():
+        assert torch.equal(model(IDS).logits, alone)
+        assert torch.equal(twin(IDS).logits, model.base(IDS).logits)

@@ -85,7 +85,7 @@ class ValueAdapterForCausalLM(
         own = {"name_or_path": base.config.name_or_path, "return_dict": base.config.return_dict}
         super().__init__(ValueAdapterModelConfig(text_config=base.config, **own))
         self.base = base.requires_grad_(False).eval()
-        self.attached = AttachedAdapters(base, tokenizer, strict=strict)
+        self.attached = AttachedAdapters(self._modules, tokenizer, strict=strict)
         self.value_networks = nn.ModuleDict()
         self.output_head = OutputHead()
         self._no_split_modules = set(getattr(base, "_no_split_modules", None) or ())

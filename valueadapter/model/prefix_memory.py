@@ -61,24 +61,23 @@ class PrefixMemory:
     """The prefixes that a base has read, each computed once.
 
     Args:
-        base: the model that reads them.
         in_use: says which prefixes an adapter brings or somebody has set; the others may be forgotten altogether.
     """
 
-    def __init__(self, base: PreTrainedModel, in_use: Callable[[], Collection[Prefix]]) -> None:
-        self.base, self.in_use = base, in_use
+    def __init__(self, in_use: Callable[[], Collection[Prefix]]) -> None:
+        self.in_use = in_use
         self.known: dict[Prefix, KnownPrefix] = {}
 
-    def of(self, prefix: Prefix, tokenizer: PreTrainedTokenizerBase) -> KnownPrefix:
-        """What is known of a prefix; anew where the base's tokenizer is not as it was.
+    def of(self, prefix: Prefix, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> KnownPrefix:
+        """What is known of a prefix; anew where it is another base now, or its tokenizer is not as it was.
 
         Raises:
             ConfigError: the tokenizer cannot take it.
         """
         made_by, found = how_set(tokenizer), self.known.get(prefix)
-        if found is None or found.made_by != made_by:
+        if found is None or found.made_by != made_by or found.base.base is not base:
             start = tokenizer.bos_token_id if begins_texts(tokenizer) else None
-            found = KnownPrefix(BasePrefix(self.base, prefix_ids(prefix, tokenizer), start), made_by)
+            found = KnownPrefix(BasePrefix(base, prefix_ids(prefix, tokenizer), start), made_by)
             self.known[prefix] = found
         found.read = next(_reads)
         if len(self.known) > PREFIXES_KEPT:

@@ -6,13 +6,15 @@ logits; what it answers, `terms()`, is what the sum is made of.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.causal_lm import logits_width
@@ -65,8 +67,8 @@ class AttachedAdapters:
     """The registry of one model.
 
     Args:
-        base: the frozen base.
-        tokenizer: its tokenizer; found by the base's name when it is first needed by default.
+        modules: the model's own modules; `base` among them is the frozen base, whichever it is when it is asked for.
+        tokenizer: the base's tokenizer; found by the base's name when it is first needed by default.
         strict: whether negative weights are an error.
 
     Attributes:
@@ -77,16 +79,35 @@ class AttachedAdapters:
     """
 
     def __init__(
-        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, *, strict: bool = False
+        self,
+        modules: Mapping[str, nn.Module | None],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
-        self.base, self.tokenizer, self.strict = base, tokenizer, strict
+        self.modules, self.tokenizer, self.strict = modules, tokenizer, strict
         self.by_name: dict[str, Attached] = {}
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.given_prefix: Prefix | Recorded | None = RECORDED
-        self.prefixes = PrefixMemory(base, self._prefixes_in_use)
+        self.prefixes = PrefixMemory(self._prefixes_in_use)
         self._side: ModelVocabulary | None = None
         self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The base as the model has it now."""
+        return cast(PreTrainedModel, self.modules["base"])
+
+    def for_copy(self, modules: Mapping[str, nn.Module | None]) -> AttachedAdapters:
+        """The registry of a shallow copy of the model: the same adapters, but a choice among them of its own.
+
+        Args:
+            modules: the copy's.
+        """
+        twin = copy.copy(self)
+        twin.modules, twin.prefixes = modules, PrefixMemory(twin._prefixes_in_use)
+        return twin
 
     # -- which there are ---------------------------------------------------------------------------------------------
     def get(self, name: str) -> Attached:
@@ -276,14 +297,14 @@ class AttachedAdapters:
         Raises:
             ConfigError: the base's tokenizer cannot take it.
         """
-        return self.prefixes.of(prefix, self.base_tokenizer()).base
+        return self.prefixes.of(prefix, self.base, self.base_tokenizer()).base
 
     def _prefix_readings(self, name: str, attached: Attached) -> tuple[BasePrefix | None, ...]:
         """What each network of an adapter reads before the prompt; empty where none reads anything."""
         prefix = self.base_prefix() if attached.adapter.reads_prefix else None
         if prefix is None:
             return ()
-        known = self.prefixes.of(prefix, self.base_tokenizer())
+        known = self.prefixes.of(prefix, self.base, self.base_tokenizer())
         return known.of_networks(
             attached.adapter, attached.parts(name), serial=attached.serial, link=attached.link, prefix=prefix
         )

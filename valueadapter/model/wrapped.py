@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
@@ -22,6 +24,12 @@ class WrappedModel(PreTrainedModel, GenerationMixin):
     base: PreTrainedModel
     attached: AttachedAdapters
     base_released = False
+
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.attached = self.attached.for_copy(twin._modules)
+        return twin
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from valueadapter import ValueAdapter
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OURS = {"valueadapter", "testkit", "studies"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_readmes_code_runs(server: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +35,16 @@ def test_the_readmes_code_runs(server: LocalHub, tmp_path: Path, capsys: pytest.
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(code.replace("org/", "acme/").replace("user/", "alice/"), "README", "exec"), {})
     assert capsys.readouterr().out.startswith("Question:")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_pages_import_is_there(page: Path) -> None:
+    """Every name that an example imports from the library, wherever the modules have gone."""
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        for node in ast.walk(ast.parse(textwrap.dedent(code).replace("…", "..."))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 
 
 def test_the_file_tree_is_true() -> None:

@@ -82,7 +82,7 @@ def lazy_face(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str],
 
     Args:
         package: its dotted name.
-        exports: public name -> module inside the package that defines it.
+        exports: public name -> module that defines it, as from inside the package.
     """
 
     def get(name: str) -> object:
@@ -90,7 +90,7 @@ def lazy_face(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str],
             raise AttributeError(
                 f"module {package!r} has no attribute {name!r}; it offers {', '.join(sorted(exports))}"
             )
-        return getattr(importlib.import_module(f"{package}.{exports[name]}"), name)
+        return getattr(importlib.import_module(f".{exports[name]}", package), name)
 
     return get, lambda: sorted({*exports, *vars(sys.modules[package])})
 

@@ -5,11 +5,25 @@ from valueadapter import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "ARMS": "report",
+        "Arm": "report",
+        "BaseResult": "report",
+        "Bootstrap": "bootstrap",
+        "Example": "score",
+        "FineTuning": ".training.finetuning",  # an arm that is trained
+        "Kept": "kept",
+        "METRICS": "score",
         "Options": "arms",
         "Report": "report",
+        "Score": "score",
+        "answer": "metrics",
         "best_of": "judge",
         "calibrate_scale": "calibration",
+        "evaluate": "metrics",
         "evaluate_adapter": "arms",
+        "finetuned": ".training.finetuning",
+        "normalised": "metrics",
+        "save_plot": "plot",
         "value_score": "judge",
     },
 )

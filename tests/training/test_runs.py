@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from huggingface_hub.errors import HFValidationError
 from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
-from valueadapter import ArtifactError, CheckpointError, ConfigError, ValueAdapter
+from valueadapter import ArtifactError, CheckpointError, ConfigError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.artifact import verification
 from valueadapter.errors import ValueAdapterError
+from valueadapter.evaluation.held_out import bits_per_byte
 from valueadapter.training.recipe import run
 from valueadapter.training.recipe_settings import Recipe
 from valueadapter.training.run_callbacks import TrainingStopped
@@ -248,6 +249,39 @@ def test_who_may_not_publish_learns_it_first(
         run(make("out", base_name="alice/base"), push_to=name, say=silent)
     with pytest.raises(ConfigError, match="base is a path"):
         run(make("out"), push_to="alice/new", say=silent)
+
+
+def test_held_out_demonstrations_are_scored_before_anything_is_published(
+    server: LocalHub, make: Callable[..., Recipe]
+) -> None:
+    """By the base that was trained on, in memory, with the adapter at scale 1; what fails there publishes nothing."""
+    recipe, seen = make("out", base_name="alice/base", eval_data=DATA[:3]), []
+
+    def score(model: ValueAdapterForCausalLM, records: Sequence[Any]) -> dict[str, object]:
+        seen.append((list(records), model.scales, model.adapters["default"].config.training is not None))
+        raise RuntimeError("the scoring fails")
+
+    with pytest.raises(ConfigError, match=r"score=valueadapter\.evaluation\.held_out\.bits_per_byte"):
+        run(recipe, say=silent)
+    assert not recipe.output_dir.exists()
+    with pytest.raises(RuntimeError, match="the scoring fails"):
+        run(recipe, push_to="alice/new", score=score, say=silent)
+    assert seen == [(DATA[:3], {"default": 1.0}, True)]
+    assert verification.verify(recipe.output_dir / "adapter").training is not None
+    assert not HfApi().repo_exists("alice/new")
+    again = run(recipe, resume=True, score=score, say=silent)
+    assert (list(again), len(seen)) == (["adapter"], 1)  # finished: neither trained nor scored anew
+
+
+def test_the_summary_says_what_held_out_demonstrations_cost(make: Callable[..., Recipe], base: str) -> None:
+    """Under the base and with the adapter, as `evaluate` finds them."""
+    recipe = make("out", eval_data=DATA[:5])
+    summary = run(recipe, score=bits_per_byte, say=silent)
+    model = ValueAdapterForCausalLM.from_pretrained(base, recipe.output_dir / "adapter", scale=1.0)
+    assert {key: value for key, value in summary.items() if key.startswith("held_out")} == bits_per_byte(
+        model.eval(), DATA[:5]
+    )
+    assert summary["held_out_bits_per_byte_base_and_adapter"] < summary["held_out_bits_per_byte_base"]
 
 
 def test_a_token_that_only_reads_is_found_first(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from valueadapter.cli import output
 from valueadapter.cli.extras import require
-
-if TYPE_CHECKING:
-    from valueadapter.training.recipe_settings import Recipe
 
 
 def train(
@@ -66,6 +63,7 @@ def train(
     A record has `prompt` and `completion`, or `messages` (chat; the loss is on assistant turns), or `text`.
     """
     require("train", "accelerate", "datasets")
+    from valueadapter.evaluation.held_out import bits_per_byte
     from valueadapter.training.recipe import run
     from valueadapter.training.recipe_settings import Recipe
     from valueadapter.training.run_callbacks import TrainingStopped  # torch and transformers load here
@@ -101,32 +99,9 @@ def train(
         },
     )
     try:
-        summary = run(recipe, resume=resume, overwrite=overwrite, push_to=push_to, say=output.say)
+        summary = run(recipe, resume=resume, overwrite=overwrite, push_to=push_to, score=bits_per_byte, say=output.say)
     except TrainingStopped as stopped:
         output.say(str(stopped))
         raise typer.Exit(130) from None  # as shells say it of a program that Ctrl-C has ended
     if summary:  # of several processes, the first has it
-        if eval_data is not None:
-            summary |= _held_out(recipe, str(summary["adapter"]))
         output.facts(summary, as_json=as_json)
-
-
-def _held_out(recipe: Recipe, adapter: str) -> dict[str, float]:
-    """Bits per byte of held-out responses under the base and under base + adapter, as it was saved, at scale 1."""
-    from valueadapter.demonstrations.tokenized import load_demonstrations
-    from valueadapter.evaluation.metrics import evaluate
-    from valueadapter.model.modeling import ValueAdapterForCausalLM
-
-    records = list(load_demonstrations(recipe.eval_data))
-    output.say(f"scoring {len(records):,} held-out demonstrations")
-    model = ValueAdapterForCausalLM.from_pretrained(
-        recipe.base, adapter, scale=1.0, base_revision=recipe.base_revision
-    ).eval()
-    tokenizer = model.adapters[model.only_adapter()].tokenizer
-    with model.disable_adapter():
-        alone = evaluate(model, tokenizer, records, generate=False).bits_per_byte
-    adapted = evaluate(model, tokenizer, records, generate=False).bits_per_byte
-    return {
-        "held_out_bits_per_byte_base": round(alone, 4),
-        "held_out_bits_per_byte_base_and_adapter": round(adapted, 4),
-    }

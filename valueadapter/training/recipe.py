@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -54,6 +54,8 @@ from valueadapter.training.small_lora import silence
 from valueadapter.training.trainer import ValueTrainer, ValueTrainingArguments
 
 Say = Callable[[str], object]
+Score = Callable[[ValueAdapterForCausalLM, Sequence[Any]], Mapping[str, object]]
+"""From base + adapter at scale 1, and held-out demonstrations, to what the summary says of them."""
 
 
 def run(
@@ -62,6 +64,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     push_to: str | None = None,
+    score: Score | None = None,
     say: Say,
 ) -> dict[str, object]:
     """Trains, saves and, where asked, publishes an adapter.
@@ -75,10 +78,12 @@ def run(
         overwrite: begin anew where an earlier run has left checkpoints or an adapter; the adapter is replaced at the
             end, the checkpoints go at once.
         push_to: Hub ID to publish under.
+        score: what to say of the recipe's held-out demonstrations, once the adapter is saved and before it is
+            published; required with them, as `evaluation.held_out.bits_per_byte`.
         say: called with a line for every step worth knowing of.
 
     Returns:
-        The summary: tokens, loss before and after, the place.
+        The summary: tokens, loss before and after, the place, and what `score` found.
 
     Raises:
         ConfigError, ArtifactError, CheckpointError: settings, data or directories that cannot be; nothing has changed.
@@ -92,13 +97,15 @@ def run(
     checkpoint = directory.check(resume=resume, overwrite=overwrite)
     arguments = _arguments(recipe)
     plan = _plan(recipe, arguments)
+    if plan.held_out and score is None:
+        raise ConfigError(_NO_SCORE)
     if checkpoint is None:
         if arguments.process_index == 0:
             directory.begin(plan.settings)
     else:
         directory.check_same_run(plan.settings)
         say(f"going on from {checkpoint}")
-    trainer = _trainer(recipe, plan, arguments, say=say)
+    model, trainer = _trainer(recipe, plan, arguments, say=say)
     _rehearse(recipe, trainer, plan, push_to=push_to)
     over = checkpoint is not None and _step(checkpoint) >= _last_step(trainer)
     if over and directory.is_finished:
@@ -113,9 +120,28 @@ def run(
         return {}
     place = directory.save(adapter, say=say)
     summary = _summary(place, adapter)
+    if plan.held_out and score is not None:
+        say(f"scoring {len(plan.held_out):,} held-out demonstrations")
+        summary |= score(_with(adapter, model.unload(), model.base_tokenizer), plan.held_out)
     if push_to is not None:
         summary["published"] = adapter.push_to_hub(push_to).commit_url
     return summary
+
+
+_NO_SCORE = (
+    "eval_data are held-out demonstrations for the summary, and nothing says how they are scored; pass "
+    "score=valueadapter.evaluation.held_out.bits_per_byte, or leave eval_data out"
+)
+
+
+def _with(
+    adapter: ValueAdapter, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> ValueAdapterForCausalLM:
+    """A base with the adapter as it was saved, at scale 1."""
+    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
+    model.add_adapter(adapter, "default", scale=1.0)
+    model.eval()
+    return model
 
 
 def _silent(line: str) -> None:
@@ -130,6 +156,8 @@ class _Plan:
     """Tokenized demonstrations."""
     prefixes: list[Prefix]
     """What the base may read before each, the one to record first."""
+    held_out: list[Any]
+    """Held-out demonstrations, as they came."""
     tokenizer: PreTrainedTokenizerBase
     commit: str | None
     """Of the base on the Hub."""
@@ -144,18 +172,19 @@ class _Plan:
 def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     """Reads and tokenizes all data, and finds out which base is meant."""
     data, prefixes = _data_and_prefixes(recipe)
+    held_out = [] if recipe.eval_data is None else list(load_demonstrations(recipe.eval_data))
     is_path = Path(recipe.base).exists()
     commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
     _check_code(recipe.base, commit)
     tokenizer = AutoTokenizer.from_pretrained(recipe.base, revision=commit)
     for prefix in prefixes:
         prefix_ids(prefix, tokenizer)
-    for record in () if recipe.eval_data is None else load_demonstrations(recipe.eval_data):
+    for record in held_out:
         encode(record, tokenizer)
     identity = base_identity(recipe.base, commit)
     settings = run_settings(recipe, arguments, base=identity, data=data, prefixes=prefixes)
     tokenized = tokenize(data, tokenizer, max_length=arguments.max_length)
-    return _Plan(tokenized, prefixes, tokenizer, commit, settings)
+    return _Plan(tokenized, prefixes, held_out, tokenizer, commit, settings)
 
 
 def _check_code(base: str, commit: str | None) -> None:
@@ -168,8 +197,10 @@ def _check_code(base: str, commit: str | None) -> None:
         ) from error
 
 
-def _trainer(recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say) -> ValueTrainer:
-    """What trains a new adapter on the base."""
+def _trainer(
+    recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say
+) -> tuple[ValueAdapterForCausalLM, ValueTrainer]:
+    """The base with a new adapter, and what trains it."""
     model = _untrained(recipe, plan, say)
     others = [_other_base(place, say) for place in recipe.other_bases]
     trainer = ValueTrainer(
@@ -184,7 +215,7 @@ def _trainer(recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, 
     silence(trainer)
     trainer.add_callback(Progress(say))
     say(f"training on {len(plan.data):,} demonstrations")
-    return trainer
+    return model, trainer
 
 
 def _rehearse(recipe: Recipe, trainer: ValueTrainer, plan: _Plan, *, push_to: str | None) -> None:

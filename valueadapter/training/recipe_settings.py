@@ -41,7 +41,7 @@ class Recipe:
     output_dir: Path
     """Where checkpoints and the adapter go."""
     eval_data: Any = None
-    """Held-out demonstrations."""
+    """Held-out demonstrations, which the `score` that `run` is given measures for the summary."""
     base_name: str | None = None
     """Hub ID of the base to record, where `base` is a path."""
     base_revision: str | None = None

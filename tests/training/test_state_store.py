@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from base_states_run import DATA, VOCABULARY, record
+from safetensors import safe_open
 from tiny import tiny_model
 from transformers import PreTrainedModel
 
@@ -168,6 +169,14 @@ def test_no_room_is_said_before_computing(build: Build, tmp_path: Path, monkeypa
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"has 100 left; make room"):
         build()
+
+
+def test_the_name_on_disk_is_what_it_was(build: Build, tmp_path: Path) -> None:
+    """Where a module lies is no part of it: stores of hundreds of MB outlive a module's name."""
+    build()
+    for shard in shards(tmp_path):
+        with safe_open(shard, "np") as file:
+            assert "valueadapter.base_states" in file.metadata()
 
 
 def test_an_unknown_demonstration_is_an_error(build: Build) -> None:

@@ -40,7 +40,7 @@ Say = Callable[[str], object]
 Record = Mapping[str, Any]
 """A tokenized demonstration: `input_ids` and `labels`."""
 
-FORMAT = "valueadapter.training.state_store"
+FORMAT = "valueadapter.base_states"
 VERSION = 2
 SHARD_BYTES = 64 * 2**20
 """What a shard holds at most, but for a single demonstration that is longer."""

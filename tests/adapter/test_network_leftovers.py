@@ -93,8 +93,11 @@ def test_training_on_such_a_base_ends_with_an_adapter(leftover: str, tmp_path: P
     run = ValueTrainer(model, ValueTrainingArguments(output_dir=str(tmp_path), **quiet), train_dataset=DATA)
     run.train()
     run.save_model()
-    for place in ("checkpoint-1/adapter", "adapter"):
-        ValueAdapter.from_pretrained(tmp_path / place)
+    trained = model.adapters["default"].networks[0].state_dict()
+    assert ValueAdapter.from_pretrained(tmp_path / "checkpoint-1" / "adapter").config.training is not None
+    (saved,) = ValueAdapter.from_pretrained(tmp_path / "adapter").networks
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in saved.state_dict().items())
+    assert not all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in trained.items())
 
 
 @pytest.mark.parametrize("content", ['{"temperature": 0.6}', '{"num_beams": 0, "top_p": 9}', "no JSON", "[]"])

@@ -53,6 +53,6 @@ def test_the_prefix_is_rendered_by_the_tokenizer_that_is_given(tmp_path: Path) -
 def test_it_is_loaded_once_for_equal_tokenizers(tmp_path: Path) -> None:
     """A tokenizer that is made at each call costs no second loading."""
     base, folder = tiny_model("llama", seed=1), exported(tiny_adapter(), tmp_path)
-    by_export(base, folder, byte_tokenizer(), INPUTS, **LOGITS)
+    first = by_export(base, folder, byte_tokenizer(), INPUTS, **LOGITS)
     (folder / "value_network" / "model.safetensors").unlink()
-    by_export(base, folder, byte_tokenizer(), INPUTS, **LOGITS)
+    torch.testing.assert_close(by_export(base, folder, byte_tokenizer(), INPUTS, **LOGITS).logits, first.logits)

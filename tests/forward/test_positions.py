@@ -103,11 +103,16 @@ def test_every_way_of_decoding_gives_positions_that_are_taken() -> None:
     """Left padding, beams, static caches, chunks and speculation: `generate` counts as it should."""
     model = wrapped()
     ids, mask = padded(model, TEXTS[:2])
-    for way in ({}, {"num_beams": 2}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}):
-        model.generate(ids, attention_mask=mask, **GREEDY, **way)
+    beams = model.generate(ids, attention_mask=mask, **GREEDY, num_beams=2, use_cache=False)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY, num_beams=2), beams)
+    greedy = model.generate(ids, attention_mask=mask, **GREEDY, use_cache=False)
+    for way in ({}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}):
+        assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY, **way), greedy)
     one = ids_of(model, "the dog the dog the dog")
-    model.generate(one, **GREEDY, prompt_lookup_num_tokens=3)
-    model.generate(one, **GREEDY, assistant_model=tiny_model("llama", seed=1, width=len(model.base_tokenizer)))
+    alone = model.generate(one, **GREEDY, use_cache=False)
+    base = tiny_model("llama", seed=1, width=len(model.base_tokenizer))
+    for way in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": base}):
+        assert torch.equal(model.generate(one, **GREEDY, **way), alone)
 
 
 def test_a_crop_takes_positions_back_too() -> None:

@@ -57,9 +57,8 @@ def calibrate(
     }
     name = Path(base).name if Path(base).is_dir() else base  # a path of this machine means nothing to others
     record = found.recommended(model, base=name, data=data_name or Path(data).name)
-    others = [
-        one for one in loaded.config.scales if (one.base, one.base_fingerprint) != (name, record.base_fingerprint)
-    ]
+    same = name, record.base_fingerprint
+    others = [one for one in loaded.config.scales if (one.base, one.base_fingerprint) != same]
     better = loaded.with_config(scales=(*others, record))
     facts |= put(better, adapter, save_to, push=push, message=f"Scale for {name}", revision=revision, token=token)
     if as_json:

@@ -138,11 +138,7 @@ class BasePrefix:
         if state is not None and state.ids == self.ids and state.begun:
             return ids, state
         past = cache.read_by(self.part) if cache is not None else 0
-        if past > 0 if state is None else state.ids != self.ids:
-            raise UnsupportedModeError(
-                "this cache was begun with another base prefix, or none. Start with a new cache after changing the "
-                "prefix or the active adapters"
-            )
+        self._check_beginning(state, past)
         length = past + ids.shape[1]
         self.check_length(length)
 
@@ -168,6 +164,15 @@ class BasePrefix:
             ids = ids.clone()
             ids[at] = self.ids[-1]
         return ids, state
+
+    def _check_beginning(self, state: PrefixState | None, past: int) -> None:
+        """Raises unless a cache is empty or began with this prefix; `past` is what it has read."""
+        began_otherwise = past > 0 if state is None else state.ids != self.ids
+        if began_otherwise:
+            raise UnsupportedModeError(
+                "this cache was begun with another base prefix, or none. Start with a new cache after changing the "
+                "prefix or the active adapters"
+            )
 
     def _first_state(
         self, row_starts: torch.Tensor, lead: int, length: int, cache: ValueAdapterCache | None, *, all_begun: bool

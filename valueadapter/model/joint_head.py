@@ -143,6 +143,11 @@ class HeadMethods(WrappedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
+        """The last hidden states of base and networks side by side, (batch, seq, Σ hidden sizes); see `Backbone`.
+
+        Raises:
+            UnsupportedModeError: an adapter whose logits are no head times a hidden state over the base's own tokens.
+        """
         self.check_base()
         terms, prefix = self.attached.terms(), self.attached.acting_prefix()
         if why := self._why_no_head(terms) if terms else None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 from valueadapter.vocabulary.byte_view import Vocabulary
 from valueadapter.vocabulary.spec import VocabularySpec
 from valueadapter.vocabulary.text_encoder import TextEncoder
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,6 @@ WARNINGS = {
     ".*is_gradient_checkpointing.*": "peft asks transformers by the old name",
     ".*gradient_checkpointing.*is deprecated": "TRL sets its own arguments by an old name",
     ".*gradient_checkpointing.*": "transformers.Trainer's own arguments",
-    "The .grad attribute of a Tensor that is not a leaf": "torch.compile's own look at tensors, which it hides itself",
     "Cannot enable progress bars": "a test that switches them on while the run has them off",
     "'pin_memory' argument is set": "accelerate's default, on a machine without a GPU",
     "You are trying to modify a model with PEFT": "the test does it twice on purpose",

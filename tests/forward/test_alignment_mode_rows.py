@@ -86,7 +86,7 @@ def test_every_way_of_decoding_sees_the_whole_texts_logits(pair: tuple[str, str]
     torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(spread=st.sampled_from([1.0, 40.0, 200.0, 900.0]), seed=st.integers(0, 2**16))
 def test_constants_are_exact_over_hundreds_of_nats(spread: float, seed: int) -> None:
     """The log of a mean of exponentials whose greatest and smallest are no numbers by themselves."""
@@ -96,4 +96,4 @@ def test_constants_are_exact_over_hundreds_of_nats(spread: float, seed: int) -> 
     top = max(float(row[token]) for token in tokens)
     whole = sum(prior)
     mass = sum(float(p / whole) * math.exp(float(row[t]) - top) for p, t in zip(prior, tokens, strict=True))
-    assert Centring(BYTES, WIDTH).of(row) == pytest.approx(math.log(mass) + top, abs=1e-6)
+    assert Centring(BYTES, WIDTH).of(row) == pytest.approx(math.log(mass) + top, rel=1e-12, abs=1e-9)

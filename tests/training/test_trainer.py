@@ -100,7 +100,6 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(fresh: Fresh, tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     "changes",
     [{"gradient_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "eager"}],

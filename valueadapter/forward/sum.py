@@ -51,7 +51,8 @@ def summed(
     Returns:
         The sum, (batch, kept, base_vocab); and adapter -> what it added, of the same shape, empty where nobody asked.
     """
-    logits, added = inputs.base_logits, dict[str, torch.Tensor]()
+    logits = inputs.base_logits
+    added: dict[str, torch.Tensor] = {}
     if len(terms) > 1 and any(term.refinement for term in terms):  # these read the base's own logits, and the sum is
         inputs.base_logits = logits.clone()  # written over them
     for term, inputs.prompts in zip(terms, prompts, strict=True):

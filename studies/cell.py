@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 RECIPE_VERSION = 1
 """Raise it when code alters what a cell's settings mean: older results are then computed again."""
 
-LATER: dict[str, Any] = {"content_weight": 1.0, "prefix_draws": 1}
+LATER: dict[str, Any] = {"content_weight": 1.0}
 """Settings that came when there were results already -> the value that those results have."""
 
 Penalty = Literal["none", "l1", "l2", "entropy"]
@@ -69,8 +69,6 @@ class Cell:
     prefix_use: PrefixUse = "subtracted"
     """Who reads it: `scoring` the scored bases; `both` also the base in training; `subtracted` besides the scored bases
     the network that is subtracted from them."""
-    prefix_draws: int = 1
-    """So many prefixes, of which a full network in training meets a random one each time."""
     content_weight: float = 1.0
     """Weight of the value logits, centred, of tokens that are content: all but those that responses share."""
     network: Source = "trained"

@@ -91,7 +91,6 @@ QUESTIONS = (
             replace(FULL, targets="all"),
             replace(FULL, prefix_examples=0),
             replace(FULL, prefix_use="scoring"),
-            replace(FULL, prefix_draws=4),
         ),
     ),
     Question(

@@ -88,8 +88,7 @@ def _arms(curve: Curve | str, donor_scale: float | None) -> Result:
 
 
 def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> tuple[ValueAdapter, Result]:
-    shown = cell.prefix_draws * cell.prefix_examples if cell.prefix_draws > 1 else 0  # by the recipe, not trained on
-    records = training_records(task, prefix, cell.num_demonstrations + shown)
+    records = training_records(task, prefix, cell.num_demonstrations)
     donor = TARGETS[cell.donor]
     if cell.network == "expert_minus_base":
         return _expert_minus_base(cell, donor, records, say), {}
@@ -153,8 +152,7 @@ def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path, s
         connection=cell.connection,  # type: ignore[arg-type]  # checked by the recipe
         dropout=cell.dropout or None,
         other_bases=tuple(str(TARGETS[name].folder) for name in cell.other_bases),
-        base_prefix=prefix if cell.prefix_use != "scoring" and cell.prefix_draws == 1 else None,
-        base_prefix_examples=cell.prefix_examples if cell.prefix_draws > 1 else 0,
-        base_prefix_draws=cell.prefix_draws,
+        base_prefix=prefix if cell.prefix_use != "scoring" else None,
+        base_prefix_examples=0,
         arguments=arguments,
     )

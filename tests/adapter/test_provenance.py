@@ -259,16 +259,6 @@ def test_the_prefix_that_an_adapter_is_trained_behind_is_recorded(how: str, save
     assert ValueAdapter.from_pretrained(place).config.base_prefix == expected
 
 
-def test_of_several_prefixes_the_adapters_own_is_recorded(tmp_path: Path) -> None:
-    """Those drawn beside it while training are not."""
-    model = wrapper(plain_adapter(base_prefix=PREFIX), is_trainable=True)
-    how: Any = {"max_steps": 2, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
-    args = ValueTrainingArguments(output_dir=str(tmp_path), **how)
-    run = ValueTrainer(model, args, train_dataset=DATA, more_prefixes=["Z: y\n"])
-    run.train()
-    assert run.trained_adapter().config.base_prefix == PREFIX
-
-
 def test_an_adapter_that_is_only_used_is_saved_as_it_came(tmp_path: Path) -> None:
     """A prefix or scale chosen at attaching is not the adapter's."""
     model = wrapper(plain_adapter(base_prefix="Old:\n"), base_prefix=PREFIX, scale=0.3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from valueadapter import (
 )
 from valueadapter.adapter.causal_lm import set_trainable
 from valueadapter.training.bases import public_name
+from valueadapter.training.fast_path import _stand_ins
 
 DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(16)])
 Make = Callable[..., ValueTrainer]
@@ -54,9 +54,7 @@ def make(tokenizer: Any, tmp_path: Path) -> Make:
         model.add_adapter(adapter, "default", scale=scale, is_trainable=True)
         if stands_in and not changes.pop("unfrozen", False):
             set_trainable(networks[-1], False)
-        theirs = {
-            key: changes.pop(key) for key in ("other_bases", "more_prefixes", "compute_metrics") if key in changes
-        }
+        theirs = {key: changes.pop(key) for key in ("other_bases", "compute_metrics") if key in changes}
         quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 0}
         settings = {"cache_base_dir": str(tmp_path / "states"), "max_steps": 4, "learning_rate": 1e-2, **quiet}
         args = ValueTrainingArguments(output_dir=str(tmp_path), **{**settings, **changes})
@@ -78,7 +76,7 @@ def noted(module: torch.nn.Module, note: Callable[[], None]) -> None:
 
 def whole(run: ValueTrainer) -> ValueTrainer:
     """The same trainer, made to go through the logits."""
-    run._fused = None
+    run.hidden_state_loss = None
     return run
 
 
@@ -122,7 +120,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_same_loss_and_gradients_as_from_logits(make: Make, changes: dict[str, Any], count: int | None) -> None:
     """Per token of the batch or of the accumulated batch, in fp32 to a few rounding errors."""
     run = make(**changes)
-    assert run._fused is not None
+    assert run.hidden_state_loss is not None
     assert_same(run, whole(make(**changes)), rtol=5e-6, count=count)
 
 
@@ -149,8 +147,8 @@ def test_a_frozen_network_that_is_the_base_does_not_run(
     """Same loss and gradients as from all logits; the base runs where it counts, and only then. GPT-2 has dropout."""
     bases = [tiny_model(kind, seed=1) for _ in range(2)]
     run, slow = (make(base=base, cache_base=cached, **PAIR, **changes) for base in bases)
-    assert run._fused is not None
-    assert run._fused.stand_ins == {1}
+    assert run.hidden_state_loss is not None
+    assert run.hidden_state_loss.stand_ins == {1}
     ran = []
     run.model.value_networks["default"][1].register_forward_pre_hook(lambda *_: ran.append("network"))
     noted(run.model.value_networks["default"][1].base_model, lambda: ran.append("network"))
@@ -172,10 +170,10 @@ def test_a_network_that_is_not_the_base_runs(make: Make, tokenizer: Any, changed
     run = make(base=base, **PAIR, **more[changed])
     if changed == "weights":
         run.model.value_networks["default"][1].base_model.norm.weight.data[0] += 1e-6
-        assert run._stand_ins([base]) == frozenset()
+        assert _stand_ins(run.model, [base]) == frozenset()
         return
-    assert run._fused is not None
-    assert run._fused.stand_ins == frozenset()
+    assert run.hidden_state_loss is not None
+    assert run.hidden_state_loss.stand_ins == frozenset()
 
 
 @pytest.mark.parametrize("base", ["llama", "gemma3"])
@@ -232,9 +230,9 @@ def other(tokenizer: Any, kind: str = "gpt2", seed: int = 9, width: int = 97) ->
 def test_each_row_is_read_by_its_base(make: Make, tokenizer: Any, cached: bool) -> None:
     """The loss of a mixed batch is the sum over bases of the losses of their rows, each as from one base alone."""
     run = make(other_bases=[other(tokenizer)], cache_base=cached)
-    assert run._fused is not None
+    assert run.hidden_state_loss is not None
     batch = run.data_collator([run.train_dataset[i] for i in range(8)])
-    drawn = [run._fused.bases.drawn(key, 0) for key in batch["sample_keys"]]
+    drawn = [run.hidden_state_loss.bases.drawn(key, 0) for key in batch["sample_keys"]]
     assert set(drawn) == {0, 1}
     expected = torch.tensor(0.0)
     for index, base in enumerate((tiny_model("llama", seed=1), tiny_model("gpt2", seed=9))):
@@ -246,33 +244,26 @@ def test_each_row_is_read_by_its_base(make: Make, tokenizer: Any, cached: bool) 
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_each_row_is_read_behind_its_prefix(make: Make, tokenizer: Any, cached: bool) -> None:
-    """As with bases: the sum over prefixes, each as if it were the only one; evaluation is behind the recorded one."""
-    run = make(prefix="Q:A ", more_prefixes=["Q:B Q:C "], other_bases=[other(tokenizer)], cache_base=cached)
-    assert run._fused is not None
+def test_each_base_reads_its_rows_behind_the_prefix(make: Make, tokenizer: Any, cached: bool) -> None:
+    """As without one: the sum over bases, each as if it were the only one; evaluation is on the training base."""
+    run = make(prefix="Q:A ", other_bases=[other(tokenizer)], cache_base=cached)
+    assert run.hidden_state_loss is not None
     batch = run.data_collator([run.train_dataset[i] for i in range(12)])
-    drawn = [run._fused.bases.drawn(key, 0) for key in batch["sample_keys"]]
-    assert set(drawn) == {0, 1, 2, 3}
+    drawn = [run.hidden_state_loss.bases.drawn(key, 0) for key in batch["sample_keys"]]
+    assert set(drawn) == {0, 1}
     expected = torch.tensor(0.0)
-    for index, (base, prefix) in enumerate(product(("llama", "gpt2"), ("Q:A ", "Q:B Q:C "))):
+    for index, base in enumerate((tiny_model("llama", seed=1), tiny_model("gpt2", seed=9))):
         rows = [i for i, one in enumerate(drawn) if one == index]
-        alone = whole(make(base=tiny_model(base, seed=1 if base == "llama" else 9), prefix=prefix))
+        alone = whole(make(base=base, prefix="Q:A "))
         expected += plain_loss(alone, alone.data_collator([alone.train_dataset[i] for i in rows]))
     torch.testing.assert_close(plain_loss(run, batch), expected, rtol=1e-3 if cached else 5e-6, atol=0)
     alone = make(prefix="Q:A ").evaluate()["eval_loss"]
     assert run.evaluate()["eval_loss"] == pytest.approx(alone, rel=1e-3 if cached else 1e-5)
 
 
-def test_prefixes_may_be_chats(make: Make) -> None:
-    """As plain dictionaries, as a base prefix may."""
-    run = make(prefix="Q:A ", more_prefixes=[[{"role": "user", "content": "A"}]])
-    assert run._fused is not None
-    assert len(run._fused.bases) == 2
-
-
 def test_bases_are_drawn_anew_each_epoch_and_evenly(make: Make, tokenizer: Any) -> None:
     """By seed, epoch and demonstration, whoever asks; about half each."""
-    one, two = (make(other_bases=[other(tokenizer)])._fused for _ in range(2))
+    one, two = (make(other_bases=[other(tokenizer)]).hidden_state_loss for _ in range(2))
     assert one is not None
     assert two is not None
     keys = [f"{i:032x}" for i in range(400)]
@@ -328,11 +319,10 @@ def test_otherwise_logits_are_computed_and_the_log_says_why(
     """One line, and the training goes on; with a cache it is an error instead."""
     with caplog.at_level(logging.INFO, logger="valueadapter"):
         run = make(**changes)
-    assert run._fused is None
+    assert run.hidden_state_loss is None
     assert [reason in record.message for record in caplog.records if "whole logits" in record.message] == [True]
-    for more in ({"cache_base": True}, {"more_prefixes": ["B"]}):
-        with pytest.raises(ConfigError, match=reason):
-            make(**more, **changes)
+    with pytest.raises(ConfigError, match=reason):
+        make(cache_base=True, **changes)
 
 
 def test_metrics_get_logits(make: Make) -> None:

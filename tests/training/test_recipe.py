@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
-from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainer
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.artifact import verification
 from valueadapter.demonstrations.selection import draw
 from valueadapter.training.recipe import Recipe, run
@@ -56,9 +56,11 @@ def test_cached_bases_dropout_and_raw_penalty(tmp_path: Path, bases: list[str]) 
     assert saved["attention_dropout"] == 0.25
 
 
-def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, bases: list[str]) -> None:
+@pytest.mark.parametrize("network", ["lora", "full"])
+def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, bases: list[str], network: Any) -> None:
     """The same ones that a few-shot prompt of that seed has, and they are in the record as text."""
-    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", base_prefix_examples=3, arguments=QUICK)
+    settings: dict[str, Any] = {"network": network, "base_prefix_examples": 3, "arguments": QUICK}
+    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", **settings)
     said: list[str] = []
     run(recipe, say=said.append)
     config = verification.verify(tmp_path / "out" / "adapter")
@@ -68,33 +70,9 @@ def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, 
     assert any("a prefix of" in line for line in said)
 
 
-def test_a_full_network_may_meet_several_prefixes(
-    tmp_path: Path, bases: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """None of their examples is trained on, and the first prefix is the one recorded."""
-    seen: list[Any] = []
-    init = ValueTrainer.__init__
-
-    def watched(self: ValueTrainer, *args: Any, **kwargs: Any) -> None:
-        seen.append(kwargs)
-        init(self, *args, **kwargs)
-
-    monkeypatch.setattr(ValueTrainer, "__init__", watched)
-    settings = {"network": "full", "base_prefix_examples": 2, "base_prefix_draws": 3, "arguments": QUICK}
-    run(Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", **settings), say=lambda line: None)
-    texts = [f"{one['prompt']}{one['completion']}\n\n" for one in draw(DATA, 6)]
-    first, *more = ("".join(texts[begin : begin + 2]) for begin in (0, 2, 4))
-    config = verification.verify(tmp_path / "out" / "adapter")
-    assert (config.base_prefix, seen[0]["more_prefixes"]) == (first, more)
-    assert config.training is not None
-    assert config.training.num_examples == 10
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "full", "base_prefix_draws": 2, "base_prefix": "A"}, "for prefixes of drawn examples; got 2"),
-        ({"base_prefix_draws": 2}, "for base_prefix_draws train network='full'"),
         ({"base_prefix": "A", "base_prefix_examples": 2}, "exclude each other"),
         ({"base_prefix_examples": 16}, "leaves nothing to train on of 16"),
         ({"num_layers": 1, "connection": "cascade"}, "for num_layers, connection train network='full'"),

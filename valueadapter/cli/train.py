@@ -34,9 +34,6 @@ def train(
         int | None,
         typer.Option(help="In its place: demonstrations drawn from the data, and not trained on; 0: none.  [8]", min=0),
     ] = None,
-    base_prefix_draws: Annotated[
-        int, typer.Option(help="Draw so many prefixes; a full network is trained behind a random one.", min=1)
-    ] = 1,
     penalty: Annotated[str, typer.Option(help="none, l1, l2 or entropy, on the value logits.")] = "none",
     penalty_coefficient: Annotated[float, typer.Option(help="Weight of the penalty.", min=0)] = 1.0,
     centred: Annotated[bool, typer.Option("--centred/--raw", help="Penalty after, or without, centring.")] = True,
@@ -85,7 +82,6 @@ def train(
         dropout=dropout,
         base_prefix=None if base_prefix is None else base_prefix.read_text(encoding="utf-8"),
         base_prefix_examples=base_prefix_examples,
-        base_prefix_draws=base_prefix_draws,
         arguments={
             "penalty": penalty,
             "penalty_coefficient": penalty_coefficient,

@@ -1,4 +1,4 @@
-"""The bases of a training run: which one reads each demonstration, behind which prefix, and whence its hidden states.
+"""The bases of a training run: which one reads each demonstration, and whence its hidden states.
 
 Knows nothing of the network or of the order of the data.
 """
@@ -45,31 +45,27 @@ class Keyed:
 
 @dataclass
 class TrainingBases:
-    """Bases of one vocabulary, the training base first; each with each prefix is one that a demonstration may meet."""
+    """Bases of one vocabulary, the training base first; each reads what it reads behind the same prefix."""
 
     bases: Sequence[PreTrainedModel]
     seed: int = 0
-    """Decides which base reads which demonstration in which epoch, and behind which prefix."""
-    prefixes: Sequence[BasePrefix | None] = (None,)
-    """What stands before a demonstration; evaluation is behind the first."""
+    """Decides which base reads which demonstration in which epoch."""
+    prefix: BasePrefix | None = None
+    """What stands before each demonstration."""
     heads: list[Head] = field(init=False)
     stores: dict[int, BaseStates] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._prefixes: dict[tuple[int, int], BasePrefix] = {}
         self._relied_on: list[tuple[PreTrainedModel, Moment]] = []
         self._checked: int | None = -1
         self.heads = [_head(base) for base in self.bases]
-
-    def __len__(self) -> int:
-        return len(self.bases) * len(self.prefixes)
+        self._prefixes = [None if self.prefix is None else self.prefix.on(base) for base in self.bases]
 
     def cache(
         self, data: Sequence[Record], place: Path | None, *, vocabulary: VocabularySpec, batch_size: int, say: Say
     ) -> None:
         """Computes all hidden states, so that no base runs from here on; see `BaseStates.build`."""
-        for index in range(len(self)):
-            base, prefix = self._base_and_prefix(index)
+        for index, (base, prefix) in enumerate(zip(self.bases, self._prefixes, strict=True)):
             self.stores[index] = BaseStates.build(
                 base, data, place, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, say=say
             )
@@ -99,9 +95,9 @@ class TrainingBases:
                         module._parameters[name] = torch.nn.Parameter(parameter.new_empty(0), requires_grad=False)
 
     def drawn(self, sample: str, epoch: int) -> int:
-        """Which base and prefix a demonstration meets in an epoch: random, and the same whenever and wherever asked."""
+        """Which base reads a demonstration in an epoch: random, and the same whenever and wherever asked."""
         digest = hashlib.sha256(f"{self.seed}:{epoch}:{sample}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % len(self)
+        return int.from_bytes(digest[:8], "big") % len(self.bases)
 
     def parts(self, samples: Sequence[str] | None, *, epoch: int | None) -> tuple[BasePart, ...]:
         """The bases of a batch.
@@ -113,7 +109,7 @@ class TrainingBases:
         if epoch != self._checked:
             self._check_models()
             self._checked = epoch
-        if samples is None or epoch is None or len(self) == 1:
+        if samples is None or epoch is None or len(self.bases) == 1:
             return (self._part(0, None, samples),)
         drawn = [self.drawn(sample, epoch) for sample in samples]
         rows = {index: [row for row, one in enumerate(drawn) if one == index] for index in sorted(set(drawn))}
@@ -123,13 +119,7 @@ class TrainingBases:
         store, states = self.stores.get(index), None
         if store is not None and samples is not None and all(sample in store for sample in samples):
             states = torch.cat([store[sample] for sample in samples])
-        base, prefix = self._base_and_prefix(index)
-        return BasePart(base, self.heads[index // len(self.prefixes)], rows, states, prefix)
-
-    def _base_and_prefix(self, index: int) -> tuple[PreTrainedModel, BasePrefix | None]:
-        at = divmod(index, len(self.prefixes))
-        base, prefix = self.bases[at[0]], self.prefixes[at[1]]
-        return base, None if prefix is None else self._prefixes.setdefault(at, prefix.on(base))
+        return BasePart(self.bases[index], self.heads[index], rows, states, self._prefixes[index])
 
 
 def records_of(*data: Any) -> list[Record]:

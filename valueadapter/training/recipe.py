@@ -37,7 +37,7 @@ from valueadapter.demonstrations.selection import draw
 from valueadapter.demonstrations.sources import Demonstrations
 from valueadapter.demonstrations.tokenized import as_context, encode, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError
-from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.training.recipe_settings import (
     EPOCHS,
@@ -154,8 +154,8 @@ class _Plan:
 
     data: Any  # a datasets.Dataset
     """Tokenized demonstrations."""
-    prefixes: list[Prefix]
-    """What the base may read before each, the one to record first."""
+    prefix: Prefix | None
+    """What the base reads before each."""
     held_out: list[Any]
     """Held-out demonstrations, as they came."""
     tokenizer: PreTrainedTokenizerBase
@@ -164,27 +164,23 @@ class _Plan:
     settings: dict[str, Any]
     """What decides what is learned, by which a run is known again."""
 
-    @property
-    def prefix(self) -> Prefix | None:
-        return self.prefixes[0] if self.prefixes else None
-
 
 def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     """Reads and tokenizes all data, and finds out which base is meant."""
-    data, prefixes = _data_and_prefixes(recipe)
+    data, prefix = _data_and_prefix(recipe)
     held_out = [] if recipe.eval_data is None else list(load_demonstrations(recipe.eval_data))
     is_path = Path(recipe.base).exists()
     commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
     _check_code(recipe.base, commit)
     tokenizer = AutoTokenizer.from_pretrained(recipe.base, revision=commit)
-    for prefix in prefixes:
+    if prefix is not None:
         prefix_ids(prefix, tokenizer)
     for record in held_out:
         encode(record, tokenizer)
     identity = base_identity(recipe.base, commit)
-    settings = run_settings(recipe, arguments, base=identity, data=data, prefixes=prefixes)
+    settings = run_settings(recipe, arguments, base=identity, data=data, prefix=prefix)
     tokenized = tokenize(data, tokenizer, max_length=arguments.max_length)
-    return _Plan(tokenized, prefixes, held_out, tokenizer, commit, settings)
+    return _Plan(tokenized, prefix, held_out, tokenizer, commit, settings)
 
 
 def _check_code(base: str, commit: str | None) -> None:
@@ -209,7 +205,6 @@ def _trainer(
         train_dataset=plan.data,
         processing_class=plan.tokenizer,
         other_bases=others,
-        more_prefixes=plan.prefixes[1:],
         say=say,
     )
     silence(trainer)
@@ -272,28 +267,25 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
-def _data_and_prefixes(recipe: Recipe) -> tuple[Demonstrations, list[Prefix]]:
-    """The demonstrations to train on, and what the base may read before each, the one to record first."""
+def _data_and_prefix(recipe: Recipe) -> tuple[Demonstrations, Prefix | None]:
+    """The demonstrations to train on, and what the base reads before each."""
     data, given = load_demonstrations(recipe.data), recipe.base_prefix
     count = recipe.base_prefix_examples
     if count is None:
         shapes = {shape_of(record) for record in data}  # plain text shows nothing, and a context is of one shape
         count = 0 if given is not None or "text" in shapes or len(shapes) > 1 else PREFIX_EXAMPLES
     if not count:
-        prefix = None if isinstance(given, Recorded) else as_prefix(given)
-        return data, [] if prefix is None else [prefix]
+        return data, None if isinstance(given, Recorded) else as_prefix(given)
     if given is not None:
         raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
-    wanted = count * recipe.base_prefix_draws
-    drawn = draw(list(data), wanted, seed=int(recipe.arguments.get("seed", 0))) if wanted < len(data) else list(data)
+    drawn = draw(list(data), count, seed=int(recipe.arguments.get("seed", 0))) if count < len(data) else list(data)
     rest = [index for index in range(len(data)) if data[index] not in drawn]
     if not rest:
         raise ConfigError(
-            f"base_prefix_examples={count} (drawn {recipe.base_prefix_draws} times) leaves nothing to train on of "
-            f"{len(data)} demonstrations; take fewer (0: no prefix)"
+            f"base_prefix_examples={count} leaves nothing to train on of {len(data)} demonstrations; take fewer "
+            "(0: no prefix)"
         )
-    contexts = [as_prefix(as_context(drawn[begin : begin + count])) for begin in range(0, wanted, count)]
-    return data.select(rest), [prefix for prefix in contexts if prefix is not None]
+    return data.select(rest), as_prefix(as_context(drawn))
 
 
 def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM:

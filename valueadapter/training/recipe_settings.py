@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from valueadapter import hub
-from valueadapter.artifact.config import Connection, Initialisation
+from valueadapter.artifact.config import Connection, Initialisation, Prefix
 from valueadapter.artifact.config.prefix import GivenPrefix
 from valueadapter.errors import ConfigError
 from valueadapter.training.trainer import ValueTrainingArguments
@@ -68,9 +68,6 @@ class Recipe:
     base_prefix_examples: int | None = None
     """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
     none for plain text, which shows nothing, or where a `base_prefix` is given."""
-    base_prefix_draws: int = 1
-    """So many prefixes of that many examples are drawn, and a full network is trained behind a random one of them; the
-    first is recorded."""
     scale: float | None = None
     """Recommended scale to record; by default that of SCALES."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -119,7 +116,7 @@ def check_settings(recipe: Recipe, *, push_to: str | None) -> None:
 
 def _check_combination(recipe: Recipe) -> None:
     of_full: dict[str, Any] = {"num_layers": None, "initialisation": "zero_head", "dropout": None}
-    of_full |= {"connection": "residual", "base_prefix_draws": 1}
+    of_full |= {"connection": "residual"}
     given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
     if recipe.network == "lora" and given:
         raise ConfigError(
@@ -130,16 +127,10 @@ def _check_combination(recipe: Recipe) -> None:
             "release_base gives the base's memory back, and eval_data would be scored with it; give one of them, and "
             "score the adapter with `valueadapter evaluate`"
         )
-    draws = recipe.base_prefix_draws
-    if draws < 1 or (draws > 1 and (recipe.base_prefix is not None or recipe.base_prefix_examples == 0)):
-        raise ConfigError(
-            f"base_prefix_draws must be at least 1, and is for prefixes of drawn examples; got {draws}. Give "
-            "base_prefix_examples, and no base_prefix"
-        )
 
 
 def run_settings(
-    recipe: Recipe, arguments: ValueTrainingArguments, *, base: str, data: Sequence[Any], prefixes: Sequence[Any]
+    recipe: Recipe, arguments: ValueTrainingArguments, *, base: str, data: Sequence[Any], prefix: Prefix | None
 ) -> dict[str, Any]:
     """What decides what a run learns, as JSON values; a longer run of the same settings is the same run.
 
@@ -148,17 +139,17 @@ def run_settings(
         arguments: how.
         base: what tells the base from others.
         data: the demonstrations trained on, in their order.
-        prefixes: what the base reads before them.
+        prefix: what the base reads before them.
     """
     digest = hashlib.sha256()
     for record in data:
         digest.update(json.dumps(record, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
-    shown = hashlib.sha256(repr(list(prefixes)).encode("utf-8", "surrogatepass"))
+    shown = hashlib.sha256(repr([prefix]).encode("utf-8", "surrogatepass"))
     return {
         **{name: getattr(recipe, name) for name in _OF_RECIPE},
         **{name: getattr(arguments, name) for name in _OF_ARGUMENTS},
         "base": base,
         "other_bases": [str(place) for place in recipe.other_bases],
         "data": f"{len(data)} demonstrations, sha256:{digest.hexdigest()}",
-        "base_prefix": f"sha256:{shown.hexdigest()}" if prefixes else None,
+        "base_prefix": f"sha256:{shown.hexdigest()}" if prefix is not None else None,
     }

@@ -24,8 +24,7 @@ from valueadapter.adapter.lora import has_injected_layers
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.atomic_directory import check_target
-from valueadapter.artifact.config import Initialisation, Message, PenaltyKind, Regularisation, TrainingRecord
-from valueadapter.artifact.config.prefix import as_prefix
+from valueadapter.artifact.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
 from valueadapter.demonstrations.sources import Demonstrations
 from valueadapter.demonstrations.tokenized import IGNORED, Collator, tokenize
 from valueadapter.errors import CheckpointError, ConfigError
@@ -33,7 +32,7 @@ from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.model.outputs import ValueAdapterOutput
 from valueadapter.training.bases import SAMPLES, Keyed, public_name, same_vocabulary, tokenizer_of_base
 from valueadapter.training.checkpoints import take_weights
-from valueadapter.training.fast_path import HiddenStateLoss
+from valueadapter.training.fast_path import HiddenStateLoss, hidden_state_loss
 from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora, with_lora_merged
 from valueadapter.training.penalty import norm_penalty
 from valueadapter.training.state_store import Say
@@ -83,7 +82,7 @@ class ValueTrainingArguments(TrainingArguments):
         return Regularisation(self.penalty, coefficient, centred=self.centred)
 
 
-class ValueTrainer(HiddenStateLoss, Trainer):
+class ValueTrainer(Trainer):
     """`transformers.Trainer` for a `ValueAdapterForCausalLM` with one trainable adapter.
 
     Args:
@@ -96,15 +95,12 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         other_bases: bases of the same vocabulary that take part: each demonstration of each epoch is read by one that
             is drawn at random. Models, or wrappers `ValueAdapterForCausalLM(model, tokenizer=…)` where a model's name
             does not lead to its tokenizer. Evaluation is on the training base.
-        more_prefixes: text or messages that may stand in the place of the adapter's `base_prefix`: each demonstration
-            of each epoch is read behind one that is drawn at random, so that the network does not lean on one.
-            Evaluation is behind the adapter's own.
         say: called with a line for what is worth knowing of caching.
         kwargs: as `transformers.Trainer`.
 
     Raises:
-        ConfigError: nothing is trainable, the base is not frozen, or several bases, prefixes or `cache_base` where the
-            loss cannot be computed from hidden states.
+        ConfigError: nothing is trainable, the base is not frozen, or several bases or `cache_base` where the loss
+            cannot be computed from hidden states.
         ArtifactError: the adapter could not be saved in `<output_dir>/adapter` at the end.
         IncompatibleBaseError: another base, or the tokenizer given, has another vocabulary than the training base.
     """
@@ -118,7 +114,6 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         other_bases: Sequence[PreTrainedModel] = (),
-        more_prefixes: Sequence[str | Sequence[Mapping[str, str]] | Sequence[Message]] = (),
         say: Say = logger.info,
         **kwargs: Any,
     ) -> None:
@@ -135,7 +130,6 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         tokenizer = tokenizer_of_base(model, processing_class)
         collator = kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id or 0)
         others = [same_vocabulary(model, other) for other in other_bases]
-        prefixes = [prefix for given in more_prefixes if (prefix := as_prefix(given)) is not None]
         prepare = _Prepare(tokenizer, args.max_length)
         with args.main_process_first(desc="tokenizing"):
             train_dataset, eval_dataset = prepare(train_dataset), prepare(eval_dataset)
@@ -145,14 +139,18 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            data_collator=Keyed(collator) if others or more_prefixes or args.cache_base else collator,
+            data_collator=Keyed(collator) if others or args.cache_base else collator,
             **kwargs,
         )
         self.penalty = args.regularisation()
         self._logits_wanted = False
+        self._other_bases = others
         self._read = (0, 0)  # demonstrations and response tokens of all steps, where the data has no length
         self._token_mean = TokenMean(self.accelerator, together=self.args.average_tokens_across_devices)
-        self._fused = self._prepare_fused([model.base, *others], prefixes, say)
+        self.hidden_state_loss: HiddenStateLoss | None = hidden_state_loss(
+            self, [model.base, *others], self.penalty, say
+        )
+        """What the loss is computed by; None where it takes whole logits."""
 
     # -- loss --------------------------------------------------------------------------------------------------------
     def compute_loss(
@@ -168,8 +166,10 @@ class ValueTrainer(HiddenStateLoss, Trainer):
         """
         inputs = dict(inputs)
         samples = inputs.pop(SAMPLES, None)
-        if self._fused is not None and not self._logits_wanted:
-            loss, outputs = self._fused_loss(model, inputs, samples, num_items_in_batch)
+        if self.hidden_state_loss is not None and not self._logits_wanted:
+            epoch = int(self.state.epoch or 0) if model.training else None
+            outputs = self.hidden_state_loss(model, inputs, samples, epoch=epoch, count=num_items_in_batch)
+            loss = outputs["loss"] * self._scale_of_loss(num_items_in_batch)
         else:
             loss, outputs = self._loss_of_logits(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -195,11 +195,13 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             count = mask.sum() if num_items_in_batch is None else num_items_in_batch
             kind, centred = self.penalty.kind, self.penalty.centred
             penalty = norm_penalty(outputs.value_logits, mask, kind, centred=centred) / count
-            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                penalty = penalty * self.accelerator.num_processes  # as the Trainer scales the cross-entropy
-            loss = loss + self.penalty.coefficient * penalty
+            loss = loss + self.penalty.coefficient * penalty * self._scale_of_loss(num_items_in_batch)
         outputs.value_logits = None  # the Trainer gathers every tensor of the output in evaluation
         return loss, outputs
+
+    def _scale_of_loss(self, count: torch.Tensor | int | None) -> int:
+        """What a sum over `count`, the tokens of all processes, is multiplied by: as the Trainer's cross-entropy."""
+        return self.accelerator.num_processes if count is not None and self.args.average_tokens_across_devices else 1
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; counts the response tokens of a step."""
@@ -274,7 +276,7 @@ class ValueTrainer(HiddenStateLoss, Trainer):
             learning_rate=args.learning_rate,
             epochs=self.state.epoch,
             lora_rank=args.lora_rank,
-            other_bases=tuple(public_name(base) for base in self._fused.bases.bases[1:]) if self._fused else (),
+            other_bases=tuple(map(public_name, self._other_bases)),
         )
 
     def _data_read(self) -> tuple[int, int]:

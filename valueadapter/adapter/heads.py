@@ -49,13 +49,24 @@ class LazyLogits:
 
 
 def joined(heads: Sequence[Head], coefficients: Sequence[float]) -> Head:
-    """One head for Σ c · logits of several: of `torch.cat([c * hidden, …], -1)`, and biases weighted alike."""
+    """One head for Σ c · logits of several, which reads what `joined_hidden` makes of their hidden states.
+
+        Σ c (h Wᵀ + b) = [c h, …] @ [W, …]ᵀ + Σ c b
+
+    So several networks are one with as many hidden units as they have together.
+    """
     if len(heads) == 1 and (heads[0].bias is None or coefficients[0] == 1):
         return heads[0]
     weights = [head.weight for head in heads]
     biases = [c * head.bias for head, c in zip(heads, coefficients, strict=True) if head.bias is not None]
     weight = torch.cat(weights, dim=-1) if len(weights) > 1 else weights[0]
     return Head(weight, torch.stack(biases).sum(0) if biases else None)
+
+
+def joined_hidden(states: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+    """Hidden states, each (…, hidden), side by side as the `joined` head reads them: (…, Σ hidden)."""
+    weighted = [one if c == 1 else c * one for one, c in zip(states, coefficients, strict=True)]
+    return torch.cat(weighted, dim=-1) if len(weighted) > 1 else weighted[0]
 
 
 def head_of(model: PreTrainedModel) -> Head | None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
-from valueadapter.adapter.heads import Head, head_of, last_hidden_state
+from valueadapter.adapter.heads import Head, head_of, joined, last_hidden_state
 from valueadapter.adapter.model_state import settings_of
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.prefix_reading import BasePrefix
@@ -46,30 +46,26 @@ class OutputHead(nn.Module):
         super().__init__()
         self.parts: tuple[Part, ...] = ()
 
-    def _heads(self) -> list[tuple[Head, float]]:
-        linears = [(part.model.get_output_embeddings(), part.weight) for part in self.parts]
-        return [(Head(linear.weight, linear.bias), weight) for linear, weight in linears]
-
     @property
     def weight(self) -> torch.Tensor:
         """(base_vocab, Σ hidden sizes); networks' rows are cut or filled up with their mean to the base's number."""
-        heads = self._heads()
-        width = len(heads[0][0].weight)
-        return torch.cat(
-            [_rows(weight * head.weight if weight != 1 else head.weight, width) for head, weight in heads], 1
-        )
+        return self._joined().weight
 
     @property
     def bias(self) -> torch.Tensor | None:
         """(base_vocab,), where one of the models has a bias."""
-        heads = self._heads()
-        width = len(heads[0][0].weight)
-        biases = [fit_width((weight * head.bias)[None], width)[0] for head, weight in heads if head.bias is not None]
-        return torch.stack(biases).sum(0) if biases else None
+        return self._joined().bias
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, Σ hidden sizes) to logits of (…, base_vocab)."""
-        return nn.functional.linear(hidden, self.weight, self.bias)
+        head = self._joined()
+        return nn.functional.linear(hidden, head.weight, head.bias)
+
+    def _joined(self) -> Head:
+        # the bodies' hidden states come as they are, so each model's weight stands in its rows of the matrix
+        linears = [(part.model.get_output_embeddings(), part.weight) for part in self.parts]
+        width = len(linears[0][0].weight)
+        return joined([_weighted(linear, weight, width) for linear, weight in linears], [1.0] * len(linears))
 
 
 class Backbone:
@@ -203,5 +199,8 @@ def _after(prefix: BasePrefix, **read: Any) -> torch.Tensor:
     return prefix.hidden(read.pop("input_ids"), mask, positions, **read)
 
 
-def _rows(weight: torch.Tensor, count: int) -> torch.Tensor:
-    return weight if len(weight) == count else fit_width(weight.T, count).T
+def _weighted(linear: nn.Linear, weight: float, count: int) -> Head:
+    """The head of weight · logits, of `count` rows."""
+    matrix, bias = linear.weight if weight == 1 else weight * linear.weight, linear.bias
+    rows = matrix if len(matrix) == count else fit_width(matrix.T, count).T
+    return Head(rows, None if bias is None else fit_width((weight * bias)[None], count)[0])

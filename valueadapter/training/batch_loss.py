@@ -7,6 +7,7 @@ the base itself takes its hidden states, and where the two cancel neither runs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.heads import Head, LazyLogits, head_of, joined, last_hidden_state
+from valueadapter.adapter.heads import Head, LazyLogits, head_of, joined, joined_hidden, last_hidden_state
 from valueadapter.artifact.config import Regularisation
 from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.errors import ConfigError
@@ -151,16 +152,9 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
     networks_to_run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
     value_hidden = {index: known.hidden(term.networks[index])[:, :-1] for index in networks_to_run}
-
-    # a stand-in is the base: its share of the sum goes into the base's weight, unless a penalty looks at it by itself
-    penalised = request.penalty.kind != "none"
-    weight = base_weight(term.coefficients, term.scale, request.stand_ins, penalised)
-    summed = [index for index in range(len(term.networks)) if penalised or index in value_hidden]
-    coefficients = [term.coefficients[index] for index in summed]
-    value_head = joined([request.value_heads[index] for index in summed], coefficients)
-
+    networks = _summands(term, request, networks_to_run)
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
-    total: torch.Tensor | None = None
+    totals: list[torch.Tensor] = []
     for part in request.parts:
         rows = slice(None) if part.rows is None else part.rows
         mask = wanted[rows]
@@ -169,35 +163,57 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
             continue
         value_states = {index: hidden[rows][mask] for index, hidden in value_hidden.items()}
         like = value_states[networks_to_run[0]]
-        if weight == 0:  # base and stand-ins cancel out, and neither runs
-            base = LazyLogits(like.new_zeros(len(like), 0), Head(part.head.weight[:, :0]))
-        else:
-            states = _base_states(part, inputs.of_rows(part.rows), mask).to(like.device)
-            value_states |= dict.fromkeys(request.stand_ins, states.to(like.dtype))
-            base = LazyLogits(states if weight == 1 else weight * states, joined([part.head], [weight]))
-        # Σ c z = [c h, …] @ [W, …]^T: several networks are one with as many hidden units as they have together
-        weighted = [
-            value_states[index] if coefficient == 1 else coefficient * value_states[index]
-            for index, coefficient in zip(summed, coefficients, strict=True)
-        ]
+        base = _base_logits(part, inputs, mask, like, weight=networks.base_weight)
+        value_states |= dict.fromkeys(request.stand_ins, base.hidden.to(like.dtype))
+        hidden = joined_hidden([value_states[index] for index in networks.summed], networks.coefficients)
         sums = summed_loss(
-            base,
-            LazyLogits(torch.cat(weighted, dim=-1), value_head),
+            _times(networks.base_weight, base),
+            LazyLogits(hidden, networks.head),
             labels=targets[rows][mask],
             scale=term.scale,
             penalty=request.penalty,
             label_smoothing=request.label_smoothing,
         )
-        total = sums.total if total is None else total + sums.total
-    if total is None:  # a batch without a response has gradients too, of zero, which other processes wait for
+        totals.append(sums.total)
+    if not totals:  # a batch without a response has gradients too, of zero, which other processes wait for
         return 0 * torch.stack([hidden.sum(dtype=torch.float32) for hidden in value_hidden.values()]).sum()
-    return total
+    return functools.reduce(torch.add, totals)
 
 
-def _base_states(part: BasePart, inputs: TextInputs, mask: torch.Tensor) -> torch.Tensor:
-    """Those that were given, or those that the base computes now."""
+class _Summands(NamedTuple):
+    """What is added to the base's logits, and what these count for."""
+
+    summed: list[int]
+    """Numbers of the networks whose logits are added."""
+    coefficients: list[float]
+    head: Head
+    """Of all of them side by side."""
+    base_weight: float
+
+
+def _summands(term: Term, request: LossRequest, networks_to_run: list[int]) -> _Summands:
+    # a stand-in is the base: its share of the sum goes into the base's weight, unless a penalty looks at it by itself
+    penalised = request.penalty.kind != "none"
+    weight = base_weight(term.coefficients, term.scale, request.stand_ins, penalised)
+    summed = list(range(len(term.networks))) if penalised else networks_to_run
+    coefficients = [term.coefficients[index] for index in summed]
+    head = joined([request.value_heads[index] for index in summed], coefficients)
+    return _Summands(summed, coefficients, head, weight)
+
+
+def _base_logits(
+    part: BasePart, inputs: TextInputs, mask: torch.Tensor, like: torch.Tensor, *, weight: float
+) -> LazyLogits:
+    """The base's hidden states of the tokens in `mask`, which are given or computed now, and its head."""
+    if weight == 0:  # base and stand-ins cancel out, and neither runs
+        return LazyLogits(like.new_zeros(len(like), 0), Head(part.head.weight[:, :0]))
     given = _checked(part.states, mask)
-    return base_states(part.base, inputs, mask, part.prefix) if given is None else given
+    states = base_states(part.base, inputs.of_rows(part.rows), mask, part.prefix) if given is None else given
+    return LazyLogits(states.to(like.device), part.head)
+
+
+def _times(weight: float, logits: LazyLogits) -> LazyLogits:
+    return LazyLogits(joined_hidden([logits.hidden], [weight]), joined([logits.head], [weight]))
 
 
 def _checked(states: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:

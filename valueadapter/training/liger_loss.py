@@ -11,7 +11,7 @@ import importlib.util
 
 import torch
 
-from valueadapter.adapter.heads import Head, LazyLogits
+from valueadapter.adapter.heads import Head, LazyLogits, joined, joined_hidden
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,14 +35,11 @@ def as_one(base: LazyLogits, value: LazyLogits, scale: float) -> LazyLogits:
     Returns:
         Hidden states of (tokens, base_hidden + value_hidden) and their head; gradients reach the value's half only.
     """
-    weight = value.head.weight
-    hidden = torch.cat((base.hidden.detach().to(weight), scale * value.hidden.to(weight)), dim=1)
-    weights = torch.cat((base.head.weight.detach().to(weight), weight), dim=1)
-    bias = None if value.head.bias is None else scale * value.head.bias
-    if base.head.bias is not None:
-        of_base = base.head.bias.detach().to(weight)
-        bias = of_base if bias is None else of_base + bias
-    return LazyLogits(hidden, Head(weights, bias))
+    like, coefficients = value.head.weight, (1.0, scale)
+    bias = None if base.head.bias is None else base.head.bias.detach().to(like)
+    of_base = Head(base.head.weight.detach().to(like), bias)
+    hidden = joined_hidden((base.hidden.detach().to(like), value.hidden.to(like)), coefficients)
+    return LazyLogits(hidden, joined((of_base, value.head), coefficients))
 
 
 def cross_entropy(

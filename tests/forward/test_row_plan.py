@@ -17,7 +17,7 @@ def row(ids: list[int], cached: int, *, known: bool) -> Row:
 def test_what_is_known_is_not_computed_again() -> None:
     """No new token: the logits of the last call are used again."""
     plan = Plan(row([5, 6, 7], 3, known=True))
-    assert plan.want() == Plan.KEPT
+    assert plan.next_token_node() == Plan.KEPT_LOGITS
     assert plan.nodes == []
 
 
@@ -26,14 +26,14 @@ def test_tokens_taken_back_without_new_ones_are_not_known() -> None:
     plan = Plan(row([5, 6, 7], 3, known=True))
     plan.row.text.ids = [5, 6]
     plan.replace(1, [])
-    assert plan.want() == 0
+    assert plan.next_token_node() == 0
     assert [(node.token, node.depth) for node in plan.nodes] == [(6, 1)]
     assert plan.start == 1
 
 
 def test_before_any_text_there_is_nothing() -> None:
     """No logits, and no forward pass."""
-    assert Plan(row([], 0, known=False)).want() == Plan.NOTHING
+    assert Plan(row([], 0, known=False)).next_token_node() == Plan.NO_TEXT
 
 
 def test_tokens_taken_back_in_mid_call_leave_branches() -> None:

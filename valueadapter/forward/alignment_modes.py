@@ -32,7 +32,7 @@ def trials(plan: Plan, position: int, candidates: Sequence[int]) -> list[Trial]:
     plan.
 
     Args:
-        plan: what the row computes in this call; the position's row of logits is its `want()`.
+        plan: what the row computes in this call; the position's row of logits is its `next_token_node()`.
         position: number of the position among those wanted.
         candidates: base tokens.
     """

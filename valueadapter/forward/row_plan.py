@@ -2,6 +2,14 @@
 
 Tokens that are taken back again within one call (when many positions are scored at once) stand in the batch beside
 their replacements, and see only what was before them: a tree, whose branches one forward pass serves.
+
+Example: the cache has the value tokens `a b`, and in this call the base reads two tokens, whose positions are both
+wanted. The first makes the value text `a b c`, the second joins `c` to `cd`:
+
+    node 0: c, depth 2, sees slots 0 and 1 of the cache     wanted[0] = 0
+    node 1: cd, depth 2, sees slots 0 and 1, not node 0     wanted[1] = 1
+
+`stack`, the nodes that stand, is then [1]; node 0 was computed for its position alone, and `plain` is False.
 """
 
 from __future__ import annotations
@@ -100,7 +108,8 @@ class Trial:
 class Plan:
     """What one row computes in this call, and which of it each needed position wants."""
 
-    NOTHING, KEPT = -1, -2
+    NO_TEXT, KEPT_LOGITS = -1, -2
+    """In `wanted`, in the place of a node: logits of 0, since there is no text yet; those that an earlier call kept."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -109,7 +118,7 @@ class Plan:
         self.nodes: list[Node] = []
         self.stack: list[int] = []
         self.plain = True  # every node stands in the slot of its depth
-        self.wants: list[int] = []
+        self.wanted: list[int] = []  # for each wanted position the node that speaks of what follows it
         self.trials: list[Trial] = []
         self._again: dict[int, int] = {}
         self.append(row.text.ids[row.cached :])
@@ -166,13 +175,13 @@ class Plan:
             return self.stack[depth - 1 - self.cached]
         return -1 - depth if depth in self.row.last_rows else self._again.get(depth)
 
-    def want(self) -> int:
-        """The node that speaks of what follows the text now; NOTHING before any text, KEPT from the last call."""
+    def next_token_node(self) -> int:
+        """The node that speaks of what follows the text now; NO_TEXT before any, KEPT_LOGITS from the last call."""
         if not self.row.text.ids:
-            return self.NOTHING
+            return self.NO_TEXT
         if not self.stack:
             if self.known:
-                return self.KEPT
+                return self.KEPT_LOGITS
             self.cut(self.cached - 1)
             self.append(self.row.text.ids[-1:])
         return self.stack[-1]
@@ -196,24 +205,9 @@ def masks(
     Raises:
         UnsupportedModeError: a kind of layer or of attention that cannot take tokens back.
     """
-    batch, count = slots.shape
-    end = int(slots.max()) + 1
-    seen = np.zeros((batch, count, end), dtype=bool)
-    depth_of = np.tile(np.arange(end), (batch, 1))
-    for row, plan in enumerate(plans):
-        new = len(plan.nodes)
-        np.put_along_axis(depth_of[row], slots[row], depths[row], 0)
-        seen[row, np.arange(count), slots[row]] = True  # itself; padding sees nothing else
-        if plan.plain:
-            seen[row, count - new :] = np.arange(end) <= depths[row, count - new :, None]
-            continue
-        for index, node in enumerate(plan.nodes):
-            if node.parent >= 0:
-                seen[row, count - new + index] |= seen[row, count - new + node.parent]
-            else:
-                seen[row, count - new + index, : node.cached] = True
+    seen, depth_of = _seen(plans, slots, depths)
     if in_columns:
-        seen = np.take_along_axis(seen, slots[:, None, :].repeat(count, 1), 2)
+        seen = np.take_along_axis(seen, slots[:, None, :].repeat(slots.shape[1], 1), 2)
         depth_of = depths
     config = network.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
@@ -231,6 +225,29 @@ def masks(
                 "take tokens back; use a network with full or sliding attention"
             )
     return by_kind if kinds else next(iter(by_kind.values()))
+
+
+def _seen(plans: Sequence[Plan], slots: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each column sees each slot, (batch, new, slots); and the depth of the token in each slot."""
+    batch, count = slots.shape
+    end = int(slots.max()) + 1
+    seen = np.zeros((batch, count, end), dtype=bool)
+    depth_of = np.tile(np.arange(end), (batch, 1))
+    for row, plan in enumerate(plans):
+        new = len(plan.nodes)
+        np.put_along_axis(depth_of[row], slots[row], depths[row], 0)
+        seen[row, np.arange(count), slots[row]] = True  # itself; padding sees nothing else
+        if plan.plain:
+            # slots are depths, so what comes before a token lies at lower slots
+            seen[row, count - new :] = np.arange(end) <= depths[row, count - new :, None]
+            continue
+        # a tree: a token sees what its parent sees, whose row was filled before, or the cache up to its own root
+        for index, node in enumerate(plan.nodes):
+            if node.parent >= 0:
+                seen[row, count - new + index] |= seen[row, count - new + node.parent]
+            else:
+                seen[row, count - new + index, : node.cached] = True
+    return seen, depth_of
 
 
 def _as_mask(network: PreTrainedModel, seen: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,24 @@ from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 _ROWS_KEPT = 4
 """Last rows of logits that refinements find without computing them again: most tokens take back fewer."""
+
+
+class Refined(NamedTuple):
+    """A base token that got a better value than the map's."""
+
+    row: int
+    position: int
+    """Its number among the wanted positions."""
+    token: int
+    value: float
+
+
+class ReadText(NamedTuple):
+    """What a network says of a text that it has read in tokens of its own."""
+
+    logits: torch.Tensor
+    """(batch, positions, value_vocab); 0 where there is no text yet."""
+    refined: Sequence[Refined] = ()
 
 
 class TextReader(CacheLayerMixin):
@@ -52,8 +70,10 @@ class TextReader(CacheLayerMixin):
     ) -> None:
         super().__init__()
         self.reading, self.width, self.refinement, self.prefix = reading, width, refinement, prefix
+        self._clear()
+
+    def _clear(self) -> None:
         self.longest: int | None = None  # base tokens that `generate` may come to
-        self.better: list[list[tuple[int, int, float]]] = []
         self.rows: list[Row] = []
         self._slots = Slots()
         self._cache = Cache(layer_class_to_replicate=partial(RowLayer, self._slots))
@@ -76,7 +96,7 @@ class TextReader(CacheLayerMixin):
         prompts: Sequence[Prompt] | None = None,
         candidates: list[list[list[int]]] | None = None,
         remember: bool = True,
-    ) -> torch.Tensor:
+    ) -> ReadText:
         """Reads more of the base's tokens.
 
         Args:
@@ -86,12 +106,8 @@ class TextReader(CacheLayerMixin):
             positions: which of the `seq` positions' logits are wanted, rising.
             position_ids: where the base reads these tokens; they must say that each row is one text.
             prompts: one per row, where base and network read the prompt in different forms.
-            candidates: (batch, positions, some) base tokens that get better values, by a refinement; these then stand
-                in `better`, for each row as wanted position, base token and value.
+            candidates: (batch, positions, some) base tokens that get better values, where there is a refinement.
             remember: keep keys and values for a later call; False leaves gradients possible.
-
-        Returns:
-            (batch, positions, value_vocab); 0 where there is no text yet.
 
         Raises:
             UnsupportedModeError: the network cannot work in this way, the text is longer than it can read, or a row is
@@ -101,11 +117,7 @@ class TextReader(CacheLayerMixin):
             self._begin(len(input_ids))
         length = input_ids.shape[1]
         text = [[True] * length] * len(input_ids) if attention_mask is None else _last(attention_mask, length)
-        places = places_of(position_ids, len(input_ids), length)
-        for row, real, own in zip(self.rows, text, places or [], strict=places is not None):
-            check_goes_on(own, real, past=row.slots, past_places=row.places)
-        for index, row in enumerate(self.rows):
-            row.places += [None] * length if places is None else places[index]
+        self._note_places(places_of(position_ids, len(input_ids), length), text)
         plans = [
             self._plan(
                 row,
@@ -120,6 +132,13 @@ class TextReader(CacheLayerMixin):
         _check_length(network, plans, None if self.longest is None else self.longest - length)
         self.longest = None
         return self._run(network, plans, execution_device(network), remember=remember or self.prefix is not None)
+
+    def _note_places(self, places: list[list[int]] | None, text: list[list[bool]]) -> None:
+        """Takes note of where the base reads the tokens of this call, once each row is known to go on as one text."""
+        for row, real, own in zip(self.rows, text, places or [], strict=places is not None):
+            check_goes_on(own, real, past=row.slots, past_places=row.places)
+        for index, row in enumerate(self.rows):
+            row.places += [None] * len(text[index]) if places is None else places[index]
 
     def _begin(self, rows: int) -> None:
         """As many rows without text, behind the prefix where there is one."""
@@ -159,11 +178,11 @@ class TextReader(CacheLayerMixin):
                 plan.replace(*row.text.push(chunk))
             if stop in wanted:
                 readable = real[stop] and not waits
-                plan.wants.append(plan.want() if readable else Plan.NOTHING)
+                plan.wanted.append(plan.next_token_node() if readable else Plan.NO_TEXT)
                 if readable and candidates is not None and self.refinement is not None:
-                    number = len(plan.wants) - 1
+                    number = len(plan.wanted) - 1
                     plan.trials += trials(plan, number, candidates[number])
-        plan.want()  # so that the logits after the last token can be kept
+        plan.next_token_node()  # so that the logits after the last token can be kept
         row.slots += real
         return plan
 
@@ -186,10 +205,8 @@ class TextReader(CacheLayerMixin):
         row.prompt = prompt
         return whole[size:], False
 
-    def _run(
-        self, network: PreTrainedModel, plans: list[Plan], device: torch.device, *, remember: bool
-    ) -> torch.Tensor:
-        """One forward pass for all rows; the logits that were wanted."""
+    def _run(self, network: PreTrainedModel, plans: list[Plan], device: torch.device, *, remember: bool) -> ReadText:
+        """One forward pass for all rows; what was wanted of it."""
         count = max(len(plan.nodes) for plan in plans)
         if count:
             # the head is run from the first position on that anybody asks for: what callers want, the row's last
@@ -198,7 +215,7 @@ class TextReader(CacheLayerMixin):
             asked = [
                 node + count - len(plan.nodes)  # rows are padded on the left
                 for plan in plans
-                for node in (*plan.wants, *plan.stack[-recent:], *(n for trial in plan.trials for n in trial.rows()))
+                for node in (*plan.wanted, *plan.stack[-recent:], *(n for trial in plan.trials for n in trial.rows()))
                 if node >= 0
             ]
             first = min(asked, default=0)
@@ -210,31 +227,30 @@ class TextReader(CacheLayerMixin):
         # from a row's own count of its nodes to places in the logits; what is below 0 was kept by an earlier call
         shifts = [count - len(plan.nodes) - first for plan in plans]
         places = [
-            [node if node < 0 else node + shift for node in plan.wants]
+            [node if node < 0 else node + shift for node in plan.wanted]
             for plan, shift in zip(plans, shifts, strict=True)
         ]
         wanted = self._gather(logits, places)
-        if self.refinement is not None:
-            self._refine(plans, logits.detach(), shifts)
+        found = self._refine(plans, logits.detach(), shifts) if self.refinement is not None else []
         if remember:
             tops = [
-                [plan.stack[-1] + shift if plan.stack else plan.want()]
+                [plan.stack[-1] + shift if plan.stack else plan.next_token_node()]
                 for plan, shift in zip(plans, shifts, strict=True)
             ]
             self._last = self._gather(logits.detach(), tops)[:, 0]
             for index, plan in enumerate(plans):
                 self._settle(index, plan)
-        return wanted
+        return ReadText(wanted, found)
 
-    def _refine(self, plans: list[Plan], logits: torch.Tensor, shifts: list[int]) -> None:
-        """Gives tried base tokens their values, and keeps the last rows of logits for tokens taken back later."""
-        self.better = []
+    def _refine(self, plans: list[Plan], logits: torch.Tensor, shifts: list[int]) -> list[Refined]:
+        """The values of tried base tokens; keeps the last rows of logits for tokens taken back later."""
+        found: list[Refined] = []
         for row, (plan, shift) in enumerate(zip(plans, shifts, strict=True)):
             kept = plan.row.last_rows
             numbers = {number for trial in plan.trials for number in trial.rows()}
             at = {n: logits[row, n + shift] if n >= 0 else kept[-1 - n] for n in numbers}
             values = refined(plan.trials, at, cast(Centring, self.refinement))
-            self.better.append([(t.position, t.token, value) for t, value in zip(plan.trials, values, strict=True)])
+            found += [Refined(row, t.position, t.token, value) for t, value in zip(plan.trials, values, strict=True)]
             size = len(plan.row.text.ids)
             last = {depth: plan.row_at_hand(depth) for depth in range(max(1, size - _ROWS_KEPT + 1), size + 1)}
             plan.row.last_rows = {
@@ -242,6 +258,7 @@ class TextReader(CacheLayerMixin):
                 for depth, n in last.items()
                 if n is not None
             }
+        return found
 
     def _forward(
         self,
@@ -281,16 +298,16 @@ class TextReader(CacheLayerMixin):
         )
         return out.logits  # type: ignore[no-any-return]
 
-    def _gather(self, logits: torch.Tensor, wants: list[list[int]]) -> torch.Tensor:
+    def _gather(self, logits: torch.Tensor, nodes: list[list[int]]) -> torch.Tensor:
         """(batch, wanted, value_vocab): columns of `logits`, kept ones, or 0."""
-        index = torch.tensor(wants, device=logits.device)
+        index = torch.tensor(nodes, device=logits.device)
         columns = index.shape[1]
         if columns <= logits.shape[1] and bool((index == torch.arange(columns, device=index.device)).all()):
             return logits[:, :columns]
         picked = logits[torch.arange(len(index), device=index.device)[:, None], index.clamp(min=0)]
-        if self._last is not None and bool((index == Plan.KEPT).any()):
-            picked = torch.where((index == Plan.KEPT)[..., None], self._last[:, None].to(picked), picked)
-        return picked.masked_fill((index == Plan.NOTHING)[..., None], 0)
+        if self._last is not None and bool((index == Plan.KEPT_LOGITS).any()):
+            picked = torch.where((index == Plan.KEPT_LOGITS)[..., None], self._last[:, None].to(picked), picked)
+        return picked.masked_fill((index == Plan.NO_TEXT)[..., None], 0)
 
     def _settle(self, index: int, plan: Plan) -> None:
         """Moves what is left of a row to the slots of its depths."""
@@ -334,7 +351,7 @@ class TextReader(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forgets every text."""
-        self.__init__(self.reading, self.width, self.refinement, self.prefix)  # type: ignore[misc]  # as new
+        self._clear()
 
     def get_seq_length(self) -> int:
         """Tokens of the base that were read, padding included."""

@@ -24,7 +24,7 @@ from valueadapter.forward.positions import check_not_packed
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.steps import Steps, logits_of
-from valueadapter.forward.text_reader import TextReader
+from valueadapter.forward.text_reader import ReadText, Refined, TextReader
 from valueadapter.vocabulary.bridge import VocabularyBridge
 from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
@@ -92,7 +92,7 @@ class Inputs:
     """(batch, kept, base_vocab): what the base says, once it has."""
     prompts: Sequence[Prompt] | None = None
     """Each row's prompt in both forms, where the term reads it so."""
-    logits_by_part: dict[str, torch.Tensor] = field(default_factory=dict)
+    logits_by_part: dict[str, ReadText] = field(default_factory=dict)
     """What networks of several terms have said in this call, by name."""
     shared: frozenset[str] = frozenset()
     """Names of these networks."""
@@ -103,11 +103,11 @@ class Inputs:
     steps: Steps = field(default_factory=dict)
     """What the own preparation of each network that reads in step with the base made of this call."""
 
-    def keep(self, part: str, logits: torch.Tensor) -> torch.Tensor:
-        """The logits; remembered where another term has the same network."""
+    def keep(self, part: str, said: ReadText) -> ReadText:
+        """What a network said; remembered where another term has the same network."""
         if part in self.shared:
-            self.logits_by_part[part] = logits
-        return logits
+            self.logits_by_part[part] = said
+        return said
 
 
 def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, float]]:
@@ -118,29 +118,29 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
         weight to add them with.
     """
     if term.link is None:
-        for logits, coefficient in zip(_in_step(term, inputs, inputs.input_ids), term.coefficients, strict=True):
-            yield logits, term.scale * coefficient
+        for said, coefficient in zip(_in_step(term, inputs, inputs.input_ids), term.coefficients, strict=True):
+            yield said.logits, term.scale * coefficient
         return
     alignment = term.link.alignment
-    better: list[tuple[int, int, int, float]] = []
     if term.link.reading is None:
-        ids = alignment.value_ids(inputs.input_ids)
-        each = _in_step(term, inputs, ids)
+        each = _in_step(term, inputs, alignment.value_ids(inputs.input_ids))
     else:
-        each = _as_text(term, inputs, better)
+        each = _as_text(term, inputs)
     total: torch.Tensor | None = None
-    for logits, coefficient in zip(each, term.coefficients, strict=True):
-        weighted = fit_width(logits, alignment.value.logits_width)
+    refined: list[Refined] = []
+    for said, coefficient in zip(each, term.coefficients, strict=True):
+        weighted = fit_width(said.logits, alignment.value.logits_width)
         weighted = weighted if coefficient == 1 else coefficient * weighted
         total = weighted if total is None else total + weighted.to(total.device)
+        refined += said.refined
     projected = alignment.project(cast(torch.Tensor, total))
-    if better:
-        rows, positions, tokens, values = zip(*better, strict=True)
+    if refined:
+        rows, positions, tokens, values = zip(*refined, strict=True)
         projected[list(rows), list(positions), list(tokens)] = projected.new_tensor(values)
     yield projected, term.scale
 
 
-def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[ReadText]:
     """The networks over one id for each of the base's, in the base's positions."""
     common = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep, **inputs.packing}
     if inputs.position_ids is not None:
@@ -152,7 +152,7 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
         device = execution_device(network)
         read = {"input_ids": readable(ids.to(device), network, inputs.base_logits.shape[-1])}
         if (prefix := term.prefix_of(part)) is not None:
-            yield inputs.keep(part, _after_prefix(network, prefix, read["input_ids"], inputs))
+            yield inputs.keep(part, ReadText(_after_prefix(network, prefix, read["input_ids"], inputs)))
             continue
         arguments = moved({**of_part(part, inputs.attention_mask, inputs.cache), **common}, device)
         arguments |= {**read, **inputs.steps.get(part, {})}
@@ -167,7 +167,7 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[torch.Te
                     f"'{term.connection}')"
                 )
             arguments["inputs_embeds"] = read_embeddings(term.connection, network, text, prediction, alignment)
-        yield inputs.keep(part, logits_of(network, arguments).logits)
+        yield inputs.keep(part, ReadText(logits_of(network, arguments).logits))
 
 
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -189,11 +189,8 @@ def _check_frozen(network: PreTrainedModel) -> None:
         )
 
 
-def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float]]) -> Iterator[torch.Tensor]:
-    """The networks over their own tokens of the base's text.
-
-    Refined values are put into `better`: row, kept position, base token, value.
-    """
+def _as_text(term: Term, inputs: Inputs) -> Iterator[ReadText]:
+    """The networks over their own tokens of the base's text, at the kept positions in the order asked for."""
     mask = inputs.attention_mask
     if isinstance(mask, Mapping):
         raise UnsupportedModeError(
@@ -211,11 +208,10 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
         if part in inputs.logits_by_part:
             yield inputs.logits_by_part[part]
             continue
-        kept = inputs.cache is not None
         if term.prefix_of(part) is not None:
             _check_frozen(network)
         reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader(part)
-        logits = reader.read(
+        said = reader.read(
             network,
             inputs.input_ids,
             mask,
@@ -223,12 +219,15 @@ def _as_text(term: Term, inputs: Inputs, better: list[tuple[int, int, int, float
             position_ids=inputs.position_ids,
             prompts=inputs.prompts,
             candidates=candidates,
-            remember=kept,
+            remember=inputs.cache is not None,
         )
-        if candidates is not None:
-            place = list(range(len(positions))) if order is None else order.argsort().tolist()
-            better += [(row, place[at], token, v) for row, all_ in enumerate(reader.better) for at, token, v in all_]
-        yield inputs.keep(part, logits if order is None else logits[:, order])
+        yield inputs.keep(part, said if order is None else _reordered(said, order))
+
+
+def _reordered(said: ReadText, order: torch.Tensor) -> ReadText:
+    """The positions as they were asked for, from those that rise."""
+    place = order.argsort().tolist()
+    return ReadText(said.logits[:, order], [one._replace(position=place[one.position]) for one in said.refined])
 
 
 def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[int], torch.Tensor | None]:

@@ -106,7 +106,10 @@ class Retokenizer:
 
     def __init__(self, reading: RetokenizingRules, lead: Sequence[int] = ()) -> None:
         self.reading, self._lead = reading, lead
-        self.ids: list[int] = list(lead or reading.encoder.prefix)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.ids: list[int] = list(self._lead or self.reading.encoder.prefix)
         self.base_ids: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._tail = ""
@@ -129,7 +132,7 @@ class Retokenizer:
         """
         if self.waiting:  # what was waited for does not come, and it is text after all
             base_ids = [*self.base_ids, *base_ids]
-            self._forget()
+            self._clear()
         before = self._begin(base_ids)
         unchanged, data = before, bytearray()
         for token in base_ids:
@@ -159,7 +162,7 @@ class Retokenizer:
             As `push`.
         """
         old = self.ids
-        self._forget()
+        self._clear()
         self.ids, self._sync = list(self._lead), len(self._lead)
         start = list(self.reading.encoder.prefix)
         if self._lead and list(value_ids[: len(start)]) == start:
@@ -184,7 +187,7 @@ class Retokenizer:
             As `push`.
         """
         old = self.ids
-        self._forget()
+        self._clear()
         self.base_ids, self.waiting = list(base_ids), bool(base_ids)
         unchanged = _common_prefix(old, self.ids)
         return len(old) - unchanged, self.ids[unchanged:]
@@ -237,9 +240,6 @@ class Retokenizer:
         twin._tail, twin._sync, twin._prompt, twin.waiting = self._tail, self._sync, self._prompt, self.waiting
         twin._at_start, twin._after, twin._opened = self._at_start, self._after, self._opened
         return twin
-
-    def _forget(self) -> None:
-        self.__init__(self.reading, self._lead)  # type: ignore[misc]  # from the beginning
 
     # -- inside ------------------------------------------------------------------------------------------------------
     def _begin(self, base_ids: Sequence[int]) -> int:

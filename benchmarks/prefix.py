@@ -18,7 +18,7 @@ from testkit.demonstrations import jeopardy
 from testkit.reference_models import gemma_3_270m
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.demonstrations.tokenized import as_context
-from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.forward.prefix_tokens import prefix_ids
 
 
 @torch.no_grad()

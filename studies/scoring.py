@@ -23,7 +23,8 @@ from valueadapter.demonstrations.responses import response_bytes
 from valueadapter.demonstrations.tokenized import IGNORED, Collator
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
 from valueadapter.forward.bounded_logits import BUDGET, pieces
-from valueadapter.forward.prefix_reading import BasePrefix, begins_texts, prefix_ids
+from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.forward.prefix_tokens import begins_texts, prefix_ids
 from valueadapter.forward.value_logits import Inputs, Term, fit_width, value_logits
 from valueadapter.model.prefix_memory import network_prefixes
 from valueadapter.vocabulary.bridge import VocabularyBridge

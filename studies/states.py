@@ -22,7 +22,7 @@ from studies.targets import Target
 from studies.tasks import Record
 from valueadapter.demonstrations.tokenized import IGNORED, encode
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.forward.prefix_tokens import prefix_ids
 
 VERSION = 2
 BATCH = 16

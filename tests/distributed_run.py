@@ -32,6 +32,7 @@ def main() -> None:
     trainer = ValueTrainer(model, args, train_dataset=Dataset.from_list(rows))
     trainer.train()
     trainer.save_model(f"{output_dir}/final")
+    trainer.accelerator.wait_for_everyone()  # one that ends while the other is at work may abort, which ends both
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from valueadapter.demonstrations.responses import (
 )
 from valueadapter.demonstrations.tokenized import IGNORED, as_context, encode
 from valueadapter.evaluation.metrics import _with_response
-from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.forward.prefix_tokens import prefix_ids
 
 SYSTEM = {"role": "system", "content": "It is brief."}
 ASKED = {"role": "user", "content": "What is it?"}

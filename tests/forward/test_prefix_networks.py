@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from vocabularies import tokenizer_of
 
 from valueadapter import ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.forward.prefix_tokens import prefix_ids
 
 
 def reading_text(base: str, vocabularies: tuple[str, str], *, prefix: Any = PREFIX) -> ValueAdapterForCausalLM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(smollm2_instruct())
 
 
+@functools.cache
+def derived() -> PreTrainedModel:
+    """What networks are built of, which copies it."""
+    return AutoModelForCausalLM.from_pretrained(smollm2_derived())
+
+
+@pytest.fixture(scope="module")
+def gemma() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Adapters lie in a wrapper of its own in each test, and leave it as it is."""
+    return tuple(kind.from_pretrained(gemma_3_270m()) for kind in (AutoModelForCausalLM, AutoTokenizer))  # type: ignore[return-value]
+
+
 @pytest.fixture(scope="module")
 def base() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(smollm2_instruct())
@@ -43,7 +56,7 @@ def attach(
     tokenizer_of_base: PreTrainedTokenizerBase | None = None,
     connection: Connection = "residual",
 ) -> ValueAdapterForCausalLM:
-    network = build_network(smollm2_derived(), initialisation=initialisation, num_layers=2)
+    network = build_network(derived(), initialisation=initialisation, num_layers=2)
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer_of_base or tokenizer)
     adapter = ValueAdapter.from_networks(
         [network], tokenizer, base_model_name_or_path="alice/derived", connection=connection
@@ -102,12 +115,12 @@ def test_a_network_that_reads_the_prediction_decodes_with_and_without_cache(
 
 
 @torch.no_grad()
-def test_another_family_reads_cached_as_uncached_alone_and_in_a_batch(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_another_family_reads_cached_as_uncached_alone_and_in_a_batch(
+    tokenizer: PreTrainedTokenizerBase, gemma: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
     """Two layers of SmolLM2 on gemma-3-270m: code, digits and emoji, where tokens are taken back, in every way."""
-    theirs = AutoTokenizer.from_pretrained(gemma_3_270m())
-    model = attach(
-        AutoModelForCausalLM.from_pretrained(gemma_3_270m()), tokenizer, "pretrained", tokenizer_of_base=theirs
-    )
+    model_base, theirs = gemma
+    model = attach(model_base, tokenizer, "pretrained", tokenizer_of_base=theirs)
     texts = ["def f(x):\n    for i in range(12345):\n        ", "Caf\u00e9 \U0001f469\u200d\U0001f4bb is"]
     batch = theirs(texts, return_tensors="pt", padding=True, padding_side="left")
     together = model.generate(**batch, **GREEDY)[:, batch["input_ids"].shape[1] :]
@@ -128,18 +141,17 @@ def test_another_family_reads_cached_as_uncached_alone_and_in_a_batch(tokenizer:
 
 @torch.no_grad()
 def test_another_adapter_in_each_row_on_both_families(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gemma: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     """Two adapters with prefixes of their own, one common network, and a row of the base: each as alone."""
-    gemma = AutoModelForCausalLM.from_pretrained(gemma_3_270m()), AutoTokenizer.from_pretrained(gemma_3_270m())
-    shallow = build_network(smollm2_derived(), initialisation="pretrained", num_layers=2)
+    shallow = build_network(derived(), initialisation="pretrained", num_layers=2)
     prefixes = {"short": "Q: Name a city.\nA: Rome.\n\n", "long": "Q: Why is the sky blue?\nA: Air scatters light.\n\n"}
     texts = ["Q: Name a river.\nA:", "Q: What is a theorem?\nA:", "Q: Hello?\nA:", "Q: Name a colour, please.\nA:"]
     names = ["short", "long", None, "short"]
     for model_base, theirs in ((base, tokenizer), gemma):
         model = ValueAdapterForCausalLM(model_base, tokenizer=theirs).eval()
         for layers, (name, prefix) in enumerate(prefixes.items(), 1):
-            deeper = build_network(smollm2_derived(), initialisation="pretrained", num_layers=2 + layers)
+            deeper = build_network(derived(), initialisation="pretrained", num_layers=2 + layers)
             networks = [deeper, shallow if name == "short" else build_network(shallow, initialisation="pretrained")]
             adapter = ValueAdapter.from_networks(
                 networks, tokenizer, base_model_name_or_path="alice/derived", coefficients=[1, -1], base_prefix=prefix
@@ -161,7 +173,7 @@ def test_trl_trains_the_network_towards_the_answers(
 ) -> None:
     """`SFTTrainer` as it is: its loss is that of whole logits, falls, and its checkpoint loads to the same model."""
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-    network = build_network(smollm2_derived(), num_layers=2)
+    network = build_network(derived(), num_layers=2)
     adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/derived")
     model.add_adapter(adapter, "default", is_trainable=True)
     rows = [{"prompt": f"Q: What is {n} and {n}?\nA:", "completion": f" It is {2 * n}."} for n in range(8)]
@@ -188,7 +200,7 @@ def test_peft_surface_on_a_real_base(base: PreTrainedModel, tokenizer: PreTraine
     alone = base(ids).logits.clone()
     made = {
         name: ValueAdapter.from_networks(
-            [build_network(smollm2_derived(), initialisation="pretrained", num_layers=layers)],
+            [build_network(derived(), initialisation="pretrained", num_layers=layers)],
             tokenizer,
             base_model_name_or_path="alice/derived",
         )
@@ -210,11 +222,11 @@ def test_peft_surface_on_a_real_base(base: PreTrainedModel, tokenizer: PreTraine
         model.set_scale("a", -1.0)
     model.delete_adapter("mix")
     other = ValueAdapter.from_networks(
-        [build_network(smollm2_derived(), num_layers=2)], tokenizer, base_model_name_or_path="alice/derived"
+        [build_network(derived(), num_layers=2)], tokenizer, base_model_name_or_path="alice/derived"
     )
     with pytest.raises(ConfigError, match="another architecture"):
         model.hotswap_adapter(other, "a")
-    again = build_network(smollm2_derived(), initialisation="pretrained", num_layers=1)
+    again = build_network(derived(), initialisation="pretrained", num_layers=1)
     again.get_input_embeddings().weight.mul_(0.5)
     fits = ValueAdapter.from_networks([again], tokenizer, base_model_name_or_path="alice/derived")
     place = made["a"].networks[0].get_input_embeddings().weight.data_ptr()

@@ -112,29 +112,24 @@ class ValueAdapter:
             IncompatibleBaseError: a named network has another vocabulary.
         """
         weights = [1.0] * len(networks) if coefficients is None else [float(c) for c in coefficients]
-        if len(weights) != len(networks) or not networks:
-            raise ConfigError(f"expected one coefficient per network; got {len(weights)} for {len(networks)} networks")
-        check_tokenizer(tokenizer)
         reads = [False] * len(networks) if reads_prefix is None else list(reads_prefix)
-        if len(reads) != len(networks):
-            raise ConfigError(
-                f"expected one of reads_prefix per network; got {len(reads)} for {len(networks)} networks"
-            )
+        for what, given in (("coefficient", weights), ("of reads_prefix", reads)):
+            if len(given) != len(networks) or not networks:
+                raise ConfigError(f"expected one {what} per network; got {len(given)} for {len(networks)} networks")
+        check_tokenizer(tokenizer)
         specs, models = [], []
-        for index, (network, weight) in enumerate(zip(networks, weights, strict=True)):
+        for index, (network, weight, reads_it) in enumerate(zip(networks, weights, reads, strict=True)):
             if isinstance(network, str):
                 spec, model = _named_network(network, weight, tokenizer, token)
             else:
                 spec, model = NetworkSpec(weight, path=file_names.network_directory(index)), network
                 check_savable(network)
-            specs.append(spec)
+            specs.append(dataclasses.replace(spec, reads_prefix=reads_it))
             models.append(model)
         config = ValueAdapterConfig(
             base_model_name_or_path=base_model_name_or_path,
             base_model_revision=base_model_revision,
-            networks=tuple(
-                dataclasses.replace(spec, reads_prefix=read) for spec, read in zip(specs, reads, strict=True)
-            ),
+            networks=tuple(specs),
             vocabulary=vocabulary_of(tokenizer).spec(max(logits_width(model) for model in models)),
             scale=scale,
             base_prefix=as_prefix(base_prefix),

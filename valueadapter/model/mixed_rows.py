@@ -134,7 +134,7 @@ def groups_of(
 def rows_cache(model: WrappedModel, config: Any, groups: list[Group], given: Any, how: tuple[Any, ...]) -> Any:
     """What `generate` carries: one cache for each group, made as for a batch of its own."""
     if given is not None:
-        _check_cache(given, groups)
+        _take_up(given, groups)
         given._is_user_defined = True
         return given
     caches: dict[tuple[str, ...], Any] = {}
@@ -174,36 +174,49 @@ def forward_rows(
     if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
         raise UnsupportedModeError("adapter_names need the attention_mask of (batch, past + seq)")
     if cache is not None:
-        _check_cache(cache, groups)
+        _take_up(cache, groups)
     for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-    steps = kwargs.pop(STEPS, {})
     given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
-    outputs: list[ValueAdapterOutput] = []
-    for group in groups:
-        own = {**_of_rows(given, group, len(input_ids)), **steps.get(group.names, {})}
-        own["logits_to_keep"] = kwargs["logits_to_keep"]
-        own["messages"] = None if messages is None else of_rows(messages, group.rows, len(input_ids))
-        own["cache"] = None if cache is None else cache.groups[group.names]
-        with model.attached.scoped(group.names):
-            outputs.append(model(**own))
+    outputs = _run_groups(model, groups, given, cache=cache, messages=messages)
     if cache is None and outputs[0].cache is not None:
         made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
         cache = RowsCache(made, {group.names: group.rows for group in groups})
-    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
-    logits = _in_order([out.logits for out in outputs], order)
-    loss = None
+    whole = _joined(groups, outputs, cache)
     if labels is not None:
-        loss = model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
+        width = whole.logits.shape[-1]
+        whole.loss = model.loss_function(logits=whole.logits, labels=labels, vocab_size=width, **for_loss)
+    return whole
+
+
+def _run_groups(
+    model: WrappedModel, groups: list[Group], given: dict[str, Any], *, cache: RowsCache | None, messages: Any
+) -> list[ValueAdapterOutput]:
+    """One call of the model for each group, with its rows of everything and its adapters acting."""
+    batch, steps = len(given["input_ids"]), given.pop(STEPS, {})
+    outputs: list[ValueAdapterOutput] = []
+    for group in groups:
+        own = {**_of_rows(given, group, batch), **steps.get(group.names, {})}
+        own["logits_to_keep"] = given["logits_to_keep"]
+        own["messages"] = None if messages is None else of_rows(messages, group.rows, batch)
+        own["cache"] = None if cache is None else cache.groups[group.names]
+        with model.attached.scoped(group.names):
+            outputs.append(model(**own))
+    return outputs
+
+
+def _joined(groups: list[Group], outputs: list[ValueAdapterOutput], cache: RowsCache | None) -> ValueAdapterOutput:
+    """What the groups gave as that of one batch, its rows in their order, without a loss."""
+    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
     adapters = None
-    if outputs[0].each is not None:
+    if outputs[0].each is not None:  # an adapter adds nothing to the rows on which it does not act
         names = dict.fromkeys(name for out in outputs for name in out.each or {})
         adapters = {
             name: _in_order([(out.each or {}).get(name, torch.zeros_like(out.logits)) for out in outputs], order)
             for name in names
         }
     return ValueAdapterOutput(
-        loss,
-        logits,
+        None,
+        _in_order([out.logits for out in outputs], order),
         cache,
         _each_in_order([out.hidden_states for out in outputs], order),
         _each_in_order([out.attentions for out in outputs], order),
@@ -238,10 +251,11 @@ def _of_rows(given: Mapping[str, Any], group: Group, batch: int) -> dict[str, An
     }
 
 
-def _check_cache(cache: Any, groups: list[Group]) -> None:
+def _take_up(cache: Any, groups: list[Group]) -> None:
+    """Checks that a cache is of these groups, and tells an empty one of the beams that each prompt has."""
     rows = {group.names: group.rows for group in groups}
     if isinstance(cache, RowsCache) and cache.rows.keys() == rows.keys() and cache.get_seq_length() == 0:
-        cache.rows = rows  # beams are not counted when `generate` makes it
+        cache.rows = rows  # `generate` makes it before it repeats each prompt for its beams
     if not isinstance(cache, RowsCache) or cache.rows != rows:
         raise UnsupportedModeError(
             f"this {type(cache).__name__} was not made for these adapter_names; start without a cache, or pass the one "

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Prefix
-from valueadapter.forward.prefix_reading import BasePrefix, begins_texts, prefix_ids
+from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.forward.prefix_tokens import begins_texts, prefix_ids
 from valueadapter.vocabulary.bridge import VocabularyBridge
 
 PREFIXES_KEPT = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from valueadapter.forward.prefix_reading import prefix_ids
+from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.wrapped import WrappedModel
 
 

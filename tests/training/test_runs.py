@@ -299,7 +299,7 @@ def test_ctrl_c_on_the_command_line(make: Callable[..., Recipe], base: str, tmp_
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in DATA))
     command = [sys.executable, "-m", "valueadapter", "train", "--base", base, "--data", str(data)]
-    command += ["--output", str(tmp_path / "out"), "--epochs", "60", "--lora-rank", "2"]
+    command += ["--output", str(tmp_path / "out"), "--epochs", "30", "--lora-rank", "2"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert running.stderr is not None
     for line in running.stderr:
@@ -312,10 +312,10 @@ def test_ctrl_c_on_the_command_line(make: Callable[..., Recipe], base: str, tmp_
     assert "Traceback" not in err
     assert "Go on with the same command and --resume" in " ".join(err.split())
     resumed = subprocess.run(
-        [*command[:-4], "--epochs", "61", "--lora-rank", "2", "--resume", "--json"],
+        [*command[:-4], "--epochs", "31", "--lora-rank", "2", "--resume", "--json"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["steps"] == 61 * 4
+    assert json.loads(resumed.stdout)["steps"] == 31 * 4

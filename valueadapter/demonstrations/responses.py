@@ -16,7 +16,7 @@ from valueadapter.demonstrations.encoding import asks, chat_prompt, opening_ids,
 from valueadapter.demonstrations.messages import template_arguments, text_of
 from valueadapter.demonstrations.record_checks import carries_loss, checked
 from valueadapter.demonstrations.record_checks import shape_of as shape_of
-from valueadapter.demonstrations.tokenized import IGNORED, Collator, encode
+from valueadapter.demonstrations.tokenized import IGNORED, Collator, encode, texts_before
 from valueadapter.errors import ConfigError
 
 Record = Mapping[str, Any]
@@ -155,12 +155,11 @@ def _encode(record: Record, tokenizer: PreTrainedTokenizerBase, context: Sequenc
 
 
 def _written_out(context: Sequence[Record]) -> str:
-    """Demonstrations as one text, an empty line after each."""
+    """Demonstrations as one text before another."""
     context = [checked(one) for one in context]
     if any(shape_of(one) == "messages" for one in context):
         raise ConfigError("the context of a text must be texts, and it holds a chat; give records of one shape")
-    pieces = [("" if shape_of(one) == "text" else one["prompt"]) + response_texts(one)[0] for one in context]
-    return "".join(f"{piece}\n\n" for piece in pieces)
+    return texts_before(context)
 
 
 def _chat(record: Record, context: Sequence[Record]) -> list[Mapping[str, Any]]:

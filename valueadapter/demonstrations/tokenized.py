@@ -79,6 +79,11 @@ def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, 
             f"demonstrations of one shape are needed for a context; got {', '.join(sorted(shapes)) or 'none'}. Train "
             "without a prefix of examples (base_prefix_examples=0)"
         )
+    return texts_before(records)
+
+
+def texts_before(records: Sequence[Mapping[str, Any]]) -> str:
+    """Checked demonstrations, of which none is a chat, as one text: a blank line after each."""
     texts = (r["prompt"] + r["completion"] if shape_of(r) == "prompt" else r["text"] for r in records)
     return "".join(f"{text}\n\n" for text in texts)
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.evaluation.score import Example, Score
 from valueadapter.evaluation.stops import stop_tokens
+from valueadapter.hub.own_cache import own_cache
 from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ FORMAT = 1
 
 def default_place() -> Path:
     """Where measurements are kept, beside the Hub's cache."""
-    return Path(constants.HF_HUB_CACHE).parent / "valueadapter" / "evaluations"
+    return own_cache("evaluations")
 
 
 class Kept:

@@ -56,6 +56,7 @@ class BasePrefix:
         self.base, self.ids, self.part = base, ids, part
         self.start = start if ids[:1] == (start,) else None
         self._states: dict[int, tuple[Moment, States]] = {}
+        # keys and values can be put into a cache only where its layers keep them, and turn them by position alone
         layers = DynamicCache(config=base.config).layers
         kept = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
         self._keys_and_values = kept and not turns_with_length(base)
@@ -151,6 +152,7 @@ class BasePrefix:
         mask = _checked(attention_mask)
         check_one_text(position_ids, mask, *input_ids.shape)
         ids, state = self.begin(input_ids, mask, cache)
+        # this layout is read in one pass; once the cache has begun, the mask alone says where padding ends
         if state.after_padding and (cache is None or not has_read(cache.parts[self.part])):
             return self._read_all(ids, mask, position_ids, cache, logits_to_keep, state.lead)
         if cache is not None:
@@ -222,6 +224,7 @@ class BasePrefix:
         """Whether the prefix's keys and values, put before the padding, would not give what reading it gives."""
         if not self._keys_and_values:
             return True
+        # a window counts slots, so with padding between them a prompt would lose sight of its prefix too soon
         if self._window is None or not bool((padding > 0).any()):
             return False
         if cache is None:
@@ -239,6 +242,7 @@ class BasePrefix:
     ) -> BaseCall:
         """The base reads padding, prefix and prompt itself."""
         padding = _padding(mask) if mask is not None else ids.new_zeros(len(ids))
+        # each row's prefix goes behind its own padding: ids, mask and positions alike
         first = ids.new_tensor(self.ids[:lead]).expand(len(ids), -1)
         arguments: dict[str, Any] = {"input_ids": _after_padding(ids, first, padding), "logits_to_keep": logits_to_keep}
         if isinstance(logits_to_keep, torch.Tensor):
@@ -250,6 +254,7 @@ class BasePrefix:
             shifted = (position_ids + lead).expand(len(ids), -1)
             arguments["position_ids"] = _after_padding(shifted, counted, padding)
         arguments |= {"use_cache": cache is not None, "cache": cache.parts[self.part] if cache is not None else None}
+        # last N and indexed positions come as asked for; all of them come with the prefix's, which are cut off
         everything = isinstance(logits_to_keep, int) and logits_to_keep == 0
         return BaseCall(arguments, lead if everything else 0)
 
@@ -280,6 +285,7 @@ class BasePrefix:
     @torch.no_grad()
     def _computed(self, lead: int) -> States:
         """Keys and values of the prefix's first `lead` tokens; computed once while the model computes alike."""
+        # while torch traces a call there is no telling what the model is, so nothing is kept
         now = None if torch.compiler.is_compiling() else moment(self.base)
         kept = self._states.get(lead)
         if kept is not None and kept[0] == now:
@@ -317,6 +323,7 @@ def _after_padding(row: torch.Tensor, inserted: torch.Tensor, padding: torch.Ten
     """(batch, n) with (batch, m) inserted after each row's padding: (batch, n + m)."""
     count = inserted.shape[1]
     place = torch.arange(row.shape[1] + count, device=row.device)
+    # three views of each row, of which every place takes one: before, within, and behind what is inserted
     begin = padding[:, None]
     shifted = torch.nn.functional.pad(row, (count, 0))
     before = torch.nn.functional.pad(row, (0, count))

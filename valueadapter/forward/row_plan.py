@@ -138,7 +138,7 @@ class Plan:
 
     def cut(self, depth: int) -> None:
         """Takes back all tokens from a depth on; what is cut before anything is computed is simply written over."""
-        if self.nodes:
+        if self.nodes:  # nodes of this call stay in the batch, since a position may want them; they only lose the stack
             self.plain = False
             del self.stack[max(0, depth - self.cached) :]
             self.cached = min(self.cached, depth)
@@ -182,6 +182,7 @@ class Plan:
         if not self.stack:
             if self.known:
                 return self.KEPT_LOGITS
+            # the cache has the last token's keys but not its logits: it is computed once more, in its own slot
             self.cut(self.cached - 1)
             self.append(self.row.text.ids[-1:])
         return self.stack[-1]

@@ -166,6 +166,7 @@ class TextReader(CacheLayerMixin):
         """Reads a row's tokens, stopping at every position whose logits are wanted, and at the last."""
         plan = Plan(row)
         wanted, done = set(positions), 0
+        # a wanted position sees the text as it was there, before later tokens change its end
         for stop in sorted({*positions, len(ids) - 1}):
             chunk = [
                 token for token, is_text in zip(ids[done : stop + 1], real[done : stop + 1], strict=True) if is_text
@@ -274,6 +275,7 @@ class TextReader(CacheLayerMixin):
         ids = np.zeros((len(plans), count), dtype=np.int64)
         depths = np.zeros_like(ids)
         slots = np.zeros_like(ids)
+        # padding goes to the slots behind the row's own, where nothing that is seen lies
         for row, plan in enumerate(plans):
             new = len(plan.nodes)
             if new:
@@ -281,6 +283,7 @@ class TextReader(CacheLayerMixin):
                 depths[row, count - new :] = [node.depth for node in plan.nodes]
             slots[row, count - new :] = plan.start + np.arange(new)
             slots[row, : count - new] = plan.start + new + np.arange(count - new)
+        # rows of the same length without branches need no masks and no ragged cache: the usual causal pass
         uniform = all(plan.plain and len(plan.nodes) == count and plan.start == plans[0].start for plan in plans)
         self._slots.begin = plans[0].start if uniform else int(min(plan.start for plan in plans))
         self._slots.end = int(slots.max()) + 1
@@ -323,7 +326,7 @@ class TextReader(CacheLayerMixin):
         for row in self.rows if tokens_to_remove else []:
             gone = row.slots[tokens_to_remove:]
             del row.slots[tokens_to_remove:], row.places[tokens_to_remove:]
-            if unread := sum(gone):
+            if unread := sum(gone):  # padding is no text, and nothing of it was read
                 unchanged = row.text.pop(unread)
                 row.cached = min(row.cached, unchanged)
                 row.last_rows = {depth: kept for depth, kept in row.last_rows.items() if depth <= unchanged}

@@ -126,6 +126,7 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
         each = _in_step(term, inputs, alignment.value_ids(inputs.input_ids))
     else:
         each = _as_text(term, inputs)
+    # networks are summed in their own vocabulary, so that one projection serves all of them
     total: torch.Tensor | None = None
     refined: list[Refined] = []
     for said, coefficient in zip(each, term.coefficients, strict=True):
@@ -134,7 +135,7 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
         total = weighted if total is None else total + weighted.to(total.device)
         refined += said.refined
     projected = alignment.project(cast(torch.Tensor, total))
-    if refined:
+    if refined:  # better values take the place of the map's, which these tokens would have besides
         rows, positions, tokens, values = zip(*refined, strict=True)
         projected[list(rows), list(positions), list(tokens)] = projected.new_tensor(values)
     yield projected, term.scale
@@ -159,6 +160,7 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[ReadText
         if term.reads_prediction:
             alignment = term.link.alignment if term.link is not None else None
             prediction = cast(torch.Tensor, inputs.prediction)
+            # own preparation may have cut the ids to what the network has not read; the prediction must be of the same
             text = arguments.pop("input_ids")
             if text.shape[1] != prediction.shape[1]:
                 raise UnsupportedModeError(
@@ -201,6 +203,7 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[ReadText]:
     positions, order = _positions(inputs.logits_to_keep, inputs.input_ids.shape[1])
     candidates = None
     if term.refinement is not None:
+        # `order` brings rising positions into the order asked for; readers count rising ones, so it is undone here
         base = inputs.base_logits if order is None else inputs.base_logits[:, order.argsort()]
         count = min(CANDIDATES, base.shape[-1])
         candidates = base.topk(count, dim=-1).indices.tolist()
@@ -210,6 +213,7 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[ReadText]:
             continue
         if term.prefix_of(part) is not None:
             _check_frozen(network)
+        # without a cache a reader lives for this call alone
         reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader(part)
         said = reader.read(
             network,

@@ -151,6 +151,7 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
     width = len(request.value_heads[0].weight)  # ids beyond it are padding of the base's logits, and no token
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
     networks_to_run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
+    # bodies run once for the whole batch; the heads only where a response token is predicted, part by part
     value_hidden = {index: known.hidden(term.networks[index])[:, :-1] for index in networks_to_run}
     networks = _summands(term, request, networks_to_run)
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
@@ -164,6 +165,7 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
         value_states = {index: hidden[rows][mask] for index, hidden in value_hidden.items()}
         like = value_states[networks_to_run[0]]
         base = _base_logits(part, inputs, mask, like, weight=networks.base_weight)
+        # of stand-ins only a penalty makes use: else their share is in the base's weight
         value_states |= dict.fromkeys(request.stand_ins, base.hidden.to(like.dtype))
         hidden = joined_hidden([value_states[index] for index in networks.summed], networks.coefficients)
         sums = summed_loss(

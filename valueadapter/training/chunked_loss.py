@@ -151,6 +151,7 @@ def _over_chunks(
     task: _Task, value: LazyLogits, gradients: _Gradients | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Total, cross-entropy and penalty; adds to the gradients of the first, if they are given."""
+    # casts happen once, here: within a chunk autocast would cast the whole head again for each product
     task, value = replace(task, base=_as_autocast(task.base)), _as_autocast(value)
     sums = torch.zeros(2, dtype=_exact(value.head.weight), device=value.hidden.device)
     with torch.autocast(value.hidden.device.type, enabled=False):
@@ -172,7 +173,8 @@ def _add_chunk(rows: slice, task: _Task, value: LazyLogits, sums: torch.Tensor, 
     losses, gradient = _losses_and_gradient(logits, values, task, rows)
     sums += losses
     del values
-    filled = gradient[:, width:].sum(1, keepdim=True)  # columns that hold the mean of the row
+    # columns beyond the value logits' width held the mean of the row, so their gradient is shared out over the row
+    filled = gradient[:, width:].sum(1, keepdim=True)
     gradients.add(gradient[:, :width].add_(filled, alpha=1 / width).mul_(task.scale), value, rows)
 
 
@@ -203,12 +205,13 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float)
     wished = logits.gather(1, labels)
     if smoothing:
         wished = (1 - smoothing) * wished + smoothing * logits.mean(1, keepdim=True)
+    # log Σ exp(z) = top + log Σ exp(z - top): nothing overflows, and the exponentials become the softmax in place
     top = logits.amax(1, keepdim=True)
     gradient = logits.sub_(top).exp_()
     mass = gradient.sum(1, keepdim=True)
     loss = (mass.log() + top - wished).sum()
     gradient.div_(mass)
-    if smoothing:
+    if smoothing:  # the smoothed label is (1 - ε) at the label and ε / width everywhere
         gradient.sub_(smoothing / logits.shape[1])
     return loss, gradient.scatter_add_(1, labels, torch.full_like(wished, smoothing - 1))
 
@@ -217,6 +220,7 @@ def _penalty(values: torch.Tensor, penalty: Regularisation) -> tuple[torch.Tenso
     """`penalty.norm_penalty` summed over the rows, and its gradient. Overwrites the values."""
     size = values.shape[1]
     if penalty.kind == "entropy":
+        # log width - H(p), the divergence from uniform; its gradient is p (log p + H)
         log_p = torch.log_softmax(values, dim=1)
         p = log_p.exp()
         negative_entropy = (p * log_p).sum(1, keepdim=True)
@@ -225,6 +229,7 @@ def _penalty(values: torch.Tensor, penalty: Regularisation) -> tuple[torch.Tenso
         values.sub_(values.mean(1, keepdim=True))
     if penalty.kind == "l2":
         return values.square().sum() / size, values.mul_(2 / size)
+    # of |v - mean v|: sign(v), centred as the values were; for squares this is no change, since centred values sum to 0
     gradient = values.sign()
     if penalty.centred:
         gradient.sub_(gradient.mean(1, keepdim=True))

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -30,6 +29,7 @@ from valueadapter.adapter.model_state import has_hooks, module_settings, surroun
 from valueadapter.demonstrations.tokenized import Collator
 from valueadapter.errors import ConfigError
 from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.hub.own_cache import own_cache
 from valueadapter.training.batch_loss import TextInputs, base_states, predicting
 from valueadapter.training.claims import claimed
 from valueadapter.vocabulary.spec import VocabularySpec
@@ -93,7 +93,7 @@ def store_key(base: PreTrainedModel, vocabulary: VocabularySpec, prefix: BasePre
 
 def default_place() -> Path:
     """Where stores are kept, beside the Hub's cache."""
-    return Path(constants.HF_HUB_CACHE).parent / "valueadapter" / "base_states"
+    return own_cache("base_states")
 
 
 def _body(model: PreTrainedModel) -> torch.nn.Module:

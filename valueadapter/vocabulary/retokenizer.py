@@ -134,6 +134,7 @@ class Retokenizer:
             base_ids = [*self.base_ids, *base_ids]
             self._clear()
         before = self._begin(base_ids)
+        # bytes are gathered up to a control token, since one character may lie in several of the base's tokens
         unchanged, data = before, bytearray()
         for token in base_ids:
             control = self.reading.controls.get(token)
@@ -215,6 +216,7 @@ class Retokenizer:
             self._decoder.setstate(state.decoder)
             self._tail, self._sync, self._opened = state.tail, sync, state.opened
             self._at_start, self._after = state.at_start, state.after
+            # a push is undone as a whole: what it brought before the tokens to take back is pushed anew
             again = self.base_ids[len(self.base_ids) - pushed :][: max(0, pushed - count)]
             del self.base_ids[len(self.base_ids) - pushed :]
             count -= pushed

@@ -21,14 +21,14 @@ demo: $(INSTALLED) ## train an adapter, publish it, load it by its Hub ID onto a
 	@$(PY) examples/demo.py
 
 test: $(INSTALLED) ## run every test and name the ten slowest
-	@$(PY) -m pytest -q --numprocesses 2 --dist loadfile --durations=10
+	@$(PY) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # torch, transformers and tokenizers are the same there as in `make test`, so what depends on them alone is left out
 test-minimum: $(INSTALLED_MINIMUM) ## run the tests with the oldest versions that pyproject.toml allows
 	@echo "==> testing with the versions in constraints-minimum.txt:"
 	@sed -n 's/==.*//p' constraints-minimum.txt | xargs $(PY_MINIMUM) -c 'import sys; from importlib.metadata import version; \
 		print(*(f"    {name} {version(name)}" for name in sys.argv[1:]), sep="\n")'
-	@$(PY_MINIMUM) -m pytest -q --numprocesses 2 --dist loadfile -m "not real and not slow and not matrix" --durations=10
+	@$(PY_MINIMUM) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not real and not slow and not matrix" --durations=10
 
 check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff check" && $(PY) -m ruff check .

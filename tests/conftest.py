@@ -53,6 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in MATRICES:
             item.add_marker(pytest.mark.matrix)
+    # files that take long go first, so that one of two processes does not end with them while the other waits
+    long = {item.path for item in items if item.get_closest_marker("real") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_sessionfinish() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,41 @@ def test_the_modes_differ_and_the_map_is_the_default() -> None:
         model.set_alignment_mode("default", "static")
         assert torch.equal(model(ids).logits, static)
     assert not torch.allclose(chain, static, atol=1e-2)
+
+
+def test_a_coefficient_weighs_better_values_as_the_maps() -> None:
+    """Twice the coefficient is twice every value of a token that one of the network's own tokens stands for."""
+    model = in_chain()
+    adapter = model.adapters["default"]
+    twice = ValueAdapter.from_networks(
+        adapter.networks, adapter.tokenizer, base_model_name_or_path="alice/base", coefficients=[2.0]
+    )
+    model.add_adapter(twice, "twice", scale=1.0)
+    ids = ids_of(model.eval(), "the dog the dog 12345 the dog")
+    values = {}
+    for name in ("default", "twice"):
+        model.set_adapter(name)
+        for mode in ("static", "chain"):
+            model.set_alignment_mode(name, mode)
+            values[name, mode] = model(ids, output_value_logits=True).value_logits
+    linear = torch.isclose(values["twice", "static"], 2 * values["default", "static"], atol=1e-4)
+    better = linear & ~torch.isclose(values["default", "chain"], values["default", "static"], atol=1e-2)
+    assert better.sum() > 20
+    torch.testing.assert_close(
+        values["twice", "chain"][better], 2 * values["default", "chain"][better], atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("mode", ["static", "chain"])
+def test_positions_may_be_asked_for_twice_and_in_any_order(mode: Any) -> None:
+    """Each gets what it gets among all."""
+    model = in_chain()
+    model.set_alignment_mode("default", mode)
+    ids = ids_of(model, "the dog the dog 12345 the dog")
+    whole = model.eval()(ids).logits
+    for asked in ([5, 5, 12], [12, 2, 5], [9, 12, 9, 2], [-1, 3, 3]):
+        kept = torch.tensor(asked)
+        torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, whole[:, kept], rtol=1e-4, atol=1e-3)
 
 
 def test_modes_that_make_no_sense_are_refused() -> None:

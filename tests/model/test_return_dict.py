@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ def test_a_tuple_of_what_there_is(wrapped: Callable[..., ValueAdapterForCausalLM
     found = model(IDS, **CALLS[call], **({"return_dict": False} if said == "argument" else {}))
     assert isinstance(found, tuple)
     assert len(found) == len(expected.to_tuple())
+    fields = [field.name for field in dataclasses.fields(expected) if field.name in expected]
+    assert list(expected) == fields
     first = 1 if "labels" in CALLS[call] else 0
     if first:
         assert torch.equal(found[0], expected.loss)

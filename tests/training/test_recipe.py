@@ -12,14 +12,19 @@ from huggingface_hub import HfApi
 from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
-from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainingArguments
 from valueadapter.artifact import verification
 from valueadapter.demonstrations.selection import draw
 from valueadapter.training.recipe import Recipe, run
+from valueadapter.training.recipe_settings import run_settings
 from valueadapter.training.state_store import default_place
 
 __all__ = ["server"]
 DATA = [{"prompt": f"Q{i}", "completion": "AB"} for i in range(16)]
+DIGESTS = (  # of these demonstrations, and of the prefix "Q: A\n\n"
+    "16 demonstrations, sha256:b1eb3bc6f2f29f11dd8b2317f0aa9f865e5fadab5dd453fed3143523cbf58810",
+    "sha256:49126483de93cd25d4ccbbb0d276cc6dda459970d76340b6f27b16bed6199dc5",
+)
 QUICK = {"use_cpu": True, "max_steps": 2, "learning_rate": 1e-2}
 
 
@@ -137,3 +142,14 @@ def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: 
     expected = model.adapters["default"].networks[0](ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected, model.base(ids).logits)
+
+
+def test_a_run_is_known_by_what_earlier_versions_wrote(tmp_path: Path) -> None:
+    """The digests lie in run directories: others would make every run that was begun another one."""
+    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out")
+    arguments = ValueTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    found = [
+        run_settings(recipe, arguments, base="alice/base", data=DATA, prefix=prefix) for prefix in ("Q: A\n\n", None)
+    ]
+    assert found[0]["data"] == DIGESTS[0]
+    assert [one["base_prefix"] for one in found] == [DIGESTS[1], None]

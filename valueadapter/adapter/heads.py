@@ -58,9 +58,14 @@ def joined(heads: Sequence[Head], coefficients: Sequence[float]) -> Head:
     if len(heads) == 1 and (heads[0].bias is None or coefficients[0] == 1):
         return heads[0]
     weights = [head.weight for head in heads]
-    biases = [c * head.bias for head, c in zip(heads, coefficients, strict=True) if head.bias is not None]
     weight = torch.cat(weights, dim=-1) if len(weights) > 1 else weights[0]
-    return Head(weight, torch.stack(biases).sum(0) if biases else None)
+    return Head(weight, joined_bias([head.bias for head in heads], coefficients))
+
+
+def joined_bias(biases: Sequence[torch.Tensor | None], coefficients: Sequence[float]) -> torch.Tensor | None:
+    """The bias of the `joined` head, (vocab,), where one of the heads has one."""
+    weighted = [c * bias for bias, c in zip(biases, coefficients, strict=True) if bias is not None]
+    return torch.stack(weighted).sum(0) if weighted else None
 
 
 def joined_hidden(states: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:

@@ -39,12 +39,13 @@ class Refined(NamedTuple):
     value: float
 
 
-class ReadText(NamedTuple):
-    """What a network says of a text that it has read in tokens of its own."""
+class NetworkSaid(NamedTuple):
+    """What a network says at the positions that are wanted."""
 
     logits: torch.Tensor
     """(batch, positions, value_vocab); 0 where there is no text yet."""
     refined: Sequence[Refined] = ()
+    """In mode `chain`."""
 
 
 class TextReader(CacheLayerMixin):
@@ -96,7 +97,7 @@ class TextReader(CacheLayerMixin):
         prompts: Sequence[Prompt] | None = None,
         candidates: list[list[list[int]]] | None = None,
         remember: bool = True,
-    ) -> ReadText:
+    ) -> NetworkSaid:
         """Reads more of the base's tokens.
 
         Args:
@@ -206,7 +207,7 @@ class TextReader(CacheLayerMixin):
         row.prompt = prompt
         return whole[size:], False
 
-    def _run(self, network: PreTrainedModel, plans: list[Plan], device: torch.device, *, remember: bool) -> ReadText:
+    def _run(self, network: PreTrainedModel, plans: list[Plan], device: torch.device, *, remember: bool) -> NetworkSaid:
         """One forward pass for all rows; what was wanted of it."""
         count = max(len(plan.nodes) for plan in plans)
         if count:
@@ -241,7 +242,7 @@ class TextReader(CacheLayerMixin):
             self._last = self._gather(logits.detach(), tops)[:, 0]
             for index, plan in enumerate(plans):
                 self._settle(index, plan)
-        return ReadText(wanted, found)
+        return NetworkSaid(wanted, found)
 
     def _refine(self, plans: list[Plan], logits: torch.Tensor, shifts: list[int]) -> list[Refined]:
         """The values of tried base tokens; keeps the last rows of logits for tokens taken back later."""

@@ -24,7 +24,7 @@ from valueadapter.forward.positions import check_not_packed
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.steps import Steps, logits_of
-from valueadapter.forward.text_reader import ReadText, Refined, TextReader
+from valueadapter.forward.text_reader import NetworkSaid, Refined, TextReader
 from valueadapter.vocabulary.bridge import VocabularyBridge
 from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
@@ -92,7 +92,7 @@ class Inputs:
     """(batch, kept, base_vocab): what the base says, once it has."""
     prompts: Sequence[Prompt] | None = None
     """Each row's prompt in both forms, where the term reads it so."""
-    logits_by_part: dict[str, ReadText] = field(default_factory=dict)
+    said_by_part: dict[str, NetworkSaid] = field(default_factory=dict)
     """What networks of several terms have said in this call, by name."""
     shared: frozenset[str] = frozenset()
     """Names of these networks."""
@@ -103,10 +103,10 @@ class Inputs:
     steps: Steps = field(default_factory=dict)
     """What the own preparation of each network that reads in step with the base made of this call."""
 
-    def keep(self, part: str, said: ReadText) -> ReadText:
+    def keep(self, part: str, said: NetworkSaid) -> NetworkSaid:
         """What a network said; remembered where another term has the same network."""
         if part in self.shared:
-            self.logits_by_part[part] = said
+            self.said_by_part[part] = said
         return said
 
 
@@ -133,7 +133,7 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
         weighted = fit_width(said.logits, alignment.value.logits_width)
         weighted = weighted if coefficient == 1 else coefficient * weighted
         total = weighted if total is None else total + weighted.to(total.device)
-        refined += said.refined
+        refined += [one._replace(value=coefficient * one.value) for one in said.refined]
     projected = alignment.project(cast(torch.Tensor, total))
     if refined:  # better values take the place of the map's, which these tokens would have besides
         rows, positions, tokens, values = zip(*refined, strict=True)
@@ -141,19 +141,19 @@ def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, flo
     yield projected, term.scale
 
 
-def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[ReadText]:
+def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[NetworkSaid]:
     """The networks over one id for each of the base's, in the base's positions."""
     common = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep, **inputs.packing}
     if inputs.position_ids is not None:
         common["position_ids"] = inputs.position_ids
     for part, network in zip(term.parts, term.networks, strict=True):
-        if part in inputs.logits_by_part:
-            yield inputs.logits_by_part[part]
+        if part in inputs.said_by_part:
+            yield inputs.said_by_part[part]
             continue
         device = execution_device(network)
         read = {"input_ids": readable(ids.to(device), network, inputs.base_logits.shape[-1])}
         if (prefix := term.prefix_of(part)) is not None:
-            yield inputs.keep(part, ReadText(_after_prefix(network, prefix, read["input_ids"], inputs)))
+            yield inputs.keep(part, NetworkSaid(_after_prefix(network, prefix, read["input_ids"], inputs)))
             continue
         arguments = moved({**of_part(part, inputs.attention_mask, inputs.cache), **common}, device)
         arguments |= {**read, **inputs.steps.get(part, {})}
@@ -169,7 +169,7 @@ def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[ReadText
                     f"'{term.connection}')"
                 )
             arguments["inputs_embeds"] = read_embeddings(term.connection, network, text, prediction, alignment)
-        yield inputs.keep(part, ReadText(logits_of(network, arguments).logits))
+        yield inputs.keep(part, NetworkSaid(logits_of(network, arguments).logits))
 
 
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -191,7 +191,7 @@ def _check_frozen(network: PreTrainedModel) -> None:
         )
 
 
-def _as_text(term: Term, inputs: Inputs) -> Iterator[ReadText]:
+def _as_text(term: Term, inputs: Inputs) -> Iterator[NetworkSaid]:
     """The networks over their own tokens of the base's text, at the kept positions in the order asked for."""
     mask = inputs.attention_mask
     if isinstance(mask, Mapping):
@@ -203,13 +203,14 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[ReadText]:
     positions, order = _positions(inputs.logits_to_keep, inputs.input_ids.shape[1])
     candidates = None
     if term.refinement is not None:
-        # `order` brings rising positions into the order asked for; readers count rising ones, so it is undone here
-        base = inputs.base_logits if order is None else inputs.base_logits[:, order.argsort()]
+        # readers count rising positions; the base's logits are in the order asked for, where one may stand twice
+        places = None if order is None else [order.index(number) for number in range(len(positions))]
+        base = inputs.base_logits if places is None else inputs.base_logits[:, places]
         count = min(CANDIDATES, base.shape[-1])
         candidates = base.topk(count, dim=-1).indices.tolist()
     for part, network in zip(term.parts, term.networks, strict=True):
-        if part in inputs.logits_by_part:
-            yield inputs.logits_by_part[part]
+        if part in inputs.said_by_part:
+            yield inputs.said_by_part[part]
             continue
         if term.prefix_of(part) is not None:
             _check_frozen(network)
@@ -228,19 +229,25 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[ReadText]:
         yield inputs.keep(part, said if order is None else _reordered(said, order))
 
 
-def _reordered(said: ReadText, order: torch.Tensor) -> ReadText:
+def _reordered(said: NetworkSaid, order: list[int]) -> NetworkSaid:
     """The positions as they were asked for, from those that rise."""
-    place = order.argsort().tolist()
-    return ReadText(said.logits[:, order], [one._replace(position=place[one.position]) for one in said.refined])
+    refined = [
+        one._replace(position=place)
+        for one in said.refined
+        for place, number in enumerate(order)
+        if number == one.position
+    ]
+    return NetworkSaid(said.logits[:, order], refined)
 
 
-def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[int], torch.Tensor | None]:
-    """Which positions' logits are wanted, rising; and how to bring them into the order that was asked for."""
+def _positions(logits_to_keep: int | torch.Tensor, length: int) -> tuple[list[int], list[int] | None]:
+    """Which positions' logits are wanted, rising; and for each that was asked for its number among them, where these
+    are not the same."""
     if isinstance(logits_to_keep, int):
         return list(range(max(0, length - logits_to_keep) if logits_to_keep else 0, length)), None
     asked = [int(position) % length for position in torch.arange(length)[logits_to_keep.cpu()]]
     rising = sorted(set(asked))
-    return rising, None if rising == asked else torch.tensor([rising.index(position) for position in asked])
+    return rising, None if rising == asked else [rising.index(position) for position in asked]
 
 
 def readable(ids: torch.Tensor, network: PreTrainedModel, base_width: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
-from valueadapter.adapter.heads import Head, head_of, joined, last_hidden_state
+from valueadapter.adapter.heads import Head, head_of, joined, joined_bias, last_hidden_state
 from valueadapter.adapter.model_state import settings_of
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.prefix_reading import BasePrefix
@@ -49,23 +49,26 @@ class OutputHead(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """(base_vocab, Σ hidden sizes); networks' rows are cut or filled up with their mean to the base's number."""
-        return self._joined().weight
+        linears = self._linears()
+        width = len(linears[0][0].weight)
+        # the bodies' hidden states come as they are, so each model's weight stands in its columns of the matrix
+        heads = [Head(_rows(weight * one.weight if weight != 1 else one.weight, width)) for one, weight in linears]
+        return joined(heads, [1.0] * len(heads)).weight
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """(base_vocab,), where one of the models has a bias."""
-        return self._joined().bias
+        """(base_vocab,), where one of the models has a bias; without the matrix, which is large."""
+        linears = self._linears()
+        width = len(linears[0][0].weight)
+        biases = [None if one.bias is None else fit_width(one.bias[None], width)[0] for one, _ in linears]
+        return joined_bias(biases, [weight for _, weight in linears])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, Σ hidden sizes) to logits of (…, base_vocab)."""
-        head = self._joined()
-        return nn.functional.linear(hidden, head.weight, head.bias)
+        return nn.functional.linear(hidden, self.weight, self.bias)
 
-    def _joined(self) -> Head:
-        # the bodies' hidden states come as they are, so each model's weight stands in its rows of the matrix
-        linears = [(part.model.get_output_embeddings(), part.weight) for part in self.parts]
-        width = len(linears[0][0].weight)
-        return joined([_weighted(linear, weight, width) for linear, weight in linears], [1.0] * len(linears))
+    def _linears(self) -> list[tuple[nn.Linear, float]]:
+        return [(part.model.get_output_embeddings(), part.weight) for part in self.parts]
 
 
 class Backbone:
@@ -199,8 +202,5 @@ def _after(prefix: BasePrefix, **read: Any) -> torch.Tensor:
     return prefix.hidden(read.pop("input_ids"), mask, positions, **read)
 
 
-def _weighted(linear: nn.Linear, weight: float, count: int) -> Head:
-    """The head of weight · logits, of `count` rows."""
-    matrix, bias = linear.weight if weight == 1 else weight * linear.weight, linear.bias
-    rows = matrix if len(matrix) == count else fit_width(matrix.T, count).T
-    return Head(rows, None if bias is None else fit_width((weight * bias)[None], count)[0])
+def _rows(weight: torch.Tensor, count: int) -> torch.Tensor:
+    return weight if len(weight) == count else fit_width(weight.T, count).T

@@ -181,11 +181,11 @@ def forward_rows(
     if cache is None and outputs[0].cache is not None:
         made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
         cache = RowsCache(made, {group.names: group.rows for group in groups})
-    whole = _joined(groups, outputs, cache)
+    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
+    logits, loss = _in_order([out.logits for out in outputs], order), None
     if labels is not None:
-        width = whole.logits.shape[-1]
-        whole.loss = model.loss_function(logits=whole.logits, labels=labels, vocab_size=width, **for_loss)
-    return whole
+        loss = model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
+    return _joined(outputs, order, loss, logits, cache)
 
 
 def _run_groups(
@@ -204,9 +204,15 @@ def _run_groups(
     return outputs
 
 
-def _joined(groups: list[Group], outputs: list[ValueAdapterOutput], cache: RowsCache | None) -> ValueAdapterOutput:
-    """What the groups gave as that of one batch, its rows in their order, without a loss."""
-    order = torch.tensor([row for group in groups for row in group.rows]).argsort()
+def _joined(
+    outputs: list[ValueAdapterOutput],
+    order: torch.Tensor,
+    loss: torch.Tensor | None,
+    logits: torch.Tensor,
+    cache: RowsCache | None,
+) -> ValueAdapterOutput:
+    """What the groups gave as that of one batch, its rows in their order; all at once, since the order of fields is
+    that of a tuple."""
     adapters = None
     if outputs[0].each is not None:  # an adapter adds nothing to the rows on which it does not act
         names = dict.fromkeys(name for out in outputs for name in out.each or {})
@@ -215,8 +221,8 @@ def _joined(groups: list[Group], outputs: list[ValueAdapterOutput], cache: RowsC
             for name in names
         }
     return ValueAdapterOutput(
-        None,
-        _in_order([out.logits for out in outputs], order),
+        loss,
+        logits,
         cache,
         _each_in_order([out.hidden_states for out in outputs], order),
         _each_in_order([out.attentions for out in outputs], order),

@@ -37,8 +37,6 @@ class HiddenStateLoss:
     """Of each value network, in their order."""
     stand_ins: frozenset[int]
     """Numbers of the networks that compute what the base does, on what the base reads."""
-    penalty: Regularisation
-    label_smoothing: float
 
     def __call__(
         self,
@@ -48,6 +46,8 @@ class HiddenStateLoss:
         *,
         epoch: int | None,
         count: torch.Tensor | int | None,
+        penalty: Regularisation,
+        label_smoothing: float,
     ) -> ValueAdapterOutput:
         """The model's output for a batch, whose `loss` is per response token.
 
@@ -57,6 +57,8 @@ class HiddenStateLoss:
             samples: keys of the batch's demonstrations; see `TrainingBases.parts`.
             epoch: passes over the data that are complete; None in evaluation.
             count: what to divide the sum by; the batch's own response tokens if None.
+            penalty: of the value logits.
+            label_smoothing: see `LossRequest`.
 
         Raises:
             ConfigError: the base prefix is not that which the trainer was made with.
@@ -71,9 +73,9 @@ class HiddenStateLoss:
             self.bases.parts(samples, epoch=epoch),
             self.value_heads,
             inputs.pop("labels"),
-            penalty=self.penalty,
+            penalty=penalty,
             stand_ins=self.stand_ins,
-            label_smoothing=self.label_smoothing,
+            label_smoothing=label_smoothing,
             num_items_in_batch=count,
         )
         return cast(ValueAdapterOutput, model(**inputs, value_loss=request, return_dict=True))
@@ -118,7 +120,7 @@ def hidden_state_loss(
         _cache(trainer, training_bases, say, base_runs=runs)
     if args.release_base:
         _release(trainer, training_bases)
-    return HiddenStateLoss(model, training_bases, heads, stand_ins, penalty, args.label_smoothing_factor)
+    return HiddenStateLoss(model, training_bases, heads, stand_ins)
 
 
 def _stand_ins(model: ValueAdapterForCausalLM, bases: Sequence[PreTrainedModel]) -> frozenset[int]:

@@ -115,8 +115,7 @@ def check_settings(recipe: Recipe, *, push_to: str | None) -> None:
 
 
 def _check_combination(recipe: Recipe) -> None:
-    of_full: dict[str, Any] = {"num_layers": None, "initialisation": "zero_head", "dropout": None}
-    of_full |= {"connection": "residual"}
+    of_full = {"num_layers": None, "initialisation": "zero_head", "dropout": None, "connection": "residual"}
     given = [name for name, default in of_full.items() if getattr(recipe, name) != default]
     if recipe.network == "lora" and given:
         raise ConfigError(
@@ -144,6 +143,7 @@ def run_settings(
     digest = hashlib.sha256()
     for record in data:
         digest.update(json.dumps(record, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    # a list of one, as the runs that lie in directories have it: another digest would be another run
     shown = hashlib.sha256(repr([prefix]).encode("utf-8", "surrogatepass"))
     return {
         **{name: getattr(recipe, name) for name in _OF_RECIPE},

@@ -167,8 +167,15 @@ class ValueTrainer(Trainer):
         inputs = dict(inputs)
         samples = inputs.pop(SAMPLES, None)
         if self.hidden_state_loss is not None and not self._logits_wanted:
-            epoch = int(self.state.epoch or 0) if model.training else None
-            outputs = self.hidden_state_loss(model, inputs, samples, epoch=epoch, count=num_items_in_batch)
+            outputs = self.hidden_state_loss(
+                model,
+                inputs,
+                samples,
+                epoch=int(self.state.epoch or 0) if model.training else None,
+                count=num_items_in_batch,
+                penalty=self.penalty,
+                label_smoothing=self.args.label_smoothing_factor,
+            )
             loss = outputs["loss"] * self._scale_of_loss(num_items_in_batch)
         else:
             loss, outputs = self._loss_of_logits(model, inputs, num_items_in_batch)

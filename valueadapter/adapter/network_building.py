@@ -55,11 +55,7 @@ def build_network(
         )
     if isinstance(source, (str, Path)):
         source = AutoModelForCausalLM.from_pretrained(source, revision=revision, token=token)
-    if brings_code(source):
-        raise ConfigError(
-            f"{type(source).__name__} is no class of transformers', and an adapter brings no code; give a source whose "
-            "architecture transformers has"
-        )
+    _check_code(source)
     config = _cut_config(source.config, num_layers)
     for name in ("quantization_config", *not_of_a_network(source)):
         vars(config).pop(name, None)
@@ -74,6 +70,14 @@ def build_network(
         _zero_head(network)
     network.generation_config = GenerationConfig()
     return network.eval()
+
+
+def _check_code(source: PreTrainedModel) -> None:
+    if brings_code(source):
+        raise ConfigError(
+            f"{type(source).__name__} is no class of transformers', and an adapter brings no code; give a source whose "
+            "architecture transformers has"
+        )
 
 
 def _cut_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrainedConfig:

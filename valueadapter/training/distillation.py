@@ -84,9 +84,7 @@ def distill_into_lora(
     torch.manual_seed(seed)
     student = with_lora(copy.deepcopy(model.base), rank)
     collator = Collator(tokenizer.pad_token_id or 0)
-    batches = [held_out[begin : begin + batch_size] for begin in range(0, len(held_out), batch_size)]
-    rows = [[dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)] for batch in batches]
-    scored = [collator(each) for each in rows]
+    scored = _in_batches(held_out, batch_size, collator)
     with student.disable_adapter():
         before, tokens = _divergence(model, student, scored)
     if say is not None:
@@ -100,6 +98,12 @@ def distill_into_lora(
     if say is not None:
         say(f"KL on {tokens:,} held-out tokens: {before:.3f} -> {after:.3f} nats per token")
     return Distilled(student, before, after, len(train), tokens)
+
+
+def _in_batches(data: Any, size: int, collator: Collator) -> list[dict[str, torch.Tensor]]:
+    batches = [data[begin : begin + size] for begin in range(0, len(data), size)]
+    rows = [[dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)] for batch in batches]
+    return [collator(each) for each in rows]
 
 
 def _parted(data: Any, eval_data: Any, tokenized: Callable[[Any], Any]) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from tiny import byte_tokenizer, tiny_model
 from typer.testing import CliRunner
 
 from valueadapter import ValueAdapter
-from valueadapter.artifact.config import RecommendedScale
+from valueadapter.artifact.config import RecommendedWeights, Weights
 from valueadapter.cli import app as application
 from valueadapter.cli import output
 from valueadapter.cli.app import app
@@ -212,9 +212,9 @@ def test_configurations_steer_no_terminal(place: Path, screen: Screen) -> None:
     """What a config.json says of bases and data, shown by `inspect` and `verify`."""
     loaded = ValueAdapter.from_pretrained(place / "adapter")
     evil = "a/\x1b[2J[bold]\u202e"
-    record = RecommendedScale("0" * 64, evil, 0.5, 1.0, 0.5, "[/INST]\x1b[31m", 3)
+    record = RecommendedWeights("0" * 64, evil, Weights(1.0, (1.0,)), "[/INST]\x1b[31m", 3, 1.0, 0.5)
     config = loaded.config
-    described = application.artifacts._described(type(config)(**{**vars(config), "scales": (record,)}))
+    described = application.artifacts._described(type(config)(**{**vars(config), "weights": (record,)}))
     output.facts({**described, "base_model": evil}, as_json=False)
     assert_shown(screen.out.getvalue(), evil)
     assert_shown(screen.out.getvalue(), "[/INST]\x1b[31m")

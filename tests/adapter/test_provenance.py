@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_model
 
 from valueadapter import RECORDED, ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments
-from valueadapter.artifact.config import EvaluationRecord, RecommendedScale, Regularisation, TrainingRecord
+from valueadapter.artifact.config import EvaluationRecord, RecommendedWeights, Regularisation, TrainingRecord, Weights
 
 DATA = Dataset.from_list([{"prompt": f"Q {i % 7} ", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(16)])
 IDS = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -26,12 +26,12 @@ def plain_adapter(seed: int = 2, **how: Any) -> ValueAdapter:
 
 
 def records(base: str, fingerprint: str, scale: float = 0.35) -> dict[str, Any]:
-    measured = RecommendedScale(fingerprint, base, scale, 2.0, 1.5, "alice/examples", 20)
+    measured = RecommendedWeights(fingerprint, base, Weights(1.0, (1.0,)), "alice/examples", 20, 2.0, 1.5, scale=scale)
     evaluated = EvaluationRecord(base, "the same", "alice/held-out", 50, scale, 2.0, None, 1.5)
     trained = TrainingRecord(
         "0.1", "random", None, None, Regularisation("none", 0.0), "alice/data", 10, 100, 5, 3.0, 2.0
     )
-    return {"scales": (measured,), "evaluation": (evaluated,), "training": trained}
+    return {"weights": (measured,), "evaluation": (evaluated,), "training": trained}
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_other_weights_have_no_old_records(
     model = wrapper(published, scale=1.0, is_trainable=True)
     WAYS[way](model, tmp_path / "new")
     config = ValueAdapter.from_pretrained(tmp_path / "new").config
-    assert (config.scales, config.evaluation) == ((), ())
+    assert (config.weights, config.evaluation) == ((), ())
     assert config.training is None or config.training.data == "unnamed"
     card = (tmp_path / "new" / "README.md").read_text()
     assert "alice/held-out" not in card
     assert "alice/examples" not in card
-    assert "scale 0.35 measured on 'llama'; evaluation on 'llama' with alice/held-out" in caplog.text
+    assert "weights fitted on 'llama'; evaluation on 'llama' with alice/held-out" in caplog.text
     expected = 0.9 if way == "the adapter itself" else 1.0
     assert wrapper(tmp_path / "new").scales["default"] == expected
 
@@ -143,7 +143,7 @@ def test_a_trained_adapter_acts_at_the_scale_it_was_trained_at(published: Path, 
     torch.testing.assert_close(wrapper(trained.copy()).eval()(IDS).logits, expected)
     model.delete_adapter("default")
     assert wrapper(model_adapter := trained.copy()).scales["default"] == 1.0
-    assert model_adapter.config.scales == ()
+    assert model_adapter.config.weights == ()
     run_of_old = ValueAdapter.from_pretrained(published)
     run_of_old.networks[0].load_state_dict(trained.networks[0].state_dict())
     assert wrapper(run_of_old).scales["default"] == run_of_old.config.scale
@@ -154,7 +154,7 @@ def test_what_is_not_changed_keeps_its_records(
 ) -> None:
     """Saved again, copied, attached for training and not trained, moved to the dtype of a base, or read in another."""
     whole = ValueAdapter.from_pretrained(published).config
-    assert whole.scales
+    assert whole.weights
     assert whole.evaluation
     assert whole.training is not None
     places = iter(tmp_path / f"again-{number}" for number in range(9))
@@ -172,7 +172,7 @@ def test_what_is_not_changed_keeps_its_records(
         place = next(places)
         one.save_pretrained(place)
         config = ValueAdapter.from_pretrained(place).config
-        assert (config.scales, config.evaluation) == (whole.scales, whole.evaluation)
+        assert (config.weights, config.evaluation) == (whole.weights, whole.evaluation)
         assert config.training == whole.training
     twice = ValueAdapter.from_pretrained(next(iter(sorted(tmp_path.glob("again-4")))))
     twice.save_pretrained(next(places))
@@ -186,11 +186,11 @@ def test_what_is_measured_after_the_change_is_kept(published: Path, tmp_path: Pa
     fingerprint = adapter.config.vocabulary.byte_fingerprint
     new = records("mistral", fingerprint, scale=0.6)
     better = adapter.with_config(
-        scales=(*adapter.config.scales, *new["scales"]), evaluation=(*adapter.config.evaluation, *new["evaluation"])
+        weights=(*adapter.config.weights, *new["weights"]), evaluation=(*adapter.config.evaluation, *new["evaluation"])
     )
     better.with_config(scale=0.8).save_pretrained(tmp_path / "new")
     config = ValueAdapter.from_pretrained(tmp_path / "new").config
-    assert [one.base for one in config.scales] == ["mistral"]
+    assert [one.base for one in config.weights] == ["mistral"]
     assert [one.base for one in config.evaluation] == ["mistral"]
     assert config.training is None
 
@@ -200,8 +200,8 @@ def test_the_same_figures_measured_again_are_kept(published: Path, tmp_path: Pat
     adapter = ValueAdapter.from_pretrained(published)
     adapter.networks[0].load_state_dict(tiny_model("llama", seed=9).state_dict())
     again = records("llama", adapter.config.vocabulary.byte_fingerprint)
-    adapter.with_config(scales=again["scales"]).save_pretrained(tmp_path / "new")
-    assert ValueAdapter.from_pretrained(tmp_path / "new").config.scales == again["scales"]
+    adapter.with_config(weights=again["weights"]).save_pretrained(tmp_path / "new")
+    assert ValueAdapter.from_pretrained(tmp_path / "new").config.weights == again["weights"]
 
 
 def test_measured_behind_one_prefix_is_not_said_of_another(published: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_measured_behind_one_prefix_is_not_said_of_another(published: Path, tmp_
     adapter = ValueAdapter.from_pretrained(published).with_config(base_prefix=PREFIX)
     adapter.save_pretrained(tmp_path / "new")
     config = ValueAdapter.from_pretrained(tmp_path / "new").config
-    assert (config.scales, config.evaluation) == ((), ())
+    assert (config.weights, config.evaluation) == ((), ())
     assert config.training is not None
 
 
@@ -218,10 +218,10 @@ def test_a_swapped_adapter_brings_its_own_records(published: Path, tmp_path: Pat
     model = wrapper(plain_adapter(seed=7))
     model.hotswap_adapter(ValueAdapter.from_pretrained(published), "default")
     model.save_pretrained(tmp_path / "new")
-    assert ValueAdapter.from_pretrained(tmp_path / "new").config.scales
+    assert ValueAdapter.from_pretrained(tmp_path / "new").config.weights
     model.hotswap_adapter(plain_adapter(seed=8), "default")
     model.save_pretrained(tmp_path / "other")
-    assert not ValueAdapter.from_pretrained(tmp_path / "other").config.scales
+    assert not ValueAdapter.from_pretrained(tmp_path / "other").config.weights
 
 
 # -- the prefix that it is trained behind ----------------------------------------------------------------------------

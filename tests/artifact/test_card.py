@@ -19,10 +19,11 @@ from valueadapter.artifact.card import is_generated, render_card
 from valueadapter.artifact.config import (
     EvaluationRecord,
     NetworkSpec,
-    RecommendedScale,
+    RecommendedWeights,
     Regularisation,
     TrainingRecord,
     ValueAdapterConfig,
+    Weights,
 )
 from valueadapter.vocabulary.spec import VocabularySpec
 
@@ -68,11 +69,12 @@ FULL = dataclasses.replace(
 )
 
 
-def test_recommended_scales_are_shown() -> None:
+def test_recommended_weights_are_shown() -> None:
     """Under the adapter's own, base by base; and nothing of them where there are none."""
-    scale = RecommendedScale("e" * 64, "acme/other", 0.35, 1.25, 1.125, "quiz", 80)
-    text = render_card(dataclasses.replace(BARE, scales=(scale,)), repo_id="alice/a")
-    assert "| acme/other | 0.35 | 80 of quiz | 1.250 | 1.125 |" in text
+    fitted = RecommendedWeights("e" * 64, "acme/other", Weights(0.7, (0.6,), 1.5), "quiz", 80, 1.25, 1.125)
+    text = render_card(dataclasses.replace(BARE, weights=(fitted,)), repo_id="alice/a")
+    row = "| acme/other | base 0.7, networks +0.6, end of text +1.5 | 1.0 | 80 of quiz | 1.250 | 1.125 |"
+    assert row in text
     assert "calibration" not in render_card(BARE, repo_id="alice/a")
 
 

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valueadapter import ConfigError, IncompatibleVersionError, NotAValueAdapterError, ValueAdapterConfig
-from valueadapter.artifact.config import EvaluationRecord, Message, NetworkSpec, Regularisation, TrainingRecord
+from valueadapter.artifact.config import (
+    EvaluationRecord,
+    Message,
+    NetworkSpec,
+    RecommendedWeights,
+    Regularisation,
+    TrainingRecord,
+    Weights,
+)
 from valueadapter.vocabulary.spec import VocabularySpec
 
 text = st.text(max_size=20)
@@ -67,17 +75,45 @@ evaluation = st.builds(
     finetuned_exact_match=share,
     gain_recovered=st.none() | finite,
 )
-configs = st.builds(
-    ValueAdapterConfig,
-    base_model_name_or_path=named_so,
-    networks=st.tuples(local) | st.tuples(local, named) | st.tuples(named, named),
-    vocabulary=st.builds(VocabularySpec, st.integers(1, 10**6), digest, digest),
-    base_model_revision=st.none() | commit,
-    connection=st.sampled_from(["residual", "cascade", "cascade_with_text"]),
-    scale=finite,
-    base_prefix=st.none() | spoken | st.lists(st.builds(Message, spoken, spoken), min_size=1, max_size=2).map(tuple),
-    training=st.none() | training,
-    evaluation=st.lists(evaluation, max_size=2).map(tuple),
+
+
+def fitted(count: int) -> st.SearchStrategy[RecommendedWeights]:
+    return st.builds(
+        RecommendedWeights,
+        base_fingerprint=digest,
+        base=text,
+        weights=st.builds(Weights, finite, st.tuples(*[finite] * count), finite),
+        data=text,
+        num_examples=st.integers(1, 10**6),
+        base_bits_per_byte=finite,
+        adapted_bits_per_byte=finite,
+        expected_gain=st.none() | finite,
+        ends_counted=st.booleans(),
+        for_vocabulary=st.booleans(),
+        scale=finite,
+    )
+
+
+networks = st.tuples(local) | st.tuples(local, named) | st.tuples(named, named)
+configs = networks.flatmap(
+    lambda given: st.builds(
+        ValueAdapterConfig,
+        base_model_name_or_path=named_so,
+        networks=st.just(given),
+        vocabulary=st.builds(VocabularySpec, st.integers(1, 10**6), digest, digest),
+        base_model_revision=st.none() | commit,
+        connection=st.sampled_from(["residual", "cascade", "cascade_with_text"]),
+        scale=finite,
+        base_weight=finite,
+        end_weight=finite,
+        weights=st.lists(fitted(len(given)), max_size=2).map(tuple),
+        stop_strings=st.lists(spoken, max_size=2).map(tuple),
+        base_prefix=st.none()
+        | spoken
+        | st.lists(st.builds(Message, spoken, spoken), min_size=1, max_size=2).map(tuple),
+        training=st.none() | training,
+        evaluation=st.lists(evaluation, max_size=2).map(tuple),
+    )
 )
 
 
@@ -93,7 +129,7 @@ def test_reading_what_was_written(config: ValueAdapterConfig) -> None:
 def example(**changes: Any) -> str:
     config = {
         "model_type": "value_adapter",
-        "format_version": 1,
+        "format_version": 2,
         "base_model_name_or_path": "user/base",
         "networks": [{"path": "value_network", "sha256": {}}],
         "vocabulary": {"logits_width": 9, "byte_fingerprint": "0" * 64, "behaviour_fingerprint": "1" * 64},
@@ -126,6 +162,14 @@ WRONG = [
     ({"architectures": ["Other"]}, "'architectures' must be"),
     ({"vocabulary": {"logits_width": 0, "byte_fingerprint": "", "behaviour_fingerprint": ""}}, "at least 1"),
     ({"format_version": "1"}, "whole number"),
+    ({"base_weight": "much"}, "'base_weight' must be a number"),
+    ({"end_weight": None}, "'end_weight' must be a number"),
+    ({"weights": [{}]}, r"key 'base_fingerprint' is missing in weights\[0\]"),
+    ({"stop_strings": [""]}, "'stop_strings' must be texts that are not empty"),
+    ({"scales": []}, "unknown key 'scales'"),
+    ({"format_version": 1, "base_weight": 1.0}, "unknown key 'base_weight' in config.json of format version 1"),
+    ({"format_version": 1, "scales": {"a": 1}}, "'scales' must be a list of objects"),
+    ({"format_version": 1, "scales": [{"base": "x"}]}, "'scales' must be a list of objects"),
     ({"base_model_revision": 3}, "a string or null"),
 ]
 
@@ -150,3 +194,30 @@ def test_a_network_does_not_lie_where_nothing_is_verified(path: str) -> None:
     """What verification passes over may hold no weights."""
     with pytest.raises(ConfigError, match="not verified"):
         NetworkSpec(path=path)
+
+
+def test_version_1_gives_the_logits_that_it_gave() -> None:
+    """Its coefficients are the weights, on every base, and its scales are the scales that are acted at."""
+    measured = {"base_bits_per_byte": 2.0, "adapted_bits_per_byte": 1.0, "data": "d", "num_examples": 3}
+    scales = [
+        {"base_fingerprint": "a" * 64, "base": f"u/{name}", "scale": s, **measured}
+        for name, s in (("x", 0.5), ("y", 2))
+    ]
+    networks = [{"path": "value_network"}, {"coefficient": -0.5, "repo": "u/b", "revision": "c" * 40}]
+    config = ValueAdapterConfig.from_json(example(format_version=1, scale=0.25, scales=scales, networks=networks))
+    assert (config.format_version, config.scale) == (2, 0.25)
+    assert config.default_weights == Weights(1.0, (1.0, -0.5), 0.0)
+    found = [config.weights_for("a" * 64, name) for name in ("u/y", "u/other")]
+    assert [(one.weights, one.scale, one.ends_counted) for one in found if one is not None] == [
+        (config.default_weights, 2.0, False),
+        (config.default_weights, 0.5, False),
+    ]
+    assert ValueAdapterConfig.from_json(config.to_json()) == config
+
+
+def test_weights_are_for_the_networks_that_there_are() -> None:
+    """One for each."""
+    record = {"base_fingerprint": "a" * 64, "base": "u/x", "weights": {"base": 1.0, "networks": [1.0, 2.0]}}
+    record |= {"base_bits_per_byte": 2.0, "adapted_bits_per_byte": 1.0, "data": "d", "num_examples": 3}
+    with pytest.raises(ConfigError, match="one for each of 1 networks; got 2"):
+        ValueAdapterConfig.from_json(example(weights=[record]))

@@ -44,7 +44,7 @@ CONFIGS = {
     "scale that is none": lambda text: text.replace('"scale": 1.0', '"scale": NaN'),
     "coefficient of 400 digits": lambda text: text.replace('"coefficient": 1.0', f'"coefficient": -{"9" * 400}'),
     "width of 400 digits": lambda text: text.replace('"logits_width": ', f'"logits_width": {"9" * 400}'),
-    "version of 400 digits": lambda text: text.replace('"format_version": 1', f'"format_version": {"9" * 400}'),
+    "version of 400 digits": lambda text: text.replace('"format_version": 2', f'"format_version": {"9" * 400}'),
     "nested a little": lambda text: nested(500),
     "nested": lambda text: nested(5_000),
     "nested deep": lambda text: nested(500_000),

@@ -104,17 +104,22 @@ def test_a_second_turn_goes_on_with_its_cache(base: str, exports: dict[str, Path
         by_export(plain, folder, tokenizer, longer, cache=DynamicCache(config=plain.config))
 
 
-def test_the_scale_is_the_recommended_one_and_the_base_stays_as_it_is(tmp_path: Path) -> None:
-    """The one for the base's name before that for its vocabulary, as the wrapper takes it; 0 is the base."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_recommended_is_taken_and_the_base_stays_as_it_is(tmp_path: Path, version: int) -> None:
+    """What was found for the base's name before that for its vocabulary, as the wrapper takes it; 0 is the base."""
     tokenizer, adapter = byte_tokenizer(), tiny_adapter()
-    fingerprint = adapter.config.vocabulary.byte_fingerprint
     adapter.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "config.json"
+    config = json.loads(path.read_text())
     measured = {"base_bits_per_byte": 2.0, "adapted_bits_per_byte": 1.0, "data": "d", "num_examples": 3}
-    scales = [
-        {"base_fingerprint": fingerprint, "base": f"alice/{n}", "scale": s} | measured for n, s in ((1, 2), (2, 4))
-    ]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "scales": scales}))
+    measured["base_fingerprint"] = adapter.config.vocabulary.byte_fingerprint
+    if version == 1:
+        config = {key: value for key, value in config.items() if key not in ("base_weight", "end_weight")}
+        found = {"scales": [{"base": "alice/1", "scale": 2} | measured, {"base": "alice/2", "scale": 4} | measured]}
+    else:
+        each = [{"base": 0.5, "networks": [2.0], "end": 1.0}, {"base": 1.5, "networks": [4.0]}]
+        found = {"weights": [{"base": f"alice/{n}", "weights": w} | measured for n, w in enumerate(each, start=1)]}
+    path.write_text(json.dumps({**config, **found, "format_version": version}))
     adapter = ValueAdapter.from_pretrained(tmp_path / "adapter")
     folder = exported(adapter, tmp_path / "new")
     outputs = []

@@ -23,10 +23,11 @@ from valueadapter import (
     IncompatibleVersionError,
     NotAValueAdapterError,
     ValueAdapter,
+    ValueAdapterForCausalLM,
 )
 from valueadapter.artifact import verification
 
-GOLDEN = Path(__file__).parents[1] / "data" / "adapter-v1"
+GOLDEN = Path(__file__).parents[1] / "data"
 WEIGHTS = "value_network/model.safetensors"
 
 
@@ -54,12 +55,31 @@ def resealed(directory: Path) -> Path:
     return directory
 
 
-def test_golden_artifact_loads_for_ever() -> None:
-    """The artifact checked in with format version 1 verifies, loads, and computes what it computed."""
-    adapter = ValueAdapter.from_pretrained(GOLDEN)
-    expected = json.loads((GOLDEN.parent / "adapter-v1.expected.json").read_text())
-    logits = adapter.networks[0](torch.tensor([expected["input_ids"]])).logits[0, -1, :8]
-    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("version", "base", "factor", "end"),
+    [
+        (1, "alice/any", 2.0, 0.0),
+        (2, "alice/any", 1.3, 0.0),
+        (2, "alice/other", 2.5, 1.5),
+    ],
+)
+def test_golden_artifacts_load_for_ever(version: int, base: str, factor: float, end: float) -> None:
+    """The artifacts checked in, one of each format version, verify, load, and say what they said.
+
+    The base is the network itself, so that the sum is a multiple of what it says: (w_base + w_network) times.
+    """
+    adapter = ValueAdapter.from_pretrained(GOLDEN / f"adapter-v{version}")
+    expected = json.loads((GOLDEN / "adapter-v1.expected.json").read_text())
+    ids = torch.tensor([expected["input_ids"]])
+    said = torch.tensor(expected["logits"])
+    torch.testing.assert_close(adapter.networks[0](ids).logits[0, -1, :8], said, rtol=1e-4, atol=1e-4)
+    own = adapter.copy().networks[0]
+    own.name_or_path = own.config.name_or_path = base
+    model = ValueAdapterForCausalLM(own, tokenizer=adapter.tokenizer)
+    model.add_adapter(adapter, "default")
+    total = factor * said
+    total[adapter.tokenizer.eos_token_id] += end
+    torch.testing.assert_close(model(ids).logits[0, -1, :8], total, rtol=1e-4, atol=1e-4)
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
@@ -161,7 +181,7 @@ DAMAGE = {
     ),
     "unknown key": (lambda d: edit(d, lambda c: c.update(colour=1)), ConfigError, "unknown key 'colour'"),
     "ill-typed key": (lambda d: edit(d, lambda c: c.update(scale="big")), ConfigError, "'scale' must be a number"),
-    "newer format": (lambda d: edit(d, lambda c: c.update(format_version=2)), IncompatibleVersionError, "pip install"),
+    "newer format": (lambda d: edit(d, lambda c: c.update(format_version=3)), IncompatibleVersionError, "pip install"),
     "path outside": (
         lambda d: edit(d, lambda c: c["networks"][0].update(path="../other")),
         ConfigError,

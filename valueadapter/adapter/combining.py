@@ -37,8 +37,18 @@ def combined(adapters: Sequence[ValueAdapter], weights: Sequence[float]) -> Valu
         spec if spec.path is None else dataclasses.replace(spec, path=file_names.network_directory(index), sha256={})
         for index, spec in enumerate(specs)
     ]
+    each = list(zip([adapter.config for adapter in adapters], weights, strict=True))
     config = dataclasses.replace(
-        first, networks=tuple(named), scale=1.0, scales=(), training=None, evaluation=(), base_prefix=None
+        first,
+        networks=tuple(named),
+        base_weight=1 + sum(weight * (one.base_weight - 1) for one, weight in each),
+        end_weight=sum(weight * one.end_weight for one, weight in each),
+        scale=1.0,
+        weights=(),
+        training=None,
+        evaluation=(),
+        base_prefix=None,
+        stop_strings=tuple(dict.fromkeys(text for one, _ in each for text in one.stop_strings)),
     )
     networks = [network for adapter in adapters for network in adapter.networks]
     return ValueAdapter(config, networks, adapters[0].tokenizer, adapters[0].alignments)

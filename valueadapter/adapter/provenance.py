@@ -1,6 +1,6 @@
 """Which weights a record speaks of: what was measured or trained in one state of an adapter says nothing of another.
 
-Records (`scales`, `evaluation`, `training` of the configuration) are kept beside what the adapter computed with when
+Records (`weights`, `evaluation`, `training` of the configuration) are kept beside what the adapter computed with when
 they were put into it. Knows nothing of how a record was made.
 """
 
@@ -16,11 +16,17 @@ import torch
 from transformers import PreTrainedModel
 
 from valueadapter.adapter.model_state import plain_tensors
-from valueadapter.artifact.config import EvaluationRecord, RecommendedScale, TrainingRecord, ValueAdapterConfig
+from valueadapter.artifact.config import (
+    EvaluationRecord,
+    RecommendedWeights,
+    TrainingRecord,
+    ValueAdapterConfig,
+    Weights,
+)
 
 logger = logging.getLogger(__name__)
 
-Record = EvaluationRecord | RecommendedScale | TrainingRecord
+Record = EvaluationRecord | RecommendedWeights | TrainingRecord
 States = Sequence[Mapping[str, torch.Tensor]]
 _WORDS = 1024
 """Words of eight bytes that are added up; what they come to is hashed."""
@@ -50,7 +56,9 @@ class Standing:
     marks: Mapping[str, Mark | None]
     """`<index>.<tensor>` of each network in the artifact -> what it holds; None where that is out of reach."""
     reading: tuple[Any, ...]
-    """What else decides what it adds to a base: coefficients, what is read, the prefix."""
+    """What else decides what it adds to a base: what is read, and the prefix."""
+    defaults: Weights
+    """What it counts for on a base that nobody measured."""
 
     @classmethod
     def of(
@@ -68,11 +76,15 @@ class Standing:
             if spec.path is not None:  # what is pinned on the Hub is not saved
                 state = network.state_dict() if states is None else states[index]
                 marks |= {f"{index}.{name}": _mark(tensor) for name, tensor in state.items()}
-        read = [(spec.coefficient, spec.reads_prefix) for spec in config.networks]
-        return cls(marks, (tuple(read), config.connection, config.vocabulary, config.base_prefix))
+        read = tuple(spec.reads_prefix for spec in config.networks)
+        reading = read, config.connection, config.vocabulary, config.base_prefix
+        return cls(marks, reading, config.default_weights)
 
     def holds(self, record: Record, then: Standing, *, partly: bool) -> bool:
-        """Whether a record of what stood then holds now. A training is that of weights alone.
+        """Whether a record of what stood then holds now.
+
+        A training is that of the networks' parameters alone. What names the weights that it speaks of does not depend
+        on the default ones.
 
         Args:
             record: the record.
@@ -80,6 +92,9 @@ class Standing:
             partly: whether tensors may be missing now (tied ones, of a state that was gathered).
         """
         if not isinstance(record, TrainingRecord) and then.reading != self.reading:
+            return False
+        of_defaults = isinstance(record, EvaluationRecord) and record.weights is None
+        if of_defaults and then.defaults != self.defaults:
             return False
         if self.marks.keys() - then.marks.keys() or (then.marks.keys() - self.marks.keys() and not partly):
             return False
@@ -134,22 +149,22 @@ class Provenance:
 
 def _records_of(config: ValueAdapterConfig) -> list[Record]:
     """The records of a configuration that speak of its weights."""
-    return [*config.scales, *config.evaluation, *([config.training] if config.training is not None else [])]
+    return [*config.weights, *config.evaluation, *([config.training] if config.training is not None else [])]
 
 
 def _without(config: ValueAdapterConfig, gone: Sequence[Record]) -> ValueAdapterConfig:
     """The configuration without some of its records."""
     lost = {id(record) for record in gone}
     training = None if id(config.training) in lost else config.training
-    scales = tuple(one for one in config.scales if id(one) not in lost)
+    weights = tuple(one for one in config.weights if id(one) not in lost)
     evaluation = tuple(one for one in config.evaluation if id(one) not in lost)
-    return replace(config, scales=scales, evaluation=evaluation, training=training)
+    return replace(config, weights=weights, evaluation=evaluation, training=training)
 
 
 def _in_words(record: Record) -> str:
     """A record, for a message."""
-    if isinstance(record, RecommendedScale):
-        return f"scale {record.scale:g} measured on '{record.base}'"
+    if isinstance(record, RecommendedWeights):
+        return f"weights fitted on '{record.base}'"
     if isinstance(record, EvaluationRecord):
         return f"evaluation on '{record.base}' with {record.data}"
     return f"training on {record.data}, {record.steps} steps"

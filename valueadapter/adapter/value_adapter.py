@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class ValueAdapter:
-    """What is published: value logits = Σ coefficient · network logits, and the tokenizer they speak.
+    """What is published: networks, what each counts for in the sum, and the tokenizer they speak.
 
     Attributes:
         config: everything but weights and tokenizer.
@@ -81,6 +81,8 @@ class ValueAdapter:
         *,
         base_model_name_or_path: str,
         coefficients: Sequence[float] | None = None,
+        base_weight: float = 1.0,
+        end_weight: float = 0.0,
         base_model_revision: str | None = None,
         scale: float = 1.0,
         base_prefix: str | Sequence[Mapping[str, str]] | Sequence[Message] | None = None,
@@ -95,10 +97,12 @@ class ValueAdapter:
                 which are named in it at their present commit.
             tokenizer: the tokenizer of all of them.
             base_model_name_or_path: Hub ID of the base that the adapter was made on.
-            coefficients: weight of each network; 1 each by default. `[1, -1]` with an expert and a reference is
-                proxy-tuning (Liu et al. 2024, arXiv 2401.08565) and needs no training.
+            coefficients: weight of each network on bases that nobody measured; 1 each by default. `[1, -1]` with an
+                expert and a reference is proxy-tuning (Liu et al. 2024, arXiv 2401.08565) and needs no training.
+            base_weight: of the base's own logits there.
+            end_weight: what is added there to the logits of the tokens that end a text, in nats.
             base_model_revision: commit of that base.
-            scale: recommended scale.
+            scale: the scale to act at by default.
             base_prefix: text or chat messages that the base reads before the prompt.
             reads_prefix: for each network whether it reads the prefix as well, as one does that stands for the base;
                 by default none does.
@@ -131,6 +135,8 @@ class ValueAdapter:
             base_model_revision=base_model_revision,
             networks=tuple(specs),
             vocabulary=vocabulary_of(tokenizer).spec(max(logits_width(model) for model in models)),
+            base_weight=base_weight,
+            end_weight=end_weight,
             scale=scale,
             base_prefix=as_prefix(base_prefix),
             connection=connection,

@@ -3,8 +3,8 @@
 `docs/format.md` is the normative description. A field is documented once, by the string under it.
 """
 
-from valueadapter.artifact.config.history import EvaluationRecord, RecommendedScale, Regularisation, TrainingRecord
-from valueadapter.artifact.config.parts import Connection, Initialisation, NetworkSpec, PenaltyKind
+from valueadapter.artifact.config.history import EvaluationRecord, RecommendedWeights, Regularisation, TrainingRecord
+from valueadapter.artifact.config.parts import Connection, Initialisation, NetworkSpec, PenaltyKind, Weights
 from valueadapter.artifact.config.prefix import Message, Prefix, prefix_text
 from valueadapter.artifact.config.whole import FORMAT_VERSION, MODEL_TYPE, ValueAdapterConfig, upgrade
 
@@ -18,10 +18,11 @@ __all__ = [
     "NetworkSpec",
     "PenaltyKind",
     "Prefix",
-    "RecommendedScale",
+    "RecommendedWeights",
     "Regularisation",
     "TrainingRecord",
     "ValueAdapterConfig",
+    "Weights",
     "prefix_text",
     "upgrade",
 ]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from valueadapter.artifact.config.parts import Initialisation, PenaltyKind
+from valueadapter.artifact.config.parts import Initialisation, PenaltyKind, Weights
 from valueadapter.errors import ConfigError
 from valueadapter.vocabulary.spec import SHA256
 from valueadapter.vocabulary.strict_json import OMIT
@@ -114,6 +114,8 @@ class EvaluationRecord:
     """Exact match of the same."""
     gain_recovered: float | None = field(default=None, metadata=OMIT)
     """(base - adapted) / (base - finetuned) in bits per byte: 1 where the adapter is worth a fine-tuning."""
+    weights: Weights | None = field(default=None, metadata=OMIT)
+    """What each summand counted for in the adapted arm; null in records of format version 1: the coefficients."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
@@ -127,30 +129,53 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True)
-class RecommendedScale:
-    """The scale that served best on bases of one vocabulary, and the figures that say so."""
+class RecommendedWeights:
+    """The weights that served best on a base, and the figures that say so. Bits are per UTF-8 byte of the responses."""
 
     base_fingerprint: str
     """SHA-256 over (id, bytes, special) of the base's tokens, as in `vocabulary.byte_fingerprint`; 64 hex."""
     base: str
-    """Hub ID or name of the base it was measured on."""
-    scale: float
-    """Best scale on the calibration examples; finite."""
-    base_bits_per_byte: float
-    """Bits per UTF-8 byte of the calibration examples' responses: the base alone."""
-    adapted_bits_per_byte: float
-    """The same for base + adapter at this scale."""
+    """Hub ID or name of the base they were fitted on."""
+    weights: Weights
+    """What each summand counts for on that base."""
     data: str
     """Hub ID or name of the calibration examples."""
     num_examples: int
-    """How many there were, at least 1."""
+    """How many there were; 0 where the weights are those of the training, which left none to measure on."""
+    base_bits_per_byte: float | None = None
+    """Bits of the calibration examples' responses, ends included: the base alone; null without examples."""
+    adapted_bits_per_byte: float | None = None
+    """The same for base + adapter with these weights."""
+    expected_gain: float | None = field(default=None, metadata=OMIT)
+    """Bits that examples which were not fitted on cost less than at the adapter's default weights, by
+    cross-validation; null where too few were there to tell."""
+    expected_gain_low: float | None = field(default=None, metadata=OMIT)
+    """Lower end of its 95 % interval."""
+    expected_gain_high: float | None = field(default=None, metadata=OMIT)
+    """Upper end."""
+    ends_counted: bool = True
+    """Whether the bits hold the tokens that end a response; false in records of format version 1."""
+    for_vocabulary: bool = True
+    """Whether other bases of this vocabulary that nobody measured get these weights too; false on the training base,
+    where the tuned network counts for more than elsewhere."""
+    scale: float = 1.0
+    """The scale to act at; 1 but in records of format version 1."""
 
     def __post_init__(self) -> None:
         if not SHA256.fullmatch(self.base_fingerprint):
             raise ConfigError(f"'base_fingerprint' must be 64 hex digits; got {self.base_fingerprint!r}")
-        if self.num_examples < 1:
-            raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
-        _check_finite(self, ("scale", "base_bits_per_byte", "adapted_bits_per_byte"))
+        if self.num_examples < 0:
+            raise ConfigError(f"'num_examples' must be 0 or more; got {self.num_examples}")
+        gains = ("expected_gain", "expected_gain_low", "expected_gain_high")
+        _check_finite(self, ("scale", "base_bits_per_byte", "adapted_bits_per_byte", *gains))
+
+    @property
+    def found_on(self) -> str:
+        """Where the weights come from, for people."""
+        if not self.num_examples or self.base_bits_per_byte is None or self.adapted_bits_per_byte is None:
+            return "as in training"
+        gained = f"{self.base_bits_per_byte:.3f} -> {self.adapted_bits_per_byte:.3f} bits per byte"
+        return f"fitted on {self.num_examples} examples of {self.data} ({gained})"
 
 
 def _check_finite(record: object, names: tuple[str, ...]) -> None:

@@ -48,11 +48,36 @@ def check_revision(key: str, revision: str) -> None:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """What each summand counts for at scale 1: `base · base logits + Σ networks[i] · network logits + end · [end]`.
+
+    A product of experts with one weight for each (Hinton 2002; fitted as in "Weighted Product of Experts", EMNLP
+    Findings 2025).
+    """
+
+    base: float
+    """Of the base's logits; 1 leaves them as they are."""
+    networks: tuple[float, ...]
+    """Of each network's logits, in the order of `networks`."""
+    end: float = 0.0
+    """Added to the logits of the tokens that end a text of the base, in nats."""
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.base, *self.networks, self.end))):
+            raise ConfigError(f"weights must be finite numbers; got {self.base}, {list(self.networks)}, {self.end}")
+
+    def __str__(self) -> str:
+        networks = " ".join(f"{weight:+.3g}" for weight in self.networks)
+        end = f", end of text {self.end:+.3g}" if self.end else ""
+        return f"base {self.base:.3g}, networks {networks}{end}"
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """One value network of the weighted sum: either inside the artifact or a pinned Hub repository."""
 
     coefficient: float = 1.0
-    """Weight of this network's logits in the adapter's value logits; finite and not 0."""
+    """Weight of this network's logits on bases that nobody measured; finite and not 0."""
     path: str | None = field(default=None, metadata=OMIT)
     """Directory inside the artifact, relative, with forward slashes."""
     sha256: dict[str, str] = field(default_factory=dict, metadata=OMIT)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, get_args
 
-from valueadapter.artifact.config.history import EvaluationRecord, RecommendedScale, TrainingRecord
-from valueadapter.artifact.config.parts import Connection, NetworkSpec, check_name, check_revision
+from valueadapter.artifact.config.history import EvaluationRecord, RecommendedWeights, TrainingRecord
+from valueadapter.artifact.config.parts import Connection, NetworkSpec, Weights, check_name, check_revision
 from valueadapter.artifact.config.prefix import Prefix
 from valueadapter.errors import ConfigError, IncompatibleVersionError, NotAValueAdapterError
 from valueadapter.version import __version__
 from valueadapter.vocabulary.spec import VocabularySpec
 from valueadapter.vocabulary.strict_json import OMIT, checked_text, from_json, to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL_TYPE = "value_adapter"
 
 
@@ -31,23 +32,30 @@ class ValueAdapterConfig:
     base_model_name_or_path: str
     """Hub ID of the base model that the adapter was trained on."""
     networks: tuple[NetworkSpec, ...]
-    """The weighted sum: value logits = Σ coefficient · network logits. At least one."""
+    """What is added up, each network with its weight for bases that nobody measured. At least one."""
     vocabulary: VocabularySpec
     """The vocabulary of the value logits (the training base's)."""
     base_model_revision: str | None = None
     """Commit hash of that base, where the Hub gave one."""
     connection: Connection = "residual"
     """What the networks read: `residual` the tokens, `cascade` the base's prediction, `cascade_with_text` both."""
+    base_weight: float = 1.0
+    """Weight of the base's own logits on bases that nobody measured. Finite."""
+    end_weight: float = 0.0
+    """What is added there to the logits of the tokens that end a text, in nats. Finite."""
     scale: float = 1.0
-    """Recommended scale: logits = base logits + scale · value logits. Finite."""
+    """The scale to act at, where nobody measured: logits = base logits + scale · value logits. 1 is the adapter as its
+    weights say; another is that of an adapter of format version 1, or one that was asked for. Finite."""
     base_prefix: Prefix | None = None
     """Text or chat messages that the base reads before the prompt; null for none."""
     training: TrainingRecord | None = None
     """How it was trained; null for adapters that needed no training."""
     evaluation: tuple[EvaluationRecord, ...] = ()
     """Measured results, one per base and held-out set."""
-    scales: tuple[RecommendedScale, ...] = field(default=(), metadata=OMIT)
-    """Recommended scales for bases they were measured on, in place of `scale`; left out where there are none."""
+    weights: tuple[RecommendedWeights, ...] = field(default=(), metadata=OMIT)
+    """Weights for bases they were fitted on, in place of the default ones; left out where there are none."""
+    stop_strings: tuple[str, ...] = field(default=(), metadata=OMIT)
+    """Texts that end an answer besides the base's own tokens: what stands between the examples of the prefix."""
     format_version: int = FORMAT_VERSION
     """Version of the artifact format."""
 
@@ -66,8 +74,17 @@ class ValueAdapterConfig:
             raise ConfigError(
                 f"'connection' must be one of {', '.join(map(repr, get_args(Connection)))}; got {self.connection!r}"
             )
-        if not math.isfinite(self.scale):
-            raise ConfigError(f"'scale' must be finite; got {self.scale}")
+        for name in ("scale", "base_weight", "end_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"'{name}' must be finite; got {getattr(self, name)}")
+        for one in self.weights:
+            if len(one.weights.networks) != len(self.networks):
+                raise ConfigError(
+                    f"the weights for '{one.base}' must name one for each of {len(self.networks)} networks; got "
+                    f"{len(one.weights.networks)}"
+                )
+        if not all(self.stop_strings) or any("\0" in checked_text(text, "stop_strings") for text in self.stop_strings):
+            raise ConfigError(f"'stop_strings' must be texts that are not empty, without NUL; got {self.stop_strings}")
         if self.base_prefix is not None and not self.base_prefix:
             raise ConfigError("'base_prefix' is empty; use null for none")
         if self.connection != "residual" and any(network.reads_prefix for network in self.networks):
@@ -77,10 +94,25 @@ class ValueAdapterConfig:
             if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
                 raise ConfigError(f"networks must lie in separate directories; got '{a}' and '{b}'")
 
-    def scale_for(self, base_fingerprint: str, base: str) -> RecommendedScale | None:
-        """The scale that was measured on a base of this vocabulary; that of the base itself where there is one."""
-        found = [one for one in self.scales if one.base_fingerprint == base_fingerprint]
-        return next((one for one in found if one.base == base), found[0] if found else None)
+    @property
+    def default_weights(self) -> Weights:
+        """What each summand counts for on a base that nobody measured."""
+        return Weights(self.base_weight, tuple(one.coefficient for one in self.networks), self.end_weight)
+
+    def weights_for(self, base_fingerprint: str, base: str) -> RecommendedWeights | None:
+        """The weights that were fitted on a base; else on another of its vocabulary, where these are for all of it.
+
+        Args:
+            base_fingerprint: of the base's vocabulary.
+            base: its Hub ID, name or directory; a directory is known by its last part.
+        """
+        found = [one for one in self.weights if one.base_fingerprint == base_fingerprint]
+        ways: tuple[Callable[[RecommendedWeights], bool], ...] = (
+            lambda one: one.base == base,
+            lambda one: PurePath(one.base).name == PurePath(base).name,
+            lambda one: one.for_vocabulary,
+        )
+        return next((one for way in ways for one in found if way(one)), None)
 
     def to_json(self) -> str:
         """The text of `config.json`: the same bytes for equal configurations, on every machine."""
@@ -135,7 +167,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Checks the format version of a parsed config. Version 1 is the first, so there is nothing to upgrade yet.
+    """A parsed config of any version that there was, as one of this version.
 
     Raises:
         IncompatibleVersionError: a newer version.
@@ -149,4 +181,25 @@ def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
             f"this adapter has format version {version}; valueadapter {__version__} reads up to {FORMAT_VERSION}. "
             "Install a newer version: pip install --upgrade valueadapter"
         )
+    return _from_version_1(data) if version == 1 else data
+
+
+def _from_version_1(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Version 1 has one scale for each base, and no weights besides the networks' coefficients.
+
+    Every scale gives the logits that it gave: the weights are the coefficients, and the scale stays the scale.
+    """
+    if new := sorted(data.keys() & {"base_weight", "end_weight", "weights", "stop_strings"}):
+        raise ConfigError(f"unknown key '{new[0]}' in config.json of format version 1")
+    data = {**data, "format_version": 2}
+    scales = data.pop("scales", ())
+    if not scales:
+        return data
+    keys = {"base_fingerprint", "base", "scale", "base_bits_per_byte", "adapted_bits_per_byte", "data", "num_examples"}
+    if not isinstance(scales, list) or not all(isinstance(one, dict) and one.keys() == keys for one in scales):
+        raise ConfigError(f"'scales' must be a list of objects with {', '.join(sorted(keys))}; got {str(scales)[:80]}")
+    given = data.get("networks")
+    networks = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+    each = {"base": 1.0, "networks": [one.get("coefficient", 1.0) for one in networks]}
+    data["weights"] = [{**one, "weights": each, "ends_counted": False} for one in scales]
     return data

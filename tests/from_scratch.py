@@ -237,6 +237,9 @@ class Acting:
     meeting: Meeting
     prefix: str | None = None
     reads_prefix: Sequence[bool] = ()
+    base_weight: float = 1.0
+    end_weight: float = 0.0
+    ends: Sequence[int] = ()
 
 
 @torch.no_grad()
@@ -245,7 +248,8 @@ def last_logits(base: PreTrainedModel, words: Words, adapters: Sequence[Acting],
     prefixes = {one.prefix for one in adapters if one.prefix is not None}
     text = next(iter(prefixes), None)
     read = _behind(words, text, ids)
-    total = base(torch.tensor([read]), use_cache=False).logits[0, -1].double()
+    own_logits = base(torch.tensor([read]), use_cache=False).logits[0, -1].double()
+    total = own_logits.clone()
     for one in adapters:
         value = torch.zeros(one.meeting.value_width, dtype=torch.float64)  # an adapter's value logits, before the map
         for index, network in enumerate(one.networks):
@@ -253,7 +257,10 @@ def last_logits(base: PreTrainedModel, words: Words, adapters: Sequence[Acting],
             if own := _own(one.meeting, words, behind, ids):
                 row = network(torch.tensor([own]), use_cache=False).logits[0, -1]
                 value += one.coefficients[index] * row.double()
-        total = total + one.scale * one.meeting.carry(value)
+        bracket = (one.base_weight - 1) * own_logits + one.meeting.carry(value)
+        for token in one.ends:
+            bracket[token] += one.end_weight
+        total = total + one.scale * bracket
     return total
 
 

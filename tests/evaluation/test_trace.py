@@ -15,7 +15,7 @@ from tiny import tiny_model
 from typer.testing import CliRunner
 from vocabularies import tokenizer_of
 
-from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, trace
+from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, Weights, trace
 from valueadapter.cli.app import app
 
 Make = Callable[..., ValueAdapterForCausalLM]
@@ -39,10 +39,12 @@ def make() -> Make:
     return traced
 
 
+@pytest.mark.parametrize("own_weight", [1.0, 0.7])
 @pytest.mark.parametrize("prefix", [None, "Z: Y "])
-def test_each_number_is_what_it_says(make: Make, prefix: str | None) -> None:
-    """Against the logits of the base behind its prefix, of the sum, and of each adapter at its scale."""
+def test_each_number_is_what_it_says(make: Make, prefix: str | None, own_weight: float) -> None:
+    """Against the logits of the base behind its prefix, of the sum, and of each adapter at its scale and weights."""
     model = make(prefix)
+    model.set_weights("a", Weights(own_weight, (0.6,), 1 - own_weight))
     ids = model.base_tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     final = model(ids).logits[0, :-1]
     if prefix is None:
@@ -73,6 +75,11 @@ def test_each_number_is_what_it_says(make: Make, prefix: str | None) -> None:
             push = float(values[index, label] - (p[index] * values[index]).sum())
             assert step.pushes[name].on_token == pytest.approx(push, abs=1e-3)
             assert step.pushes[name].on_it >= push - 1e-3 or step.pushes[name].token != step.token
+            taken = 0.5 * (own_weight - 1) if name == "a" else 0.0
+            own = float(base[index, label] - (p[index] * base[index]).sum())
+            assert step.pushes[name].of_base == pytest.approx(taken * own, abs=1e-3)
+    assert traced.weights == model.weights
+    assert ("(base " in traced.to_html()) == (own_weight != 1)
 
 
 def test_generated_tokens_are_those_of_generate(make: Make) -> None:

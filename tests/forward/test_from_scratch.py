@@ -92,8 +92,12 @@ def case(
     pair: bool = False,
     scale: float = 0.75,
     padding: tuple[int, int] = (0, 3),
+    weighted: bool = True,
 ) -> Case:
-    """A base and two adapters, "one" and "two"; with `pair` each has a second network at -0.5 that reads the prefix."""
+    """A base and two adapters, "one" and "two", which weigh base and end unless told not to.
+
+    With `pair` each has a second network at -0.5 that reads the prefix.
+    """
     theirs, mine = (made(kind) for kind in relation)
     widths = len(theirs) + padding[0], len(mine) + padding[1]
     model = ValueAdapterForCausalLM(tiny_model(base, seed=1, width=widths[0]), tokenizer=theirs)
@@ -104,18 +108,23 @@ def case(
         coefficients, reads = ([1.0, -0.5], [False, prefix is not None]) if pair else ([1.0], [False])
         networks = [tiny_model(network, seed=5 + 2 * index + n, width=widths[1]) for n in range(len(coefficients))]
         brought = prefix if index == 0 else None
+        own_weight, end_weight = ((0.7, 1.5), (1.2, -0.5))[index] if weighted else (1.0, 0.0)
         adapter = ValueAdapter.from_networks(
             networks,
             mine,
             base_model_name_or_path="alice/base",
             coefficients=coefficients,
+            base_weight=own_weight,
+            end_weight=end_weight,
             base_prefix=brought,
             reads_prefix=[read and brought is not None for read in reads],
         )
         strength = scale / (1 + index)
         model.add_adapter(adapter, name, scale=strength)
         own = [read and brought is not None for read in reads]
-        acting[name] = Acting(networks, coefficients, strength, meeting, brought, own)
+        ends = {theirs.eos_token_id, model.base.generation_config.eos_token_id} - {None}
+        weights = {"base_weight": own_weight, "end_weight": end_weight, "ends": sorted(ends)}
+        acting[name] = Acting(networks, coefficients, strength, meeting, brought, own, **weights)
     return Case(model.eval(), words, acting)
 
 

@@ -212,7 +212,7 @@ def test_after_a_swap_the_new_network_reads_the_prefix(tokenizer: Any, make: Mak
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("a", {}, "other networks or coefficients"),
+        ("a", {}, "networks, not"),
         ("b", {"kind": "llama"}, "another architecture"),
         ("b", {"kind": "gpt2", "connection": "cascade"}, "its connection is cascade, not residual"),
         ("c", {"kind": "qwen3"}, "another vocabulary"),

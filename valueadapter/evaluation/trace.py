@@ -2,14 +2,15 @@
 
 At a position let p be the base's distribution and v the scaled value logits. An adapter's *push* on a token t is
 v[t] - Σ p·v in nats: what the token's logit gains over the average that the base expects, so that a constant pushes
-nothing. The *divergence* is KL(final ‖ base) in nats.
+nothing. Where the base's own logits count for more or less than 1, that is a part of v, and is shown beside it. The
+*divergence* is KL(final ‖ base) in nats.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.artifact.card import templates
+from valueadapter.artifact.config import Weights
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.evaluation.stops import padding, stop_tokens
 from valueadapter.evaluation.visible import visible
 from valueadapter.forward.bounded_logits import pieces
+from valueadapter.forward.stops import padding, stop_tokens
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 
 TEMPLATE = "trace.html.jinja"
@@ -49,6 +51,8 @@ class Push:
     """The one that it pushes up most, among the likeliest of base and sum."""
     on_it: float
     """How far."""
+    of_base: float = 0.0
+    """The part of `on_token` that comes from the base's own logits, where they count for more or less than 1."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Trace:
     steps: tuple[Step, ...]
     scales: dict[str, float]
     """The acting adapters, and how strongly they act."""
+    weights: dict[str, Weights] = field(default_factory=dict)
+    """What each summand of these counts for at scale 1."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -96,8 +102,7 @@ class Trace:
             table.add_column(Text(visible(column)), justify=justify, overflow="fold")
         for step in self.steps:
             style = "bold" if step.changed else ""
-            pushes = [f"{step.pushes[n].on_token:+.1f}  ({_shown(step.pushes[n].token)} {step.pushes[n].on_it:+.1f})"
-                      for n in self.scales]  # fmt: skip
+            pushes = [_push(step.pushes[name]) for name in self.scales]
             cells = [_shown(step.token), _shown(step.base.token), f"{step.base.probability:.0%}", *pushes]
             cells += [_shown(step.final.token), f"{step.final.probability:.0%}", f"{step.divergence:.2f}"]
             table.add_row(*(Text(cell, style=style) for cell in cells))
@@ -132,7 +137,7 @@ def trace(model: ValueAdapterForCausalLM, prompt: str, *, max_new_tokens: int = 
         raise UnsupportedModeError(
             "no adapter acts here, so there is nothing to trace; set_adapter([…]) activates some"
         )
-    tokenizer = model.attached.base_tokenizer()
+    tokenizer, shares = model.attached.base_tokenizer(), {term.name: term.of_base for term in model.attached.terms()}
     ids = torch.tensor([prompt_ids(prompt, tokenizer)], dtype=torch.long, device=model.device)
     begin = ids.shape[1] if max_new_tokens else 1
     if max_new_tokens:
@@ -148,8 +153,9 @@ def trace(model: ValueAdapterForCausalLM, prompt: str, *, max_new_tokens: int = 
     for piece in pieces(model, inputs, labels, value_logits="each"):
         each = {name: piece.each[name] for name in acting}
         base = piece.logits - sum(each.values())
-        steps += _steps(piece.labels.tolist(), base, piece.logits, each, tokenizer)
-    return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), tuple(steps), acting)
+        steps += _steps(piece.labels.tolist(), base, piece.logits, each, shares, tokenizer)
+    weights = {name: model.weights[name] for name in acting}
+    return Trace(tokenizer.decode(ids[0, :begin], skip_special_tokens=True), tuple(steps), acting, weights)
 
 
 def _steps(
@@ -157,12 +163,14 @@ def _steps(
     base: torch.Tensor,
     final: torch.Tensor,
     each: dict[str, torch.Tensor],
+    shares: dict[str, float],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[Step, ...]:
     log_p, log_q = base.log_softmax(-1), final.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
     divergence = (q * (log_q - log_p)).sum(-1).clamp(min=0)
-    centred = {name: values - (p * values).sum(-1, keepdim=True) for name, values in each.items()}
+    centred = {name: _centred(values, p) for name, values in each.items()}
+    own = _centred(base, p)  # what the base's logits push, of which an adapter may take a part away
 
     def text(token: int) -> str:
         return str(tokenizer.decode([token]))
@@ -177,12 +185,23 @@ def _steps(
         pushes = {}
         for name, values in centred.items():
             most = int(likely[values[index, likely].argmax()])
-            pushes[name] = Push(float(values[index, label]), text(most), float(values[index, most]))
+            of_base = shares[name] * float(own[index, label])
+            pushes[name] = Push(float(values[index, label]), text(most), float(values[index, most]), of_base)
         probabilities = float(p[index, label]), float(q[index, label])
         found.append(
             Step(text(label), *probabilities, best(p[index]), best(q[index]), pushes, float(divergence[index]))
         )
     return tuple(found)
+
+
+def _centred(values: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """(tokens, vocab): how far each value lies above what p expects."""
+    return values - (p * values).sum(-1, keepdim=True)
+
+
+def _push(push: Push) -> str:
+    of_base = f", base {push.of_base:+.1f}" if push.of_base else ""
+    return f"{push.on_token:+.1f}{of_base}  ({_shown(push.token)} {push.on_it:+.1f})"
 
 
 def _shown(text: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.forward.steps import turns_with_length
+from valueadapter.forward.sum import Apart
 from valueadapter.forward.value_logits import Term
 
 BUDGET = 256 * 2**20
@@ -40,7 +41,7 @@ class Piece(NamedTuple):
     value_logits: torch.Tensor | None = None
     """(tokens, vocab): what adapters added to the base's; only where asked for."""
     each: Mapping[str, torch.Tensor] = {}
-    """The same adapter by adapter; only with `value_logits="each"`."""
+    """The same adapter by adapter with `value_logits="each"`; with "networks" what `base` and each network say."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class _Reader:
     """(batch, seq - 1): the token that follows each column of the batch but the last."""
     places: torch.Tensor
     """(batch, seq - 1): the number of each label."""
-    value_logits: bool | Literal["each"]
+    value_logits: Apart
     budget: int
     bytes_per_position: int = 1
     everywhere: bool = False
@@ -79,7 +80,7 @@ def pieces(
     inputs: Mapping[str, Any],
     labels: torch.Tensor,
     *,
-    value_logits: bool | Literal["each"] = False,
+    value_logits: Apart = False,
     budget: int | None = None,
 ) -> Iterator[Piece]:
     """What a model says at every labelled position of a batch.
@@ -89,7 +90,8 @@ def pieces(
         inputs: `input_ids` and `attention_mask` of (batch, seq), padded on the left; perhaps `position_ids` and more
             for `forward`. What it says of `logits_to_keep` is passed over.
         labels: (batch, kept - 1), at most seq - 1: the tokens of the last columns, -100 where nothing is asked.
-        value_logits: also give what the adapters of a `ValueAdapterForCausalLM` added; "each" adapter by adapter.
+        value_logits: also give what the adapters of a `ValueAdapterForCausalLM` added; "each" adapter by adapter, and
+            "networks" what base and each network say, before any weight.
         budget: bytes of logits held at once; `BUDGET` by default. One position's are always held.
 
     Yields:
@@ -165,7 +167,7 @@ def _size(reader: _Reader, rows: Sequence[_Row]) -> int:
     return len(rows) * (max(row.end for row in rows) - begin) * reader.bytes_per_position
 
 
-def _bytes_per_position(model: PreTrainedModel, terms: Sequence[Term], value_logits: bool | Literal["each"]) -> int:
+def _bytes_per_position(model: PreTrainedModel, terms: Sequence[Term], value_logits: Apart) -> int:
     """What one position of a row takes up at most while its logits are computed.
 
     Counted in whole rows of logits: the base's own and what a soft cap makes of them; those of a network, widened,
@@ -182,7 +184,7 @@ def _bytes_per_position(model: PreTrainedModel, terms: Sequence[Term], value_log
         ways.append(own + (6 if term.reads_text else 3 if term.link is not None else 2) * width)
     columns += max(ways) if terms else 0
     if value_logits:
-        columns += (2 + len(terms)) * own
+        columns += (3 + max(len(terms), sum(len(term.networks) for term in terms))) * own
     if len(terms) > 1:  # networks that several adapters share are remembered, and refined sums keep the base's
         columns += own + sum(logits_width(network) for term in terms for network in term.networks)
     return columns * int(base.get_output_embeddings().weight.element_size())
@@ -276,7 +278,7 @@ def _blocks(reader: _Reader, out: Any, rows: torch.Tensor, columns: slice) -> It
         more: dict[str, Any] = {}
         if reader.value_logits:
             more["value_logits"] = of(out.value_logits)
-        if reader.value_logits == "each":
+        if reader.value_logits in ("each", "networks"):
             more["each"] = {name: of(logits) for name, logits in out.each.items()}
         yield Piece(places[at], labels[at].to(out.logits.device), of(out.logits), **more)
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
-from valueadapter.artifact.config import Connection
+from valueadapter.artifact.config import Connection, Weights
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.alignment_modes import CANDIDATES, Centring
 from valueadapter.forward.cache import ValueAdapterCache
@@ -37,7 +37,8 @@ class Term(NamedTuple):
     parts: tuple[str, ...]
     """Names of its networks in the cache: `<adapter>.<serial>.<index>`."""
     networks: tuple[PreTrainedModel, ...]
-    coefficients: tuple[float, ...]
+    weights: Weights
+    """What each summand counts for at scale 1."""
     scale: float
     """Never 0."""
     tokenizer: PreTrainedTokenizerBase
@@ -50,6 +51,8 @@ class Term(NamedTuple):
     """What the networks read; other than tokens only where they read in step with the base."""
     prefixes: tuple[BasePrefix | None, ...] = ()
     """For each network what it reads before the prompt; empty where none reads anything."""
+    ends: tuple[int, ...] = ()
+    """The tokens that end a text of the base."""
 
     def reader(self, part: str) -> TextReader:
         """An empty reader for one of the networks."""
@@ -60,6 +63,16 @@ class Term(NamedTuple):
     def prefix_of(self, part: str) -> BasePrefix | None:
         """What one of the networks reads before the prompt."""
         return self.prefixes[self.parts.index(part)] if self.prefixes else None
+
+    @property
+    def of_base(self) -> float:
+        """What this adapter adds of the base's own logits: scale · (weight of the base - 1)."""
+        return self.scale * (self.weights.base - 1)
+
+    @property
+    def of_end(self) -> float:
+        """What it adds to the logits of the tokens that end a text, in nats."""
+        return self.scale * self.weights.end
 
     @property
     def reads_text(self) -> bool:
@@ -110,35 +123,50 @@ class Inputs:
         return said
 
 
-def value_logits(term: Term, inputs: Inputs) -> Iterator[tuple[torch.Tensor, float]]:
-    """What an adapter adds to the base's logits, summand by summand.
+def value_logits(term: Term, inputs: Inputs, *, apart: bool = False) -> Iterator[tuple[torch.Tensor, float]]:
+    """What the networks of an adapter add to the base's logits, summand by summand.
+
+    Args:
+        term: the adapter.
+        inputs: of the call.
+        apart: whether to give each network's own; else those of another vocabulary are summed in theirs first, so that
+            one projection serves all of them.
 
     Yields:
         Logits of (batch, kept, base_vocab), where the vocabulary is the same perhaps of another padded width; and the
         weight to add them with.
     """
+    weights = term.weights.networks
     if term.link is None:
-        for said, coefficient in zip(_in_step(term, inputs, inputs.input_ids), term.coefficients, strict=True):
-            yield said.logits, term.scale * coefficient
+        for said, weight in zip(_in_step(term, inputs, inputs.input_ids), weights, strict=True):
+            yield said.logits, term.scale * weight
         return
     alignment = term.link.alignment
     if term.link.reading is None:
         each = _in_step(term, inputs, alignment.value_ids(inputs.input_ids))
     else:
         each = _as_text(term, inputs)
-    # networks are summed in their own vocabulary, so that one projection serves all of them
     total: torch.Tensor | None = None
     refined: list[Refined] = []
-    for said, coefficient in zip(each, term.coefficients, strict=True):
-        weighted = fit_width(said.logits, alignment.value.logits_width)
-        weighted = weighted if coefficient == 1 else coefficient * weighted
+    for said, weight in zip(each, weights, strict=True):
+        own = fit_width(said.logits, alignment.value.logits_width)
+        if apart:
+            yield _projected(term, own, said.refined), term.scale * weight
+            continue
+        weighted = own if weight == 1 else weight * own
         total = weighted if total is None else total + weighted.to(total.device)
-        refined += [one._replace(value=coefficient * one.value) for one in said.refined]
-    projected = alignment.project(cast(torch.Tensor, total))
+        refined += [one._replace(value=weight * one.value) for one in said.refined]
+    if total is not None:
+        yield _projected(term, total, refined), term.scale
+
+
+def _projected(term: Term, logits: torch.Tensor, refined: Sequence[Refined]) -> torch.Tensor:
+    """Logits over the adapter's vocabulary in the base's."""
+    projected = cast(VocabularyBridge, term.link).alignment.project(logits)
     if refined:  # better values take the place of the map's, which these tokens would have besides
         rows, positions, tokens, values = zip(*refined, strict=True)
         projected[list(rows), list(positions), list(tokens)] = projected.new_tensor(values)
-    yield projected, term.scale
+    return projected
 
 
 def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[NetworkSaid]:

@@ -21,6 +21,7 @@ from valueadapter.adapter.causal_lm import execution_device, is_placed, set_trai
 from valueadapter.adapter.combining import combined
 from valueadapter.adapter.model_state import same_model, settings_of
 from valueadapter.adapter.value_adapter import ValueAdapter
+from valueadapter.artifact.config import Weights
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.steps import reads_text
@@ -113,7 +114,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         link = adapter.connect(self.attached.base_side(), self.base.name_or_path)
         if link is not None and link.reading is not None:
             _check_text_readers(adapter)
-        own = self._recommended_scale(adapter, link) if scale is None else scale
+        weights, recommended = self._recommended(adapter, link)
+        own = recommended if scale is None else scale
         self.attached.check_scale(adapter_name, own)
         device = execution_device(self.base)
         held = {id(network) for one in self.adapters.values() for network in one.networks}
@@ -126,7 +128,9 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             check_effect(adapter, adapter_name)
             adapter = self._sharing(adapter)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        self.attached.by_name[adapter_name] = Attached(adapter, float(own), next(_serials), link, prefix=prefix)
+        self.attached.by_name[adapter_name] = Attached(
+            adapter, float(own), next(_serials), link, weights, prefix=prefix
+        )
         if not self.attached.active:
             self.attached.active = (adapter_name,)
         elif adapter_name not in self.attached.active:
@@ -169,7 +173,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         if prefix is not None:
             self.attached.as_read(prefix)
-        own = self._recommended_scale(adapter, attached.link) if scale is None else scale
+        weights, recommended = self._recommended(adapter, attached.link)
+        own = recommended if scale is None else scale
         self.attached.check_scale(adapter_name, own)
         check_effect(adapter, adapter_name)
         with torch.no_grad():
@@ -178,7 +183,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
                 for name, tensor in mine.state_dict().items():
                     tensor.copy_(state[name])
         attached.adapter = adapter.replaced(networks=old.networks)
-        attached.prefix, attached.trained_behind, attached.scale = prefix, RECORDED, float(own)
+        attached.prefix, attached.trained_behind = prefix, RECORDED
+        attached.scale, attached.weights = float(own), weights
         self.attached.prefixes.forget(attached.serial)
 
     def add_weighted_adapter(
@@ -237,25 +243,18 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             return adapter
         return adapter.replaced(networks=networks)
 
-    def _recommended_scale(self, adapter: ValueAdapter, link: VocabularyBridge | None) -> float:
+    def _recommended(self, adapter: ValueAdapter, link: VocabularyBridge | None) -> tuple[Weights, float]:
+        """The weights and the scale that an adapter records for this base, or those for any."""
+        default = adapter.config.default_weights, adapter.config.scale
+        if not adapter.config.weights:
+            return default
         vocabulary = adapter.config.vocabulary if link is None else link.alignment.base
-        if not adapter.config.scales:
-            return adapter.config.scale
         own = adapter.provenance.true_records(adapter.config, adapter.networks)
-        measured = own.scale_for(vocabulary.byte_fingerprint, self.base.name_or_path)
-        if measured is None:
-            return adapter.config.scale
-        logger.warning(
-            "scale %g is used, which was measured on '%s' (%.3f -> %.3f bits per byte on %d examples of %s); "
-            "scale= chooses another",
-            measured.scale,
-            measured.base,
-            measured.base_bits_per_byte,
-            measured.adapted_bits_per_byte,
-            measured.num_examples,
-            measured.data,
-        )
-        return measured.scale
+        fitted = own.weights_for(vocabulary.byte_fingerprint, self.base.name_or_path)
+        if fitted is None:
+            return default
+        logger.info("the weights are those of '%s', %s; set_weights chooses others", fitted.base, fitted.found_on)
+        return fitted.weights, fitted.scale
 
     def base_fingerprint(self, adapter_name: str | None = None) -> str:
         """The byte fingerprint of the base's vocabulary, 64 hex, under which an adapter records scales for it."""
@@ -371,8 +370,8 @@ def _why_not_swapped(old: ValueAdapter, new: ValueAdapter) -> str | None:
         return "it has another vocabulary"
     if old.config.connection != new.config.connection:
         return f"its connection is {new.config.connection}, not {old.config.connection}"
-    if [s.coefficient for s in old.config.networks] != [s.coefficient for s in new.config.networks]:
-        return "it has other networks or coefficients"
+    if len(old.config.networks) != len(new.config.networks):
+        return f"it has other networks: {len(new.config.networks)} networks, not {len(old.config.networks)}"
     for mine, theirs in zip(old.networks, new.networks, strict=True):
         if type(mine) is not type(theirs) or settings_of(mine) != settings_of(theirs):
             return "a network is of another architecture"

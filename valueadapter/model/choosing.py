@@ -11,7 +11,7 @@ from typing import get_args
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.artifact.config import Prefix
+from valueadapter.artifact.config import Prefix, Weights
 from valueadapter.artifact.config.prefix import GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring, Mode
@@ -38,7 +38,8 @@ class ChoosingMethods(WrappedModel):
         self.attached.enabled = True
 
     def set_scale(self, adapter_name: str, scale: float) -> None:
-        """Sets how strongly an adapter acts: logits = base logits + scale · value logits. 0 switches it off.
+        """Sets how strongly an adapter acts: logits = base logits + scale · value logits. 0 switches it off, 1 is the
+        adapter as its weights for this base say.
 
         A negative scale is allowed with a warning: moved away from a safety-tuned adapter, a base may lose what it was
         taught to refuse. Within `only(adapter_name, …)` the scale is the block's, and goes with it.
@@ -48,6 +49,17 @@ class ChoosingMethods(WrappedModel):
             ConfigError: not a finite number, or below 0 where the model is `strict`.
         """
         self.attached.set_scale(adapter_name, scale)
+
+    def set_weights(self, adapter_name: str, weights: Weights) -> None:
+        """Sets what base, networks and end of text count for at scale 1, as `calibrate` finds it.
+
+        It holds for all threads, and is not saved; record it with `Calibration.recommended`.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: not one weight for each network.
+        """
+        self.attached.set_weights(adapter_name, weights)
 
     def set_alignment_mode(self, adapter_name: str, mode: Mode) -> None:
         """Sets how an adapter's logits come to a base of another vocabulary.
@@ -166,6 +178,11 @@ class ChoosingMethods(WrappedModel):
     def scales(self) -> dict[str, float]:
         """Name -> scale of every attached adapter, as it acts here."""
         return self.attached.scales()
+
+    @property
+    def weights(self) -> dict[str, Weights]:
+        """Name -> what each summand counts for at scale 1, of every attached adapter."""
+        return {name: attached.weights for name, attached in self.attached.by_name.items()}
 
     def only_adapter(self, adapter_name: str | None = None) -> str:
         """The named adapter, or the one that is meant when there is just one.

@@ -1,6 +1,6 @@
 """Base and networks shown as one body with one output head, for trainers that never call `forward`.
 
-    [h_b, h_1, …] @ [W_b, s c_1 W_1, …]ᵀ = h_b W_bᵀ + s Σ c_i h_i W_iᵀ
+    [h_b, h_1, …] @ [(1 + s (w_b - 1)) W_b, s w_1 W_1, …]ᵀ + s w_end [end of text]
 
 TRL's trainers run `model.base_model` and multiply with `model.get_output_embeddings().weight` themselves; what they
 compute is then the wrapper's sum. Knows nothing of TRL, losses or caches.
@@ -9,6 +9,7 @@ compute is then the wrapper's sum. Knows nothing of TRL, losses or caches.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -45,6 +46,7 @@ class OutputHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.parts: tuple[Part, ...] = ()
+        self.ends: Sequence[tuple[Sequence[int], float]] = ()
 
     @property
     def weight(self) -> torch.Tensor:
@@ -57,11 +59,15 @@ class OutputHead(nn.Module):
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """(base_vocab,), where one of the models has a bias; without the matrix, which is large."""
+        """(base_vocab,), where a model has a bias or an end is weighted; without the matrix, which is large."""
         linears = self._linears()
         width = len(linears[0][0].weight)
         biases = [None if one.bias is None else fit_width(one.bias[None], width)[0] for one, _ in linears]
-        return joined_bias(biases, [weight for _, weight in linears])
+        bias = joined_bias(biases, [weight for _, weight in linears])
+        for tokens, weight in self.ends:
+            bias = linears[0][0].weight.new_zeros(width) if bias is None else bias.clone()
+            bias[list(tokens)] += weight
+        return bias
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, Σ hidden sizes) to logits of (…, base_vocab)."""
@@ -113,7 +119,8 @@ class HeadMethods(WrappedModel):
         terms = self.attached.terms()
         if not terms or self._why_no_head(terms):
             return cast(nn.Module, self.base.get_output_embeddings())
-        self.output_head.parts = (Part(self.base, 1.0), *_parts(terms))
+        self.output_head.parts = (Part(self.base, 1 + sum(term.of_base for term in terms)), *_parts(terms))
+        self.output_head.ends = [(term.ends, term.of_end) for term in terms if term.of_end]
         return self.output_head
 
     def _why_no_head(self, terms: list[Term]) -> str | None:
@@ -173,9 +180,9 @@ class HeadMethods(WrappedModel):
 
 def _parts(terms: list[Term]) -> list[Part]:
     return [
-        Part(network, term.scale * coefficient)
+        Part(network, term.scale * weight)
         for term in terms
-        for network, coefficient in zip(term.networks, term.coefficients, strict=True)
+        for network, weight in zip(term.networks, term.weights.networks, strict=True)
     ]
 
 

@@ -1,6 +1,6 @@
 """The model that users hold: a frozen base whose logits its adapters' value networks add to.
 
-    logits = base_logits + Σ scale · coefficient · value_logits
+    logits = base + Σ scale · ((w_base - 1) · base + Σ w_i · network_i + w_end · [end of text])
 
 Composition, as a `PreTrainedModel` of its own: training, scoring and every mode of generation call the one `forward`
 that computes the sum. Knows nothing of how adapters are trained, stored or found.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ from valueadapter.forward.positions import PACKING, check_not_packed
 from valueadapter.forward.prefix_reading import BaseCall
 from valueadapter.forward.row_plan import Prompt
 from valueadapter.forward.steps import STEPS, logits_of
-from valueadapter.forward.sum import kept_positions, summed
+from valueadapter.forward.sum import BASE_LOGITS, Apart, kept_positions, summed
 from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts
 from valueadapter.model.attaching import AdapterMethods, check_name
 from valueadapter.model.chat import ChatMethods, Messages, prompts_of
@@ -151,7 +151,7 @@ class ValueAdapterForCausalLM(
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        output_value_logits: bool | Literal["each"] = False,
+        output_value_logits: Apart = False,
         messages: Messages | None = None,
         adapter_names: AdapterNames | None = None,
         value_loss: ValueLoss | None = None,
@@ -168,7 +168,8 @@ class ValueAdapterForCausalLM(
             labels: (batch, seq) token ids, -100 where there is no loss. The loss is in nats per token.
             use_cache: whether to return a cache; by default as the base, and not in training.
             logits_to_keep: compute only the last N positions, or those of an index tensor; 0 computes all.
-            output_value_logits: also return what was added to the base's logits; with "each" adapter by adapter, too.
+            output_value_logits: also return what was added to the base's logits; with "each" adapter by adapter, too,
+                or with "networks" what `base` and each network (`<adapter>.<index>`) say, before any weight.
             messages: the chat that `input_ids` begin with, one conversation or one per row; networks of another
                 vocabulary then read it by their own chat template (see `chat_inputs`).
             adapter_names: for each prompt the adapters that act on its rows, a name, several, or None for the base
@@ -213,7 +214,7 @@ class ValueAdapterForCausalLM(
         )
         base_output = self._run_base(inputs, terms, inputs_embeds, kwargs)
         prompts = [None] * len(terms) if messages is None else self._prompts(messages, terms, inputs)
-        logits, added = summed(terms, inputs, prompts, apart=bool(output_value_logits))
+        logits, added = summed(terms, inputs, prompts, apart=output_value_logits)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
@@ -223,8 +224,8 @@ class ValueAdapterForCausalLM(
             parts,
             base_output.get("hidden_states"),
             base_output.get("attentions"),
-            sum(added.values(), torch.zeros_like(logits)) if output_value_logits else None,
-            added if output_value_logits == "each" else None,
+            _all_added(added, logits) if output_value_logits else None,
+            added if output_value_logits in ("each", "networks") else None,
         )
 
     def _run_base(
@@ -308,6 +309,13 @@ class ValueAdapterForCausalLM(
             UnsupportedModeError: always, naming what to do instead.
         """
         raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
+
+
+def _all_added(added: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """The value logits, from what `summed` gives beside the sum."""
+    if BASE_LOGITS in added:
+        return logits - added[BASE_LOGITS]
+    return sum(added.values(), torch.zeros_like(logits))
 
 
 AutoConfig.register(MODEL_TYPE, ValueAdapterModelConfig)

@@ -32,7 +32,8 @@ class ValueAdapterOutput(CausalLMOutputWithPast):
     Attributes:
         value_logits: what was added to the base's logits, (batch, seq, base_vocab); only with
             `output_value_logits=True`.
-        each: the same adapter by adapter, by name; only with `output_value_logits="each"`.
+        each: the same adapter by adapter, by name, with `output_value_logits="each"`; with "networks" the logits of
+            `base` and of each network (`<adapter>.<index>`), before any weight.
     """
 
     value_logits: torch.Tensor | None = None

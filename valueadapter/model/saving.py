@@ -5,6 +5,7 @@ What an artifact is, `adapter` knows; here is which of the attached it is, and i
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,9 +36,9 @@ class SavingMethods(WrappedModel):
     ) -> None:
         """Saves an adapter (never the base) as an artifact; see `ValueAdapter.save_pretrained`.
 
-        An adapter that is being trained is saved with the scale it is trained at and the prefix it is trained behind,
-        and without what was measured of its weights before. Where PEFT has put a LoRA into a
-        network (`get_peft_model` on this model), an ordinary PEFT checkpoint is written for a network that the adapter
+        An adapter that is being trained is saved with the weights and the scale it is trained at and the prefix it is
+        trained behind, without what was measured of it before. Where PEFT has put a LoRA into a network
+        (`get_peft_model` on this model), an ordinary PEFT checkpoint is written for a network that the adapter
         names by Hub ID, and a network with the LoRA in its weights for any other.
 
         Args:
@@ -85,7 +86,7 @@ class SavingMethods(WrappedModel):
         return as_saveable(adapter, getattr(self, "peft_config", None) or {}, states)
 
     def as_trained(self, adapter_name: str) -> ValueAdapter:
-        """An attached adapter with the scale that it is trained at and the prefix that the base reads meanwhile.
+        """An attached adapter with the weights and scale it is trained at and the prefix that the base reads meanwhile.
 
         Args:
             adapter_name: an attached adapter.
@@ -100,7 +101,15 @@ class SavingMethods(WrappedModel):
                 adapter_name,
                 "without a base prefix" if prefix is None else "behind another base prefix",
             )
-        return adapter.with_config(scale=attached.scale, base_prefix=prefix)
+        weights = attached.weights
+        specs = zip(adapter.config.networks, weights.networks, strict=True)
+        return adapter.with_config(
+            networks=tuple(dataclasses.replace(spec, coefficient=weight) for spec, weight in specs),
+            base_weight=weights.base,
+            end_weight=weights.end,
+            scale=attached.scale,
+            base_prefix=prefix,
+        )
 
 
 def _takes_gradients(adapter: ValueAdapter) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from valueadapter.artifact.config import Weights
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.wrapped import WrappedModel
 
@@ -17,6 +18,8 @@ class AdapterStatus:
     active: bool
     """Whether it acts now, here."""
     scale: float
+    weights: Weights
+    """What base, networks and end of text count for at scale 1."""
     vocabulary: Literal["same", "permuted", "another"]
     """The adapter's, beside the base's: the same, the same tokens under other ids, or another."""
     mode: str
@@ -60,6 +63,7 @@ class StatusMethods(WrappedModel):
             name,
             name in self.attached.active_names(),
             self.attached.scales()[name],
+            attached.weights,
             "same" if link is None else "permuted" if link.reading is None else "another",
             "same" if link is None else "static" if attached.refinement is None else "chain",
             adapter.config.connection,

@@ -107,6 +107,8 @@ def why_logits_are_needed(terms: Sequence[Term], base: PreTrainedModel) -> str |
         return "it is for one adapter, with a scale that is not 0"
     if terms[0].link is not None:
         return "base and adapter have different vocabularies"
+    if terms[0].of_base or terms[0].of_end:
+        return "the base's logits or its ends are weighted (model.weights)"
     heads = [head_of(network) for network in terms[0].networks]
     for what, head in (*(("value network", head) for head in heads), ("base", head_of(base))):
         if head is None:
@@ -116,19 +118,19 @@ def why_logits_are_needed(terms: Sequence[Term], base: PreTrainedModel) -> str |
     return None
 
 
-def base_weight(coefficients: Sequence[float], scale: float, stand_ins: frozenset[int], penalised: bool) -> float:
+def base_weight(weights: Sequence[float], scale: float, stand_ins: frozenset[int], penalised: bool) -> float:
     """What the base's logits count for, together with the networks that stand in for it.
 
     Args:
-        coefficients: of the networks.
+        weights: of the networks.
         scale: of the adapter.
         stand_ins: numbers of the networks that compute what the base does.
         penalised: whether the value logits are wanted by themselves, so that networks and base are told apart.
 
     Returns:
-        1, or where nothing is penalised 1 + scale · (the stand-ins' coefficients); with 0 the base need not run.
+        1, or where nothing is penalised 1 + scale · (the stand-ins' weights); with 0 the base need not run.
     """
-    return 1.0 if penalised else 1.0 + scale * sum(coefficients[index] for index in stand_ins)
+    return 1.0 if penalised else 1.0 + scale * sum(weights[index] for index in stand_ins)
 
 
 def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
@@ -196,9 +198,9 @@ class _Summands(NamedTuple):
 def _summands(term: Term, request: LossRequest, networks_to_run: list[int]) -> _Summands:
     # a stand-in is the base: its share of the sum goes into the base's weight, unless a penalty looks at it by itself
     penalised = request.penalty.kind != "none"
-    weight = base_weight(term.coefficients, term.scale, request.stand_ins, penalised)
+    weight = base_weight(term.weights.networks, term.scale, request.stand_ins, penalised)
     summed = list(range(len(term.networks))) if penalised else networks_to_run
-    coefficients = [term.coefficients[index] for index in summed]
+    coefficients = [term.weights.networks[index] for index in summed]
     head = joined([request.value_heads[index] for index in summed], coefficients)
     return _Summands(summed, coefficients, head, weight)
 

@@ -116,7 +116,7 @@ def hidden_state_loss(
     if stand_ins:
         training_bases.rely_on([bases[0], *(term.networks[index] for index in stand_ins)])
     if args.cache_base:
-        runs = base_weight(term.coefficients, term.scale, stand_ins, penalty.kind != "none") != 0
+        runs = base_weight(term.weights.networks, term.scale, stand_ins, penalty.kind != "none") != 0
         _cache(trainer, training_bases, say, base_runs=runs)
     if args.release_base:
         _release(trainer, training_bases)

@@ -1,6 +1,6 @@
 """`generate` of a base model with this value adapter added to its logits, without the `valueadapter` package.
 
-    logits = base_logits + scale * value_logits
+    logits = base + scale * ((w_base - 1) * base + sum of w_i * network_i + w_end * [end of text])
 
     model.generate(**inputs, custom_generate="user/adapter", trust_remote_code=True, max_new_tokens=40)
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
 from .value_networks import RECORDED, Adapter, Network, check_scale, load, prefix_ids, tokenizer_of
@@ -41,6 +41,7 @@ def generate(
     token: str | bool | None = None,
     cache_dir: str | None = None,
     local_files_only: bool = False,
+    stop_strings: Any = RECORDED,
     **arguments: Any,
 ) -> Any:
     """`model.generate` with the adapter's value logits added. The adapter is loaded once for a model, and kept.
@@ -53,6 +54,8 @@ def generate(
         tokenizer: the base's; found by the base's name by default.
         revision: branch, tag or commit of the adapter; by default the commit that this file came from.
         token, cache_dir, local_files_only: for downloads, as in `from_pretrained`.
+        stop_strings: texts that end an answer too; by default those that the adapter records (a blank line, which
+            stands between the examples of its prefix), None or [] for none.
         arguments: those of `generate`.
 
     Raises:
@@ -74,9 +77,73 @@ def generate(
     if tokenizer is not None:
         arguments["tokenizer"] = tokenizer
     scale = check_scale(loaded.scale if scale is None else scale)
+    if stop_strings is RECORDED:
+        named = getattr(arguments.get("generation_config"), "stop_strings", None)
+        stop_strings = loaded.stop_strings if scale != 0 and not named else ()
+    ends = None
+    if stop_strings:
+        ends = _add_ends(model, arguments, stop_strings, loaded.tokenizer if tokenizer is None else tokenizer)
     if scale == 0:
         return model.generate(**arguments)
-    return with_adapter(model, loaded, scale).generate(**arguments)
+    return with_adapter(model, loaded, scale, ends).generate(**arguments)
+
+
+class AnswerEnds(StoppingCriteria):
+    """Whether a row's answer has come to one of some texts. What the prompt says does not count.
+
+    Attributes:
+        begin: tokens of the prompt; the answer stands behind.
+    """
+
+    eos_token_id = None  # transformers fills finished rows up where a criterion has this
+
+    def __init__(self, texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, begin: int) -> None:
+        self.texts, self.tokenizer, self.begin = texts, tokenizer, begin
+        self.window = max(len(text.encode()) for text in texts) + 1  # a token is a byte at least
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        """(rows, seq) prompts and answers so far -> (rows,) of bool."""
+        rows = input_ids[:, self.begin :][:, -self.window :].tolist()
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        said = [self.tokenizer.decode(row, **how) for row in rows]
+        over = [any(text in one for text in self.texts) for one in said]
+        return torch.tensor(over, dtype=torch.bool, device=input_ids.device)
+
+
+def _add_ends(model: Any, arguments: dict[str, Any], texts: Any, tokenizer: PreTrainedTokenizerBase) -> AnswerEnds:
+    """Puts what ends an answer among the arguments of `generate`."""
+    ids = arguments.get("input_ids") if arguments.get("inputs") is None else arguments["inputs"]
+    texts = (texts,) if isinstance(texts, str) else tuple(texts)
+    ends = AnswerEnds(texts, tokenizer, 1 if ids is None else ids.shape[1])
+    arguments["stopping_criteria"] = StoppingCriteriaList([*(arguments.get("stopping_criteria") or ()), ends])
+    settings = arguments.get("generation_config")
+    if all(getattr(one, "pad_token_id", None) is None for one in (settings, model.generation_config)):
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        padding = next(token for token in known if token is not None)
+        if settings is None:
+            arguments.setdefault("pad_token_id", padding)
+        else:
+            arguments["generation_config"] = copy.copy(settings)
+            arguments["generation_config"].pad_token_id = padding
+    return ends
+
+
+class CutCandidates:
+    """A candidate generator whose guesses break off before the token that brings an answer's end."""
+
+    def __init__(self, generator: Any, ends: AnswerEnds) -> None:
+        self.generator, self.ends = generator, ends
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.generator, name)
+
+    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As the generator's."""
+        ids, logits = self.generator.get_candidates(input_ids, **kwargs)
+        before = input_ids.shape[1]
+        found = (end for end in range(before, ids.shape[1]) if self.ends(ids[:, : end + 1], None).any())
+        end = next(found, ids.shape[1])
+        return ids[:, :end], None if logits is None or end == before else logits[:, : end - before]
 
 
 def _loaded_for(model: PreTrainedModel, adapter: str, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, ...]:
@@ -110,13 +177,14 @@ def _plain(name: str) -> str:
     return re.sub(r"_dot_|_hyphen_|[\W_]", "", name)
 
 
-def with_adapter(model: PreTrainedModel, adapter: Adapter, scale: float) -> Any:
+def with_adapter(model: PreTrainedModel, adapter: Adapter, scale: float, ends: AnswerEnds | None = None) -> Any:
     """A view of the base whose `forward` gives the sum. It shares the base's weights, and the base stays as it is."""
     view: Any = copy.copy(model)
     for name in ("forward", "generate"):  # what others have put over the class's own; the base keeps it
         vars(view).pop(name, None)
     vars(view).update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
-    vars(view).update(_base=model, _adapter=adapter, _scale=scale)  # past nn.Module, which would register the base
+    # past nn.Module, which would register the base
+    vars(view).update(_base=model, _adapter=adapter, _scale=scale, _ends=ends)
     view.__class__ = _class_of_sums(type(model))
     return view
 
@@ -155,6 +223,7 @@ class WithValueAdapter:
     _base: Any
     _adapter: Adapter
     _scale: float
+    _ends: AnswerEnds | None
 
     def forward(
         self,
@@ -180,6 +249,10 @@ class WithValueAdapter:
         out.logits = adapter.add(out.logits, said, self._scale)
         out.cache = cache
         return out
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_candidate_generator(*args, **kwargs)
+        return found if self._ends is None else CutCandidates(found, self._ends)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int

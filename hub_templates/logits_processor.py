@@ -4,7 +4,9 @@
     model.generate(**inputs, logits_processor=LogitsProcessorList([processor]))
 
 A processor sees token ids and scores, no mask and no cache. So it keeps the networks' caches itself, and raises where
-what it sees is not one growing text per row: beams, left padding, speculation, a second text.
+what it sees is not one growing text per row: beams, left padding, speculation, a second text. Nor can a processor stop:
+where the adapter records texts that end an answer (`processor.adapter.stop_strings`), pass them to
+`model.generate(..., stop_strings=[...], tokenizer=tokenizer)`, or cut the answer at them.
 Written by `valueadapter export --to logits_processor`.
 """
 

@@ -1,7 +1,7 @@
 """What a value adapter adds to a base model's logits, without the `valueadapter` package.
 
-Reads an artifact of format version 1 and loads its networks: of the base's vocabulary, or of one whose ids correspond
-one to one. Knows nothing of decoding. Written by `valueadapter export`.
+Reads an artifact of format version 1 or 2 and loads its networks: of the base's vocabulary, or of one whose ids
+correspond one to one. Knows nothing of decoding. Written by `valueadapter export`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ _PROBES = (
 
 @dataclass
 class Network:
-    """One summand of the value logits: an ordinary causal language model and its weight."""
+    """One summand of the value logits: an ordinary causal language model."""
 
     model: Any
-    coefficient: float
     reads_prefix: bool
     """Whether it reads the base's prefix, as a network does that stands for the training base."""
 
@@ -60,12 +59,26 @@ class Network:
 
 
 @dataclass
+class Weights:
+    """What each summand counts for at scale 1."""
+
+    base: float
+    networks: list[float]
+    end: float
+    """Added to the logits of the tokens that end a text."""
+
+
+@dataclass
 class Adapter:
     """The networks of an adapter, ready for one base."""
 
     networks: list[Network]
-    scale: float
+    weights: Weights
     """As recommended for this base."""
+    scale: float
+    """The same; 1 but in artifacts of format version 1."""
+    ends: list[int]
+    """The tokens that end a text of the base."""
     base_width: int
     """Columns of the base's logits."""
     value_width: int
@@ -76,6 +89,10 @@ class Adapter:
     """What the base reads before the prompt, in its tokens; often nothing."""
     start: int | None
     """The token that begins every text of the base; None where there is none."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end an answer besides the base's own tokens."""
+    tokenizer: Any = None
+    """The base's."""
 
     def ids_for(self, network: Network, ids: torch.Tensor) -> torch.Tensor:
         """The base's tokens as a network has them, (batch, seq). A token it has no row for is read as its id 0."""
@@ -84,8 +101,19 @@ class Adapter:
         return ids.masked_fill(ids >= network.width, 0)
 
     def add(self, base_logits: torch.Tensor, said: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
-        """base_logits + scale · Σ coefficient · logits of the networks, each (batch, seq, vocab of its own)."""
-        weights = [network.coefficient for network in self.networks]
+        """base + scale · ((w_base - 1) · base + Σ w_i · network_i + w_end · [end of text]).
+
+        Args:
+            base_logits: (batch, seq, base_vocab).
+            said: logits of each network, (batch, seq, vocab of its own).
+            scale: how strongly the adapter acts.
+        """
+        weights, own = self.weights.networks, 1 + scale * (self.weights.base - 1)
+        if own != 1:  # what the base rules out stays ruled out
+            base_logits = (own * base_logits).where(~base_logits.isneginf(), base_logits)
+        if self.weights.end:
+            base_logits = base_logits.clone()
+            base_logits[..., self.ends] += scale * self.weights.end
         if self.source is None:
             for logits, weight in zip(said, weights, strict=True):
                 fitting = _fit(logits, base_logits.shape[-1]).to(base_logits)
@@ -142,16 +170,19 @@ def load(
     networks = [_load_network(folder, entry, places) for entry in config["networks"]]
     for network in networks:
         network.model.to(device=base.get_input_embeddings().weight.device, dtype=base.dtype).requires_grad_(False)
-    measured = [one for one in config.get("scales", []) if one["base_fingerprint"] == fingerprint]
-    best = next((one for one in measured if one["base"] == base.name_or_path), measured[0] if measured else {})
+    weights, scale = _recommended(config, fingerprint, base.name_or_path)
     return Adapter(
         networks=networks,
-        scale=float(best.get("scale", config.get("scale", 1.0))),
+        weights=weights,
+        scale=scale,
+        ends=[token for token in _ends(base, tokenizer) if token < width],
         base_width=width,
         value_width=recorded["logits_width"],
         source=source,
         prefix=prefix_ids(prefix, tokenizer) if prefix else (),
         start=tokenizer.bos_token_id if _begins_texts(tokenizer) else None,
+        stop_strings=tuple(config.get("stop_strings", ())),
+        tokenizer=tokenizer,
     )
 
 
@@ -202,18 +233,41 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if config.get("model_type") != "value_adapter":
         raise ValueError(f"'{folder}' is no value adapter: its config.json does not say so, or is missing")
-    if config.get("format_version") != 1 or config.get("connection", "residual") != "residual":
+    if config.get("format_version") not in (1, 2) or config.get("connection", "residual") != "residual":
         raise ValueError(
-            f"this file reads format version 1 and networks that read tokens; '{folder}' has version "
+            f"this file reads format versions 1 and 2 and networks that read tokens; '{folder}' has version "
             f"{config.get('format_version')} and connection '{config.get('connection')}'. Use {INSTALL}"
         )
     return config
 
 
+def _recommended(config: dict[str, Any], fingerprint: str, base: str) -> tuple[Weights, float]:
+    """What each summand counts for on a base, and the scale: those fitted on it, or those for any."""
+    own = [float(entry.get("coefficient", 1.0)) for entry in config["networks"]]
+    any_base = Weights(float(config.get("base_weight", 1.0)), own, float(config.get("end_weight", 0.0)))
+    fitted = config.get("scales" if config["format_version"] == 1 else "weights", [])
+    here = [one for one in fitted if one["base_fingerprint"] == fingerprint]
+    named = [one for one in here if one["base"] == base]
+    named += [one for one in here if one["base"].split("/")[-1] == Path(base).name]
+    named += [one for one in here if one.get("for_vocabulary", True)]
+    if not named:
+        return any_base, float(config.get("scale", 1.0))
+    given = named[0].get("weights")
+    weights = any_base if given is None else Weights(given["base"], given["networks"], given.get("end", 0.0))
+    return weights, float(named[0].get("scale", 1.0))
+
+
+def _ends(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text: the tokenizer's end of sequence and those that the base is set to stop at."""
+    known = getattr(base.generation_config, "eos_token_id", None)
+    found = set(known if isinstance(known, (list, tuple)) else [known]) | {tokenizer.eos_token_id}
+    return sorted(int(token) for token in found - {None})
+
+
 def _load_network(folder: Path, entry: dict[str, Any], places: dict[str, Any]) -> Network:
-    weight, reads = float(entry.get("coefficient", 1.0)), bool(entry.get("reads_prefix"))
+    reads = bool(entry.get("reads_prefix"))
     if "repo" in entry:
-        return Network(_from_hub(entry["repo"], entry["revision"], places), weight, reads)
+        return Network(_from_hub(entry["repo"], entry["revision"], places), reads)
     path = folder / entry["path"]
     for name, expected in entry["sha256"].items():
         with (path / name).open("rb") as file:
@@ -221,7 +275,7 @@ def _load_network(folder: Path, entry: dict[str, Any], places: dict[str, Any]) -
                 raise ValueError(f"'{path / name}' has changed since it was saved; download the adapter again")
     if not (path / "adapter_config.json").exists():
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True, trust_remote_code=False)
-        return Network(model.eval(), weight, reads)
+        return Network(model.eval(), reads)
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -230,7 +284,7 @@ def _load_network(folder: Path, entry: dict[str, Any], places: dict[str, Any]) -
     model = _from_hub(lora["base_model_name_or_path"], lora["revision"], places)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT, which asks transformers by an old name
-        return Network(PeftModel.from_pretrained(model, path).eval(), weight, reads)
+        return Network(PeftModel.from_pretrained(model, path).eval(), reads)
 
 
 def _from_hub(repo: str, revision: str, places: dict[str, Any]) -> Any:

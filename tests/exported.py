@@ -42,6 +42,8 @@ def tiny_adapter(
     networks: Sequence[str] = ("llama",),
     *,
     coefficients: Sequence[float] | None = None,
+    base_weight: float = 1.0,
+    end_weight: float = 0.0,
     prefix: Any = None,
     reads_prefix: Sequence[bool] | None = None,
     width: int = 97,
@@ -54,6 +56,8 @@ def tiny_adapter(
         tokenizer or byte_tokenizer(),
         base_model_name_or_path="alice/base",
         coefficients=coefficients,
+        base_weight=base_weight,
+        end_weight=end_weight,
         base_prefix=prefix,
         reads_prefix=reads_prefix,
         scale=0.7,
@@ -63,6 +67,7 @@ def tiny_adapter(
 ADAPTERS: dict[str, dict[str, Any]] = {
     "one network": {},
     "two networks": {"networks": ("gemma3", "gpt2"), "coefficients": (1.0, -0.5)},
+    "weights": {"networks": ("gemma3", "gpt2"), "coefficients": (0.6, -0.3), "base_weight": 0.7, "end_weight": 1.5},
     "a prefix": {"networks": ("gemma3", "llama"), "coefficients": (1.0, -0.5), "prefix": PREFIX}
     | {"reads_prefix": (False, True)},
 }

@@ -23,7 +23,7 @@ from valueadapter import (
     ValueAdapterForCausalLM,
     ValueTrainer,
     ValueTrainingArguments,
-    calibrate_scale,
+    calibrate,
 )
 from valueadapter.artifact import verification
 from valueadapter.cli.app import app
@@ -189,7 +189,7 @@ def test_scoring_checks_what_it_is_given(model: ValueAdapterForCausalLM, tmp_pat
     with pytest.raises(ConfigError, match="context, " + wrong):
         evaluate(model, byte_tokenizer(), PAIRS, context=[PAIRS[0], BAD])
     with pytest.raises(ConfigError, match=wrong):
-        calibrate_scale(model, [PAIRS[0], BAD])
+        calibrate(model, [PAIRS[0], BAD])
     for name, given in (("held-out", {}), ("demonstrations", {"demonstrations": [PAIRS[0], BAD]})):
         held_out = [PAIRS[0], BAD] if name == "held-out" else PAIRS
         with pytest.raises(ConfigError, match=f"{name}, {wrong}"):

@@ -31,20 +31,32 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed for temperatures above 0.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text that ends the answer, not the adapters' own; may be given again."),
+    ] = None,
+    no_stop: Annotated[
+        bool, typer.Option("--no-stop", help="End the answer at no text, only where the model ends it.")
+    ] = False,
 ) -> None:
     """Generate text with a base model and any number of adapters."""
     import torch
     from transformers import TextStreamer
 
     from valueadapter.demonstrations.encoding import prompt_ids
-    from valueadapter.evaluation.stops import padding, stop_tokens
+    from valueadapter.forward.stops import StreamedAnswer, padding, stop_tokens
 
     class Said(TextStreamer):
-        """Prints what is generated, piece by piece."""
+        """Prints what is generated, piece by piece, without the text that ends it."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            output.said(f"{text}\n" if stream_end else text)
+            shown = answer.add(text, last=stream_end)
+            output.said(f"{shown}\n" if stream_end else shown)
 
+    if no_stop and stop:
+        raise ConfigError("--stop and --no-stop exclude each other; give one of them")
+    if not all(stop or ()):
+        raise ConfigError("--stop is empty, which ends every answer at once; leave it out, or give --no-stop")
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty; give --prompt some text")
@@ -64,12 +76,15 @@ def generate(
     else:
         ids = torch.tensor([prompt_ids(text, tokenizer)], dtype=torch.long, device=model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ends = tuple(stop or ()) if no_stop or stop else model.attached.stop_strings()
+    answer = StreamedAnswer(ends)
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     model.generate(
         **inputs,
         **sampling,
         max_new_tokens=max_new_tokens,
+        stop_strings=ends,
         pad_token_id=padding(tokenizer),
         eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
         streamer=Said(tokenizer, skip_prompt=True, skip_special_tokens=True),

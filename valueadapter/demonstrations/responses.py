@@ -6,7 +6,7 @@ Knows nothing of models: what is done with the logits is the caller's.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from valueadapter.demonstrations.encoding import asks, chat_prompt, opening_ids,
 from valueadapter.demonstrations.messages import template_arguments, text_of
 from valueadapter.demonstrations.record_checks import carries_loss, checked
 from valueadapter.demonstrations.record_checks import shape_of as shape_of
-from valueadapter.demonstrations.tokenized import IGNORED, Collator, encode, texts_before
+from valueadapter.demonstrations.tokenized import IGNORED, SEPARATOR, Collator, encode, texts_before
 from valueadapter.errors import ConfigError
 
 Record = Mapping[str, Any]
@@ -32,6 +32,8 @@ class Responses(NamedTuple):
     """(batch, kept - 1): the token that follows each kept position but the last; -100 outside the responses."""
     content: torch.Tensor
     """(batch, kept - 1): whether that token is one of the response, and no control token."""
+    ends: torch.Tensor
+    """(batch, kept - 1): whether it is the control token that ends a response."""
 
 
 def responses(
@@ -60,19 +62,30 @@ def responses(
     labels = labels[:, 1:][:, -keep + 1 :]
     content = (labels != IGNORED) & ~torch.isin(labels, torch.tensor(sorted(control_tokens(tokenizer))))
     arguments: dict[str, Any] = {key: value.to(device) for key, value in inputs.items()}
-    return Responses({**arguments, "logits_to_keep": keep}, labels.to(device), content.to(device))
+    ends = torch.stack([_ends(*row) for row in zip(labels != IGNORED, content, strict=True)])
+    how = {**arguments, "logits_to_keep": keep}
+    return Responses(how, labels.to(device), content.to(device), ends.to(device))
 
 
-def scored(
-    batch: Sequence[Record], tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """`responses` without a context, and without labels on control tokens, since vocabularies disagree on them.
+def _ends(labelled: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+    """(kept - 1) of bool: the last control token of each run of labels."""
+    found = torch.zeros_like(labelled)
+    last: int | None = None
+    for place, (is_labelled, is_content) in enumerate(zip(labelled.tolist(), content.tolist(), strict=True)):
+        if is_labelled and not is_content:
+            last = place
+        elif not is_labelled and last is not None:
+            found[last], last = True, None
+    if last is not None:
+        found[last] = True
+    return found
 
-    Returns:
-        Arguments of `forward`; labels, (batch, kept - 1).
-    """
+
+def scored(batch: Sequence[Record], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Responses:
+    """`responses` with labels on the text and on the token that ends it, and on no other control token, since
+    vocabularies disagree on them."""
     found = responses(batch, tokenizer, device)
-    return found.inputs, found.labels.masked_fill(~found.content, IGNORED)
+    return found._replace(labels=found.labels.masked_fill(~(found.content | found.ends), IGNORED))
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -93,6 +106,12 @@ def response_texts(record: Record) -> list[str]:
     if shape == "messages":
         return [text_of(message.get("content")) for message in record["messages"] if carries_loss(message)]
     return [record["completion" if shape == "prompt" else "text"]]
+
+
+def separators(records: Iterable[Record]) -> tuple[str, ...]:
+    """What ends an answer where examples are read as text: what stands between them; nothing if a response holds it."""
+    texts = (text for record in records for text in response_texts(record))
+    return () if any(SEPARATOR in text.strip() for text in texts) else (SEPARATOR,)
 
 
 def _calls(record: Record) -> list[str]:

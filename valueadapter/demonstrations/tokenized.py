@@ -21,6 +21,8 @@ from valueadapter.errors import ConfigError
 
 IGNORED = -100
 """The label of a position without loss, as everywhere in transformers."""
+SEPARATOR = "\n\n"
+"""What stands after each demonstration in a context of texts, and so what ends the answers of a model that read it."""
 _CHUNK = 1000
 _TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
@@ -61,6 +63,10 @@ def encode(
     return {"input_ids": ids, "labels": labels}
 
 
+SEPARATOR = "\n\n"
+"""What stands after each demonstration of a context of texts."""
+
+
 def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, str]]:
     """Demonstrations as what stands before a prompt: their text, a blank line after each, or the turns of their chats.
 
@@ -85,7 +91,7 @@ def as_context(records: Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, 
 def texts_before(records: Sequence[Mapping[str, Any]]) -> str:
     """Checked demonstrations, of which none is a chat, as one text: a blank line after each."""
     texts = (r["prompt"] + r["completion"] if shape_of(r) == "prompt" else r["text"] for r in records)
-    return "".join(f"{text}\n\n" for text in texts)
+    return "".join(f"{text}{SEPARATOR}" for text in texts)
 
 
 def _turns_before(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, str]]:

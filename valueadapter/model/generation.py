@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.pytorch_utils import move_to_device
 
 from valueadapter.adapter.causal_lm import execution_device, logits_width, longest_text
+from valueadapter.artifact.config.prefix import RECORDED, Recorded
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.steps import STEPS, Steps, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.forward.value_logits import Term, readable
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
+from valueadapter.model.stopping import cut_at_ends, ends_of, stopping
 from valueadapter.model.wrapped import WrappedModel
 
 _COMMON = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 _OWN_ARGUMENTS = ("messages", "adapter_names", "output_value_logits", "value_loss")
 """Arguments of `forward` that no other model has."""
+
+_POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
+"""What `generate` takes behind the prompt, in order."""
 
 
 class GenerationMethods(WrappedModel):
@@ -38,7 +45,12 @@ class GenerationMethods(WrappedModel):
             base.generation_config = config
 
     def generate(
-        self, inputs: torch.Tensor | None = None, *args: Any, adapter_names: AdapterNames | None = None, **kwargs: Any
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,
+        adapter_names: AdapterNames | None = None,
+        stop_strings: str | Sequence[str] | Recorded | None = RECORDED,
+        **kwargs: Any,
     ) -> Any:
         """As `transformers.GenerationMixin.generate`; while no adapter acts, it is the base's own `generate`.
 
@@ -48,33 +60,42 @@ class GenerationMethods(WrappedModel):
             adapter_names: for each prompt the adapters that act on it: a name, several, or None (or "__base__") for the
                 base alone. What is active otherwise does not matter then. The choice holds for all that happens within
                 the call: for processors that run the model on their own, too.
+            stop_strings: texts that end an answer too; those of the adapters that act on a row by default (a blank
+                line, which stands between the examples of their prefix), unless `generation_config` names some. None
+                or `[]` is none at all. Text of the prompt is no part of the answer.
             kwargs: as there.
 
         Raises:
             AdapterNameError: unknown names, or not one entry for each prompt.
             UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts.
         """
-        if adapter_names is None:
-            return self._generate(inputs, *args, **kwargs)
+        kwargs |= dict(zip(_POSITIONAL, args, strict=False))
         ids = kwargs.get("input_ids") if inputs is None else inputs
-        groups = groups_of(self.attached, adapter_names, 1 if ids is None else len(ids))
+        batch = 1 if ids is None else len(ids)
+        groups = [] if adapter_names is None else groups_of(self.attached, adapter_names, batch)
         if len(groups) == 1:  # nothing is mixed, so that assistants need not know
             with self.attached.scoped(groups[0].names):
-                return self._generate(inputs, *args, **kwargs)
-        with self.attached.scoped(tuple(self.attached.active_names()), rows=adapter_names):
-            return super().generate(inputs, *args, **kwargs)
+                return self.generate(inputs, stop_strings=stop_strings, **kwargs)
+        named: dict[int, tuple[str, ...]] = {row: group.names for group in groups for row in group.rows}
+        rows: list[tuple[str, ...] | None] = [named[row] for row in sorted(named)] or [None]
+        ends = ends_of(self.attached, rows, stop_strings, ids=ids, arguments=kwargs)
+        with stopping(kwargs, ends, [kwargs.get("generation_config"), self.generation_config]) as how:
+            if adapter_names is None:
+                return self._generate(inputs, **how)
+            with self.attached.scoped(tuple(self.attached.active_names()), rows=adapter_names):
+                return super().generate(inputs, **how)
 
-    def _generate(self, inputs: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+    def _generate(self, inputs: torch.Tensor | None, **kwargs: Any) -> Any:
         mixed = (scope := self.attached.scope()) is not None and scope.rows is not None
         if mixed or self.attached.terms() or self.attached.acting_prefix() is not None:
             if kwargs.get("inputs_embeds") is not None:
                 raise UnsupportedModeError(NO_IDS)
-            return super().generate(inputs, *args, **kwargs)
+            return super().generate(inputs, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in _OWN_ARGUMENTS}
         if isinstance(cache := kwargs.get("cache"), ValueAdapterCache):
             cache.check_parts([BASE])
             kwargs["cache"] = cache.parts[BASE]
-        return self.base.generate(*(() if inputs is None and not args else (inputs, *args)), **kwargs)
+        return self.base.generate(*(() if inputs is None else (inputs,)), **kwargs)
 
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
         if (lacking := _without_cache(self.base, terms)) is not None:
@@ -270,8 +291,10 @@ class GenerationMethods(WrappedModel):
         alike = own is not None and its is not None and own.chat_template == its.chat_template
         if not (isinstance(assistant_model, GenerationMethods) and alike) or kwargs.get("assistant_tokenizer"):
             model_kwargs = {key: value for key, value in model_kwargs.items() if key not in _OWN_ARGUMENTS}
-        return super()._get_candidate_generator(
-            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        return cut_at_ends(
+            super()._get_candidate_generator(
+                *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+            )
         )
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:

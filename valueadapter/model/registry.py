@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.tokenizer_loading import side_of
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.artifact.config import Prefix
+from valueadapter.artifact.config import Prefix, Weights
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring
 from valueadapter.forward.prefix_reading import BasePrefix
+from valueadapter.forward.stops import stop_tokens
 from valueadapter.forward.value_logits import Term
 from valueadapter.model.loading import find_tokenizer
 from valueadapter.model.prefix_memory import PrefixMemory
@@ -46,6 +47,8 @@ class Attached:
     the second."""
     link: VocabularyBridge | None
     """None where the base has the adapter's vocabulary."""
+    weights: Weights
+    """What each summand counts for on this base."""
     refinement: Centring | None = None
     """In mode `chain`, where the map's values are bettered: what is needed for it."""
     prefix: Prefix | None = None
@@ -91,6 +94,7 @@ class AttachedAdapters:
         self.enabled = True
         self.given_prefix: Prefix | Recorded | None = RECORDED
         self.prefixes = PrefixMemory(self._prefixes_in_use)
+        self.told_of_stop_strings = False
         self._side: ModelVocabulary | None = None
         self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
 
@@ -233,16 +237,51 @@ class AttachedAdapters:
                     name=name,
                     parts=tuple(part for part, _ in parts),
                     networks=own.networks,
-                    coefficients=tuple(spec.coefficient for spec in own.config.networks),
+                    weights=attached.weights,
                     scale=scales[name],
                     link=attached.link,
                     refinement=attached.refinement,
                     connection=own.config.connection,
                     prefixes=tuple(prefix for _, prefix in parts) if readings else (),
                     tokenizer=own.tokenizer,
+                    ends=self.ends() if attached.weights.end else (),
                 )
             )
         return found
+
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text of the base: its tokenizer's end of sequence and those it is set to stop at."""
+        width = logits_width(self.base)
+        return tuple(sorted(token for token in stop_tokens(self.base, self.tokenizer) if token < width))
+
+    def stop_strings(self, names: Collection[str] | None = None) -> tuple[str, ...]:
+        """The texts that end an answer, besides the base's tokens: what the acting adapters record.
+
+        Args:
+            names: the adapters that are asked for; by default those that are active.
+        """
+        scales = self.scales()
+        acting = [name for name in (self.active_names() if names is None else names) if scales[name] != 0]
+        found = dict.fromkeys(text for name in acting for text in self.by_name[name].adapter.config.stop_strings)
+        if found and not self.told_of_stop_strings:
+            self.told_of_stop_strings = True
+            logger.info(
+                "answers end at %s, which stands between the examples of the prefix; stop_strings=[] switches that off",
+                " or ".join(map(repr, found)),
+            )
+        return tuple(found)
+
+    def set_weights(self, name: str, weights: Weights) -> None:
+        """Sets what each summand counts for at scale 1.
+
+        Raises:
+            AdapterNameError: no such adapter.
+            ConfigError: not one weight for each network.
+        """
+        attached = self.get(name)
+        if len(weights.networks) != (count := len(attached.adapter.networks)):
+            raise ConfigError(f"expected one weight for each of {count} networks of '{name}'; got {weights}")
+        attached.weights = weights
 
     def note_training(self) -> None:
         """Takes note of what the base reads while networks take gradients: it is recorded with what they learn."""

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_model
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from typer.testing import CliRunner
 
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM, best_of, trace
+from testkit.reference_models import gemma_3_270m, smollm2_instruct
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, best_of, trace
 from valueadapter.cli.app import app
 from valueadapter.evaluation.metrics import answer, evaluate
-from valueadapter.evaluation.stops import as_set, stop_tokens
+from valueadapter.forward.stops import as_set, end_tokens, stop_tokens
 
 PROMPT = "ABC"
 
@@ -84,6 +85,60 @@ def test_the_command_stops_there_too(talker: tuple[PreTrainedModel, list[int]], 
         part.save_pretrained(tmp_path)
     words = ["generate", "--base", str(tmp_path), "--prompt", PROMPT, "--max-new-tokens", "6"]
     assert CliRunner().invoke(app, words, catch_exceptions=False).stdout.rstrip("\n") == tokenizer.decode(said[:2])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_command_stops_at_texts_and_leaves_them_out(
+    talker: tuple[PreTrainedModel, list[int]], tmp_path: Path, size: int
+) -> None:
+    """At what the adapter records, or what is named in its place; with --no-stop at neither."""
+    model, said = talker
+    tokenizer = byte_tokenizer()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    network = tiny_model("llama", seed=99)
+    with torch.no_grad():
+        network.lm_head.weight.zero_()
+    adapter = ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="a/b")
+    adapter.with_config(stop_strings=(tokenizer.decode(said[2 : 2 + size]),)).save_pretrained(tmp_path / "adapter")
+    words = ["generate", "--base", str(tmp_path / "base"), "--prompt", PROMPT, "--max-new-tokens", "5"]
+    words += ["--adapter", str(tmp_path / "adapter")]
+
+    def spoken_by(*more: str) -> str:
+        return CliRunner().invoke(app, [*words, *more], catch_exceptions=False).stdout
+
+    def shown(count: int) -> str:
+        return tokenizer.decode(said[:count]) + "\n"
+
+    assert spoken_by() == shown(2)
+    assert spoken_by("--no-stop") == shown(5)
+    assert spoken_by("--stop", tokenizer.decode(said[1 : 1 + size]), "--stop", "QQ") == shown(1)
+    for wrong, message in ((["--stop", "a", "--no-stop"], "exclude each other"), (["--stop", ""], "is empty")):
+        with pytest.raises(ConfigError, match=message):
+            spoken_by(*wrong)
+
+
+def test_tokens_that_begin_with_an_end(talker: tuple[PreTrainedModel, list[int]]) -> None:
+    """Beside the stop tokens; of one that is split the first token, unless a right answer holds it."""
+    model, tokenizer = talker[0], byte_tokenizer()
+    a, b = tokenizer.convert_tokens_to_ids(["A", "B"])
+    assert end_tokens(model, tokenizer, [], width=97) == [2]
+    assert end_tokens(model, tokenizer, ["A", "BC"], width=97) == sorted([2, a, b])
+    assert end_tokens(model, tokenizer, ["A", "BC"], width=97, answers=[" B at its end B", "xBy"]) == [2, a]
+    assert end_tokens(model, tokenizer, ["BC"], width=b) == [2]
+
+
+@pytest.mark.real
+def test_blank_lines_of_real_tokenizers() -> None:
+    """SmolLM2 writes one as two line ends, though it has a token for it; gemma as one token."""
+    for place, split in ((smollm2_instruct, True), (gemma_3_270m, False)):
+        tokenizer = AutoTokenizer.from_pretrained(place())
+        found = {tokenizer.decode([t]) for t in end_tokens(object(), tokenizer, ["\n\n"], width=10**6)}
+        assert {"\n\n", tokenizer.eos_token} < found
+        assert ("\n" in found) == split
+        assert all(text.startswith("\n") or text == tokenizer.eos_token for text in found)
+        in_lines = end_tokens(object(), tokenizer, ["\n\n"], width=10**6, answers=["one\ntwo"])
+        assert "\n" not in {tokenizer.decode([t]) for t in in_lines}
 
 
 def test_stop_tokens_come_in_every_form() -> None:

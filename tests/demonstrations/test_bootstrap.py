@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from valueadapter.evaluation.bootstrap import Bootstrap
+from valueadapter.demonstrations.bootstrap import Bootstrap
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:

@@ -1,0 +1,145 @@
+"""How `generate` stops at texts that end an answer, each row at its own; knows no logits, and not whose texts they are.
+
+transformers' own `stop_strings` hold for all rows of a batch, take text of the prompt for a part of the answer, and
+read the whole vocabulary at each call (half a second for 262,000 tokens).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from valueadapter.artifact.config.prefix import Recorded
+from valueadapter.forward.stops import padding
+from valueadapter.model.registry import AttachedAdapters
+
+_ENDS: ContextVar[AnswerEnds | None] = ContextVar("valueadapter_ends", default=None)
+"""What the call of `generate` that runs here stops at, for its candidate generator, which is told of no criterion."""
+
+
+class AnswerEnds(StoppingCriteria):
+    """Whether a row's answer has come to one of its texts. What the prompt says does not count.
+
+    Args:
+        rows: the texts of each prompt; none for one that nothing ends.
+        tokenizer: that of the answers.
+        begin: tokens of a prompt, padding included; the answer stands behind.
+    """
+
+    eos_token_id = None
+    """transformers fills finished rows up where a criterion has this, and goes on with them where none has."""
+
+    def __init__(self, rows: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, begin: int) -> None:
+        self.rows, self.tokenizer, self.begin = rows, tokenizer, begin
+        longest = max((len(text.encode()) for row in rows for text in row), default=0)
+        self.window = longest + 1  # a token is a byte at least; and decoding may drop a space before the first one
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        """(rows, seq) prompts and answers so far -> (rows,) of bool. A prompt has its rows one after the other."""
+        said = input_ids[:, self.begin :][:, -self.window :].tolist()
+        repeats = len(said) // len(self.rows)
+        over = [self._is_over(ids, self.rows[index // repeats]) for index, ids in enumerate(said)]
+        return torch.tensor(over, dtype=torch.bool, device=input_ids.device)
+
+    def _is_over(self, ids: list[int], texts: Sequence[str]) -> bool:
+        if not texts:
+            return False
+        said = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return any(text in said for text in texts)
+
+
+class CutCandidates:
+    """A candidate generator whose guesses break off where an answer is over.
+
+    The text that ends it is completed by a token of the model's own, behind which nothing is read. (transformers cuts
+    what it accepts at stop tokens alone.)
+
+    Args:
+        generator: the one that guesses.
+        ends: where an answer is over.
+    """
+
+    def __init__(self, generator: Any, ends: AnswerEnds) -> None:
+        self.generator, self.ends = generator, ends
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.generator, name)
+
+    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As the generator's: (1, seq + guesses) ids, and (1, guesses, vocab) logits or None."""
+        ids, logits = self.generator.get_candidates(input_ids, **kwargs)
+        before = input_ids.shape[1]
+        ends = (end for end in range(before, ids.shape[1]) if self.ends(ids[:, : end + 1], None).any())
+        end = next(ends, ids.shape[1])
+        return ids[:, :end], None if logits is None or end == before else logits[:, : end - before]
+
+
+def ends_of(
+    attached: AttachedAdapters,
+    rows: Sequence[Collection[str] | None],
+    stop_strings: str | Sequence[str] | Recorded | None,
+    *,
+    ids: torch.Tensor | None,
+    arguments: Mapping[str, Any],
+) -> AnswerEnds | None:
+    """Where the answers of a call of `generate` are over, besides the tokens that end them; None where no text does.
+
+    Args:
+        attached: the adapters that there are.
+        rows: for each prompt the names of its adapters; None for those that are active.
+        stop_strings: what the caller gave; RECORDED for what the adapters of each prompt record.
+        ids: (batch, seq) the prompts.
+        arguments: all others of the call, by name.
+    """
+    if isinstance(stop_strings, Recorded):
+        named = getattr(arguments.get("generation_config"), "stop_strings", None)
+        texts = [] if named else [attached.stop_strings(names) for names in rows]
+    else:
+        texts = [(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())]
+    if not any(texts):
+        return None
+    # without a prompt transformers begins with a token of its own, or with embeddings that it has no ids of
+    begin = ids.shape[1] if ids is not None else int(arguments.get("inputs_embeds") is None)
+    return AnswerEnds(texts, arguments.get("tokenizer") or attached.base_tokenizer(), begin=begin)
+
+
+@contextmanager
+def stopping(arguments: dict[str, Any], ends: AnswerEnds | None, settings: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Within the block, `generate` stops where an answer is over, if it is called with what this yields.
+
+    Args:
+        arguments: of the call, all by name.
+        ends: where an answer is over; None leaves the arguments as they are.
+        settings: the generation settings that hold in the call, in which a padding token may be named.
+    """
+    if ends is not None:
+        given = arguments.get("stopping_criteria") or ()
+        arguments = {**arguments, "stopping_criteria": StoppingCriteriaList([*given, ends])}
+        if all(getattr(one, "pad_token_id", None) is None for one in settings):
+            _set_padding(arguments, padding(ends.tokenizer))
+    token = _ENDS.set(ends)
+    try:
+        yield arguments
+    finally:
+        _ENDS.reset(token)
+
+
+def _set_padding(arguments: dict[str, Any], token: int) -> None:
+    """Names what finished rows are filled up with: in the settings where some are given, which must be all there is."""
+    if arguments.get("generation_config") is None:
+        arguments.setdefault("pad_token_id", token)
+    else:
+        arguments["generation_config"] = copy.copy(arguments["generation_config"])
+        arguments["generation_config"].pad_token_id = token
+
+
+def cut_at_ends(generator: Any) -> Any:
+    """A candidate generator as the call of `generate` around it needs it."""
+    ends = _ENDS.get()
+    return generator if ends is None else CutCandidates(generator, ends)

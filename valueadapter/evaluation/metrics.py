@@ -9,12 +9,12 @@ import math
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
-from valueadapter.adapter.causal_lm import longest_text
+from valueadapter.adapter.causal_lm import logits_width, longest_text
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.responses import (
     Record,
@@ -30,8 +30,9 @@ from valueadapter.demonstrations.sources import all_checked
 from valueadapter.demonstrations.tokenized import IGNORED, Collator
 from valueadapter.errors import ConfigError
 from valueadapter.evaluation.score import Example, Score
-from valueadapter.evaluation.stops import padding, stop_tokens
-from valueadapter.forward.bounded_logits import pieces, rows_at_once
+from valueadapter.forward.bounded_logits import Piece, pieces, rows_at_once
+from valueadapter.forward.stops import end_tokens, padding, stop_tokens, until
+from valueadapter.model.stopping import AnswerEnds
 
 
 @torch.no_grad()
@@ -44,6 +45,7 @@ def evaluate(
     batch_size: int = 16,
     context: Sequence[Record] = (),
     max_new_tokens: int = 16,
+    stop_strings: Sequence[str] = (),
     value_norms: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> Score:
@@ -57,22 +59,27 @@ def evaluate(
         batch_size: rows per forward pass.
         context: demonstrations that the model reads before each record, as a few-shot prompt.
         max_new_tokens: length of an answer at most.
+        stop_strings: texts that end an answer, as the model's own tokens do; the same for all that is compared.
         value_norms: also measure how large the value logits of a `ValueAdapterForCausalLM` are, before its scale.
         on_progress: called with the number of records done since the last call.
     """
     records, context = all_checked(records), all_checked(context, name="context")
     examples: list[Example] = []
+    right_texts = [text for record in records for text in response_texts(record)]
+    ends = end_tokens(model, tokenizer, stop_strings, width=logits_width(model), answers=right_texts)
     for batch in batches(records, batch_size):
-        rows = _likelihoods(model, tokenizer, batch, context=context, value_norms=value_norms)
+        rows = _likelihoods(model, tokenizer, batch, context=context, ends=ends, value_norms=value_norms)
         right = [_choice_is_right(model, tokenizer, record, context=context) for record in batch]
-        answers = _answers(model, tokenizer, batch, context=context, length=max_new_tokens) if generate else {}
+        how: dict[str, Any] = {"context": context, "length": max_new_tokens, "stop_strings": stop_strings}
+        answers = _answers(model, tokenizer, batch, **how) if generate else {}
         for index, (record, row) in enumerate(zip(batch, rows, strict=True)):
             totals, said = dict(row.totals), answers.get(index)
             if (hit := right[index]) is not None:
                 totals["choice_accuracy"] = (float(hit), 1)
             if said is not None:
-                totals["exact_match"] = (float(normalised(said) == normalised(response_texts(record)[-1])), 1)
-            examples.append(Example(totals, row.predicted, said))
+                totals["exact_match"] = (float(normalised(said.text) == normalised(response_texts(record)[-1])), 1)
+                totals["ends"] = (float(said.ended), 1)
+            examples.append(Example(totals, row.predicted, None if said is None else said.text))
         if on_progress is not None:
             on_progress(len(batch))
     return Score(tuple(examples))
@@ -84,12 +91,14 @@ def _likelihoods(
     records: Sequence[Record],
     *,
     context: Sequence[Record] = (),
+    ends: Sequence[int] = (),
     value_norms: bool = False,
 ) -> list[Example]:
-    """Bits of each response and of its parts."""
+    """Bits of each response and of its parts; `ends` are the tokens of which any ends an answer."""
     batch = responses(records, tokenizer, model.device, context=context)
     here = batch.labels != IGNORED
-    columns = _columns(model, batch, value_norms=value_norms)
+    columns = _columns(model, batch, ends, value_norms=value_norms)
+    columns["is_end"] = batch.ends[here].cpu()
     counts = here.sum(dim=1).tolist()
     split = {name: [part.tolist() for part in torch.split(column, counts)] for name, column in columns.items()}
     examples = []
@@ -99,13 +108,16 @@ def _likelihoods(
     return examples
 
 
-def _columns(model: PreTrainedModel, batch: Responses, *, value_norms: bool) -> dict[str, torch.Tensor]:
-    """Of every labelled position, row by row: bits, the likeliest token, and how large the value logits are."""
+def _columns(
+    model: PreTrainedModel, batch: Responses, ends: Sequence[int], *, value_norms: bool
+) -> dict[str, torch.Tensor]:
+    """Of every labelled position, row by row: bits, those of an end of any kind, the likeliest token, value norms."""
     found: dict[str, torch.Tensor] = {}
     count, scale = int((batch.labels != IGNORED).sum()), (_scale(model) or 1.0) if value_norms else 1.0
     for piece in pieces(model, batch.inputs, batch.labels, value_logits=value_norms):
         nats = torch.nn.functional.cross_entropy(piece.logits, piece.labels, reduction="none")
         measured = {"bits": nats.double() / math.log(2), "predicted": piece.logits.argmax(dim=-1)}
+        measured["end_bits"] = _end_nats(piece, ends) / math.log(2)
         if piece.value_logits is not None:
             value = piece.value_logits / scale
             measured["value_norm_raw"] = value.abs().mean(dim=-1)
@@ -116,6 +128,15 @@ def _columns(model: PreTrainedModel, batch: Responses, *, value_norms: bool) -> 
     return found
 
 
+def _end_nats(piece: Piece, ends: Sequence[int]) -> torch.Tensor:
+    """(tokens,): what it costs that an answer ends here, by any of its ends: -log of their summed probability."""
+    columns = torch.tensor(sorted(ends), device=piece.logits.device)
+    if not len(columns):
+        return torch.zeros(len(piece.logits), dtype=torch.float64)
+    own = piece.logits[:, columns].logsumexp(dim=-1)
+    return (piece.logits.logsumexp(dim=-1) - own).double()
+
+
 def _example(columns: dict[str, list[Any]], parts: list[str], size: int) -> Example:
     """Sums over the response tokens of one row; `parts` says of each what it is, `size` how many bytes there are."""
     bits = columns["bits"]
@@ -124,8 +145,11 @@ def _example(columns: dict[str, list[Any]], parts: list[str], size: int) -> Exam
         chosen = [value for value, part in zip(bits, parts, strict=True) if part in wanted]
         return math.fsum(chosen), len(chosen)
 
+    text = over("first", "middle", "after")[0]
+    ending = [cost for cost, is_end in zip(columns["end_bits"], columns["is_end"], strict=True) if is_end]
     totals = {
-        "bits_per_byte": (over("first", "middle", "after")[0], size),
+        "bits_per_byte": (text, size),
+        "total_bits_per_byte": (math.fsum([text, *ending]), size),
         "first_token_bits": over("first"),
         "middle_token_bits": over("middle"),
         "last_token_bits": over("last"),
@@ -194,6 +218,15 @@ def _with_response(record: Record, text: str) -> dict[str, Any]:
     return {"prompt": record.get("prompt", ""), "completion": text}
 
 
+class Said(NamedTuple):
+    """An answer."""
+
+    text: str
+    """Up to its end, without it."""
+    ended: bool
+    """Whether it came to an end within the limit."""
+
+
 def _answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -201,33 +234,46 @@ def _answers(
     *,
     context: Sequence[Record],
     length: int,
-) -> dict[int, str]:
-    """What the model says to those of the batch that ask something; one line where the right answer is one."""
+    stop_strings: Sequence[str],
+) -> dict[int, Said]:
+    """What the model says to those of the batch that ask something."""
     asked = {i: ids for i, record in enumerate(batch) if (ids := question(record, tokenizer, context=context))}
     if not asked:
         return {}
-    said = dict(zip(asked, _generate(model, tokenizer, list(asked.values()), length), strict=True))
-    return {i: text if "\n" in response_texts(batch[i])[-1].strip() else first_line(text) for i, text in said.items()}
+    said = _generate(model, tokenizer, list(asked.values()), length, stop_strings=stop_strings)
+    return dict(zip(asked, said, strict=True))
 
 
 @torch.no_grad()
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_new_tokens: int = 16
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+    stop_strings: Sequence[str] = (),
 ) -> list[str]:
-    """The first line of what the model says to each prompt, greedily."""
+    """What the model says to each prompt, greedily, up to its end or the first of some texts."""
     rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    return [first_line(text) for text in _generate(model, tokenizer, rows, max_new_tokens)]
+    return [one.text for one in _generate(model, tokenizer, rows, max_new_tokens, stop_strings=stop_strings)]
 
 
 def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], max_new_tokens: int
-) -> list[str]:
-    """What the model says to each prompt, greedily, up to where it or its tokenizer says that an answer ends."""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    stop_strings: Sequence[str],
+) -> list[Said]:
+    """What the model says to each prompt, greedily, up to where it, its tokenizer or a text says that it ends."""
     stops = sorted(stop_tokens(model, tokenizer))
-    texts: list[str] = []
+    found: list[Said] = []
     size = rows_at_once(model, max(map(len, rows), default=1))
+    own = {"stop_strings": None} if hasattr(model, "attached") else {}  # for every model those that are given alone
     for some in (rows[start : start + size] for start in range(0, len(rows), size)):
         inputs = Collator(padding(tokenizer))([{"input_ids": row, "labels": row} for row in some])
+        begin = inputs["input_ids"].shape[1]
         out = model.generate(
             input_ids=inputs["input_ids"].to(model.device),
             attention_mask=inputs["attention_mask"].to(model.device),
@@ -235,20 +281,21 @@ def _generate(
             do_sample=False,
             pad_token_id=padding(tokenizer),
             eos_token_id=stops or None,
+            stopping_criteria=StoppingCriteriaList([AnswerEnds([stop_strings], tokenizer, begin=begin)]),
+            **own,
         )
-        said = [_until(stops, row) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
-        texts += tokenizer.batch_decode(said, skip_special_tokens=True)
-    return texts
+        found += [_said(tokenizer, row, stops, stop_strings) for row in out[:, begin:].tolist()]
+    return found
 
 
-def _until(stops: list[int], ids: list[int]) -> list[int]:
-    """What was said before the first token that ends an answer, which is not always one that decoding leaves out."""
-    return ids[: next((place for place, token in enumerate(ids) if token in stops), len(ids))]
-
-
-def first_line(text: str) -> str:
-    """The first line that is not empty, without spaces around it."""
-    return text.strip().split("\n")[0].strip()
+def _said(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: Sequence[int], stop_strings: Sequence[str]
+) -> Said:
+    """An answer up to its first end. Not every token that ends one is one that decoding leaves out."""
+    place = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    text: str = tokenizer.decode(ids[:place], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    shown = until(text, stop_strings)
+    return Said(shown.strip(), place < len(ids) or len(shown) < len(text))
 
 
 def normalised(text: str) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 METRICS = (
     "bits_per_byte",
+    "total_bits_per_byte",
     "exact_match",
+    "ends",
     "choice_accuracy",
     "first_token_bits",
     "middle_token_bits",

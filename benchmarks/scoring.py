@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.harness import Measured, peak_memory, ratios
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate
 from valueadapter.adapter.heads import last_hidden_state
 from valueadapter.demonstrations.responses import responses
 from valueadapter.demonstrations.tokenized import IGNORED
@@ -54,7 +54,7 @@ def scoring_step(variant: str) -> Step:
     if variant == "evaluate":
         return lambda: evaluate(model, tokenizer, RECORDS, generate=False)
     if variant == "calibrate":
-        return lambda: calibrate_scale(model, RECORDS)
+        return lambda: calibrate(model, RECORDS)
     return lambda: [_bare_pass(base, network, tokenizer, record) for record in RECORDS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +10,58 @@ from dataclasses import dataclass
 import torch
 
 from studies.states import FIRST, LAST, MIDDLE, Tokens
-from valueadapter.evaluation import calibration
 
 SCALES = tuple(round(index * 0.05, 2) for index in range(31))
-"""0 to 1.5, as `calibrate_scale` tries them."""
+"""0 to 1.5."""
+_AT_ONCE = 1 << 19
+"""Elements that a core's cache holds."""
 
 
-def nats_at_scales(base_logits: torch.Tensor, value_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What each label costs at each of SCALES, (tokens, scales) in nats; as `calibrate_scale` computes it."""
-    return calibration.nats_at_scales(base_logits, value_logits, labels, SCALES)
+def nats_at_scales(
+    base_logits: torch.Tensor, value_logits: torch.Tensor, labels: torch.Tensor, scales: Sequence[float] = SCALES
+) -> torch.Tensor:
+    """What each label costs under base logits + scale · value logits.
+
+    With p the distribution at the first scale s0 and v the value logits, a token t costs at scale s
+
+        log Σ exp(base + s0 · v) + log Σ p · exp((s - s0) · v) - base[t] - s · v[t]
+
+    so that on an even grid one exponential serves all scales: p · exp((s - s0) · v) is multiplied by exp(step · v).
+
+    Args:
+        base_logits: (tokens, vocab).
+        value_logits: (tokens, vocab).
+        labels: (tokens).
+        scales: rising.
+
+    Returns:
+        (tokens, scales) in nats, float32.
+    """
+    size = max(1, _AT_ONCE // base_logits.shape[-1])
+    parts = [torch.split(tensor, size) for tensor in (base_logits, value_logits, labels)]
+    return torch.cat([_nats(b.float(), v.float(), label, scales) for b, v, label in zip(*parts, strict=True)])
+
+
+def _nats(base: torch.Tensor, value: torch.Tensor, labels: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+    top = value.amax(dim=-1, keepdim=True)
+    first = base + scales[0] * value
+    log_z = first.logsumexp(-1)
+    product, factor, step = (first - log_z[:, None]).exp(), first, 0.0
+    totals = [product.sum(-1)]
+    for before, scale in itertools.pairwise(scales):
+        if not math.isclose(scale - before, step, rel_tol=1e-6):
+            step = scale - before
+            factor = torch.exp(step * (value - top))
+        product *= factor
+        totals.append(product.sum(-1))
+    total, beyond = torch.stack(totals, dim=1), torch.tensor(scales, device=base.device) - scales[0]
+    own = labels[:, None].long()
+    found = log_z[:, None] - first.gather(1, own) + total.log() - beyond * (value.gather(1, own) - top)
+    # where p has nothing at the likeliest values, the product leaves float32; rare, and then computed the long way
+    for row, column in torch.nonzero(total < 1e-30).tolist():
+        logits = base[row] + scales[column] * value[row]
+        found[row, column] = logits.logsumexp(-1) - logits[labels[row]]
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 
@@ -12,8 +13,8 @@ from studies.material.best_of import compare_best_of
 from studies.material.reasoning_tasks import reasoning_task
 from studies.store import Result, Store
 from studies.targets import TARGETS, relation
-from valueadapter import ValueAdapterForCausalLM, calibrate_scale
-from valueadapter.evaluation.stops import stop_tokens
+from valueadapter import ValueAdapterForCausalLM, calibrate
+from valueadapter.forward.stops import stop_tokens
 from valueadapter.training.recipe import Recipe, run
 
 MAX_NEW_TOKENS = 12
@@ -46,8 +47,8 @@ def run_judge(spec: Judge, store: Store, say: Callable[[str], object]) -> Result
     finally:
         shutil.rmtree(place, ignore_errors=True)
     calibration = [item.demonstration() for item in task.calibration[: spec.calibration]]
-    scale = calibrate_scale(model, calibration).scale
-    model.set_scale("default", scale)
+    weights = calibrate(model, calibration).weights["default"]
+    model.set_weights("default", weights)
     items = task.held_out[: spec.held_out]
     done = 0
 
@@ -69,7 +70,7 @@ def run_judge(spec: Judge, store: Store, say: Callable[[str], object]) -> Result
     )
     return {
         "relation": relation(spec.donor, spec.target),
-        "scale": scale,
+        "weights": dataclasses.asdict(weights),
         "right": {arm.name: list(arm.right) for arm in arms},
     }
 

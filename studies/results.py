@@ -8,11 +8,13 @@ from typing import Any
 
 from studies.cell import Cell, Reference, from_settings
 from studies.store import Result, Store
-from valueadapter.training.recipe import SCALES
 
 KINDS = ("the training base", "another size", "another vocabulary")
 """What a column is about; a base further from the training base than its relation says stands in a table of its own."""
 GAIN_DIGITS = 4
+
+
+RECORDED_SCALES = {"lora": 0.25, "full": 1.0}
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Row:
 
     @property
     def recorded_scale(self) -> float:
-        """What the recipe records for bases that nobody measured."""
-        return SCALES["full" if self.cell.lora_rank is None else "lora"]
+        """What adapters of format version 1 recorded for bases that nobody measured."""
+        return RECORDED_SCALES["full" if self.cell.lora_rank is None else "lora"]
 
     @property
     def own_scale(self) -> float:

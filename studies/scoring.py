@@ -19,6 +19,7 @@ from studies.targets import Target
 from studies.tasks import Record
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.adapter.causal_lm import logits_width
+from valueadapter.artifact.config import Weights
 from valueadapter.demonstrations.responses import response_bytes
 from valueadapter.demonstrations.tokenized import IGNORED, Collator
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
@@ -127,12 +128,12 @@ def _term(
         start = tokenizer.bos_token_id if begins_texts(tokenizer) else None
         base = BasePrefix(networks[0], prefix_ids(prefix, tokenizer), start)  # for its tokens alone
         read = network_prefixes(adapter, names, link, prefix, base)
-    weights = tuple(spec.coefficient for spec in adapter.config.networks)
+    weights = Weights(1.0, tuple(spec.coefficient for spec in adapter.config.networks))
     return Term(
         name="study",
         parts=names,
         networks=networks,
-        coefficients=weights,
+        weights=weights,
         scale=1.0,
         tokenizer=adapter.tokenizer,
         link=link,

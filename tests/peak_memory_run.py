@@ -13,7 +13,7 @@ from tiny import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from vocabularies import tokenizer_of
 
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate_scale, trace, value_score
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate, trace, value_score
 from valueadapter.evaluation.metrics import evaluate
 from valueadapter.training.finetuning import FineTuning, finetuned
 
@@ -67,7 +67,7 @@ def main() -> None:
         "evaluate, other vocabulary": lambda: likelihoods(other, 3),
         "evaluate, cascade": lambda: likelihoods(cascade, 3),
         "evaluate, generation": lambda: evaluate(cascade, tokenizer, [{"prompt": "ABC" * 40, "completion": "D"}] * 8),
-        "calibrate": lambda: calibrate_scale(same, LONG * 3),
+        "calibrate": lambda: calibrate(same, LONG * 3),
         "judge": lambda: value_score(same, "ABC", ["DEFG" * 25] * 4),
         "reference": lambda: tune(plain),
         "trace": lambda: trace(same, "DEFG" * 50),

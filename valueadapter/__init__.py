@@ -18,7 +18,7 @@ _EXPORTS = {
     "AlignmentError": "errors",
     "ArtifactError": "errors",
     "BestOf": "evaluation.judge",
-    "Calibration": "evaluation.calibration",
+    "Calibration": "training.calibration",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "IncompatibleBaseError": "errors",
@@ -36,9 +36,10 @@ _EXPORTS = {
     "ValueTrainer": "training.trainer",
     "ValueTrainingArguments": "training.trainer",
     "VocabularyAlignment": "vocabulary.alignment",
+    "Weights": "artifact.config",
     "best_of": "evaluation.judge",
     "build_network": "adapter.network_building",
-    "calibrate_scale": "evaluation.calibration",
+    "calibrate": "training.calibration",
     "distill_into_lora": "training.distillation",
     "trace": "evaluation.trace",
     "value_score": "evaluation.judge",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from valueadapter.adapter.network_building import build_network as build_network
     from valueadapter.adapter.value_adapter import ValueAdapter as ValueAdapter
     from valueadapter.artifact.config import ValueAdapterConfig as ValueAdapterConfig
+    from valueadapter.artifact.config import Weights as Weights
     from valueadapter.artifact.config.prefix import RECORDED as RECORDED
     from valueadapter.errors import AdapterNameError as AdapterNameError
     from valueadapter.errors import AlignmentError as AlignmentError
@@ -63,14 +65,14 @@ if TYPE_CHECKING:
     from valueadapter.errors import NotAValueAdapterError as NotAValueAdapterError
     from valueadapter.errors import UnsupportedModeError as UnsupportedModeError
     from valueadapter.errors import ValueAdapterError as ValueAdapterError
-    from valueadapter.evaluation.calibration import Calibration as Calibration
-    from valueadapter.evaluation.calibration import calibrate_scale as calibrate_scale
     from valueadapter.evaluation.judge import BestOf as BestOf
     from valueadapter.evaluation.judge import best_of as best_of
     from valueadapter.evaluation.judge import value_score as value_score
     from valueadapter.evaluation.trace import trace as trace
     from valueadapter.forward.cache import ValueAdapterCache as ValueAdapterCache
     from valueadapter.model.modeling import ValueAdapterForCausalLM as ValueAdapterForCausalLM
+    from valueadapter.training.calibration import Calibration as Calibration
+    from valueadapter.training.calibration import calibrate as calibrate
     from valueadapter.training.distillation import distill_into_lora as distill_into_lora
     from valueadapter.training.trainer import ValueTrainer as ValueTrainer
     from valueadapter.training.trainer import ValueTrainingArguments as ValueTrainingArguments

@@ -141,7 +141,7 @@ def test_train_then_generate(shell: Shell, base: Path, tmp_path: Path, monkeypat
     arguments += ["--output", tmp_path / "out", "--learning-rate", "0.01", "--epochs", "3", "--push-to", "alice/t"]
     summary = json.loads(shell(*arguments, "--json").stdout)
     assert summary["loss_after"] < summary["loss_before"]
-    assert summary["held_out_bits_per_byte_base_and_adapter"] < summary["held_out_bits_per_byte_base"]
+    assert summary["held_out_total_bits_per_byte_base_and_adapter"] < summary["held_out_total_bits_per_byte_base"]
     assert summary["published"].startswith(shell.hub.endpoint)
     spoken = shell("generate", "--base", base, "--adapter", "alice/t=0.5", "--prompt", "Q1:", "--max-new-tokens", "4")
     assert "alice/t at scale 0.5" in spoken.stderr

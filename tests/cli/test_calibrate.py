@@ -1,4 +1,4 @@
-"""`valueadapter calibrate`: finds a scale, prints it, and records it where it is told to."""
+"""`valueadapter calibrate`: fits weights, prints them, and records them where it is told to."""
 
 from __future__ import annotations
 
@@ -35,21 +35,43 @@ def run(place: Path, *more: str, adapter: str | None = None) -> dict[str, object
     return json.loads(result.stdout)
 
 
-def test_the_scale_is_found_and_recorded(place: Path) -> None:
+def test_weights_are_found_and_recorded(place: Path) -> None:
     """In a copy of the adapter; doing it again replaces the record of that base."""
     facts = run(place, "--output", str(place / "better"), "--data-name", "two examples")
-    (record,) = ValueAdapter.from_pretrained(place / "better").config.scales
-    assert (record.scale, record.data, record.num_examples) == (facts["scale"], "two examples", 2)
+    (record,) = ValueAdapter.from_pretrained(place / "better").config.weights
+    found = facts["weights"]["adapter"]
+    assert (record.weights.base, list(record.weights.networks)) == (found["base"], found["networks"])
+    assert (record.data, record.num_examples) == ("two examples", 2)
     shown = CliRunner().invoke(app, ["inspect", str(place / "better")]).stdout
-    assert "scale on base" in shown
-    assert f"{facts['scale']:g}, the best on 2 examples" in " ".join(shown.split())
+    assert "weights on base" in shown
+    assert "fitted on 2 examples of two examples" in " ".join(shown.split())
     assert set(facts["curve"]) >= {"0", "0.5", "1"}
     run(place, "--output", str(place / "better"), adapter=str(place / "better"))
-    (record,) = ValueAdapter.from_pretrained(place / "better").config.scales
+    (record,) = ValueAdapter.from_pretrained(place / "better").config.weights
     assert record.data == "examples.jsonl"
 
 
-def test_the_scale_is_published_on_the_branch_it_was_found_on(place: Path, server: LocalHub) -> None:
+def test_nothing_recorded_is_said(place: Path) -> None:
+    """And how it would be."""
+    assert run(place)["recorded"] == "nothing; add --output or --push"
+
+
+def test_several_adapters_are_fitted_together(place: Path) -> None:
+    """Named by position or option; their weights are printed, and are no record of one of them."""
+    ValueAdapter.from_pretrained(place / "adapter").save_pretrained(place / "second")
+    facts = run(place, "--adapter", str(place / "second"))
+    assert set(facts["weights"]) == {"adapter", "second"}
+    command = ["--base", str(place / "base"), "--data", str(place / "examples.jsonl"), "--json"]
+    options = ["--adapter", str(place / "adapter"), "--adapter", str(place / "second")]
+    result = CliRunner().invoke(app, ["calibrate", *options, *command], catch_exceptions=False)
+    assert json.loads(result.stdout)["weights"] == facts["weights"]
+    with pytest.raises(ValueError, match="no record of one"):
+        run(place, "--adapter", str(place / "second"), "--output", str(place / "x"))
+    with pytest.raises(ValueError, match="no adapter to calibrate"):
+        CliRunner().invoke(app, ["calibrate", *command], catch_exceptions=False)
+
+
+def test_weights_are_published_on_the_branch_they_were_found_on(place: Path, server: LocalHub) -> None:
     """Another branch than the default one, which stays as it was."""
     base = HfApi().create_repo("acme/base").repo_id
     HfApi().upload_folder(repo_id=base, folder_path=place / "base")
@@ -57,8 +79,8 @@ def test_the_scale_is_published_on_the_branch_it_was_found_on(place: Path, serve
     loaded.push_to_hub("alice/a")
     loaded.push_to_hub("alice/a", revision="trial")
     run(place, "--push", "--revision", "trial", adapter="alice/a")
-    assert ValueAdapter.from_pretrained("alice/a").config.scales == ()
-    assert len(ValueAdapter.from_pretrained("alice/a", revision="trial").config.scales) == 1
+    assert ValueAdapter.from_pretrained("alice/a").config.weights == ()
+    assert len(ValueAdapter.from_pretrained("alice/a", revision="trial").config.weights) == 1
 
 
 def test_pushing_a_directory_is_refused(place: Path) -> None:

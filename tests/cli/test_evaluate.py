@@ -93,13 +93,17 @@ def test_results_are_written_into_the_adapter(place: Path) -> None:
     assert "## Evaluation" in (place / "better" / "README.md").read_text()
 
 
-def test_a_calibrated_scale_is_a_result_of_its_own(place: Path) -> None:
-    """Beside that at the adapter's own scale, which stays what it is."""
+def test_calibrated_weights_are_a_result_of_their_own(place: Path) -> None:
+    """Beside that at the adapter's own weights, which stay what they are."""
     told = run(place, "--calibrate", "2", "--output", str(place / "better"))
     config = ValueAdapter.from_pretrained(place / "better").config
-    scales = [told["arms"][0][name] for name in ("scale", "calibrated_scale")]
-    assert [record.scale for record in config.evaluation] == scales
-    assert (config.scale, config.scales) == (1.0, ())
+    (arm,) = told["arms"]
+    assert [record.scale for record in config.evaluation] == [arm["scale"], arm["calibrated_scale"]]
+    weights = [arm["weights"], arm["calibrated_weights"]]
+    assert [[one.base, *one.networks, one.end] for one in (r.weights for r in config.evaluation)] == [
+        [one["base"], *one["networks"], one["end"]] for one in weights
+    ]
+    assert (config.scale, config.weights) == (1.0, ())
 
 
 def test_results_are_published_on_the_branch_they_were_found_on(place: Path, server: LocalHub) -> None:

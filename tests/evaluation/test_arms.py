@@ -12,10 +12,10 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM
 from vocabularies import tokenizer_of
 
-from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, calibrate_scale
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, Weights, calibrate
+from valueadapter.demonstrations.bootstrap import Bootstrap
 from valueadapter.demonstrations.selection import draw
 from valueadapter.evaluation.arms import Options, evaluate_adapter
-from valueadapter.evaluation.bootstrap import Bootstrap
 from valueadapter.evaluation.metrics import evaluate
 from valueadapter.evaluation.report import ARMS, Arm, BaseResult, Report
 from valueadapter.evaluation.score import METRICS, Example, Score
@@ -78,6 +78,8 @@ def test_arms_are_what_one_measures_by_hand(places: Path, report: Report, place:
         "donor": evaluate(donor, donor.base_tokenizer, HELD_OUT, max_new_tokens=3),
         "adapted": evaluate(model, model.base_tokenizer, HELD_OUT, max_new_tokens=3),
     }
+    fitted = arm["calibrated_weights"]
+    model.set_weights("default", Weights(fitted["base"], tuple(fitted["networks"]), fitted["end"]))
     model.set_scale("default", arm["calibrated_scale"])
     expected["calibrated"] = evaluate(model, model.base_tokenizer, HELD_OUT, max_new_tokens=3)
     for name, score in expected.items():
@@ -170,16 +172,24 @@ def test_a_prompt_that_the_base_cannot_read_is_said(places: Path) -> None:
     assert arm["adapted_bits_per_byte"] is not None
 
 
-def test_the_small_tuned_model_acts_at_its_own_scale(places: Path) -> None:
-    """At 1, as trained; not at what is recommended elsewhere, measured on another base, or asked for on the bases."""
+def test_the_small_tuned_model_acts_as_on_its_own_base(places: Path) -> None:
+    """At scale 1, not at what is recommended elsewhere, fitted on another base, or asked for; at its own record's."""
     adapter = ValueAdapter.from_pretrained(places / "adapter")
     model = ValueAdapterForCausalLM.from_pretrained(places / "same", adapter.copy(), scale=1.0)
-    record = calibrate_scale(model, CALIBRATION, scales=(0.1,)).recommended(model, base="acme/same", data="two")
-    scaled = adapter.with_config(scales=(replace(record, scale=0.1),))
-    plain, measured, asked = (
+    record = calibrate(model, CALIBRATION).recommended(model, base="acme/same", data="two")
+    scaled = adapter.with_config(weights=(replace(record, scale=0.1),))
+    home = replace(record, base=adapter.config.base_model_name_or_path, weights=Weights(0.5, (0.5,)))
+    plain, measured, asked, own = (
         evaluate_adapter(one, [places / "same"], HELD_OUT, options=options).to_dict()["arms"][0]
-        for one, options in ((adapter, BRIEF), (scaled, BRIEF), (adapter, replace(BRIEF, scale=0.3)))
+        for one, options in (
+            (adapter, BRIEF),
+            (scaled, BRIEF),
+            (adapter, replace(BRIEF, scale=0.3)),
+            (adapter.with_config(weights=(home,)), BRIEF),
+        )
     )
     assert [arm["scale"] for arm in (plain, measured, asked)] == [0.5, 0.1, 0.3]
     assert [arm["donor_scale"] for arm in (plain, measured, asked)] == [1.0] * 3
     assert plain["donor_bits_per_byte"] == measured["donor_bits_per_byte"] == asked["donor_bits_per_byte"]
+    assert own["donor_weights"] == {"base": 0.5, "networks": (0.5,), "end": 0.0}
+    assert own["donor_bits_per_byte"] != plain["donor_bits_per_byte"]

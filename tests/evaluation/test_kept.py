@@ -126,16 +126,16 @@ def other_prefix(place: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], set[str]]] = {
-    "weights": (other_weights, {}, {"base alone", "base + adapter", "base, fine-tuned", "base: the scale"}),
+    "weights": (other_weights, {}, {"base alone", "base + adapter", "base, fine-tuned", "base: the weights"}),
     "stop tokens": (other_settings, {}, {"base alone", "base + adapter", "base, fine-tuned"}),
     "chat template": (other_template, {}, {"base alone", "base + adapter", "base, fine-tuned"}),
-    "network": (other_network, {}, {"small tuned model alone", "base + adapter", "base: the scale"}),
+    "network": (other_network, {}, {"small tuned model alone", "base + adapter", "base: the weights"}),
     "scale": (other_scale, {}, {"base + adapter"}),
-    "prefix": (other_prefix, {}, {"small tuned model alone", "base + adapter", "base: the scale"}),
+    "prefix": (other_prefix, {}, {"small tuned model alone", "base + adapter", "base: the weights"}),
     "length of answers": (None, {"max_new_tokens": 3}, {"base alone", "base + adapter", "base, fine-tuned"}),
     "shots": (None, {"shots": 1}, {"base, 1 demonstrations"}),
     "order of drawing": (None, {"seed": 5}, {"base, 2 demonstrations"}),
-    "calibration": (None, {"calibration": RECORDS[3:5]}, {"base: the scale"}),
+    "calibration": (None, {"calibration": RECORDS[3:5]}, {"base: the weights"}),
     "demonstrations": (None, {"demonstrations": RECORDS[7:]}, {"base, fine-tuned", "base, 2 demonstrations"}),
     "fine-tuning": (None, {"finetuning": FineTuning(rank=3, batch_size=4)}, {"base, fine-tuned"}),
 }

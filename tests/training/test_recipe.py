@@ -12,11 +12,11 @@ from huggingface_hub import HfApi
 from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
-from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainingArguments
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainingArguments, Weights
 from valueadapter.artifact import verification
 from valueadapter.demonstrations.selection import draw
 from valueadapter.training.recipe import Recipe, run
-from valueadapter.training.recipe_settings import run_settings
+from valueadapter.training.recipe_settings import DEFAULT_WEIGHTS, run_settings
 from valueadapter.training.state_store import default_place
 
 __all__ = ["server"]
@@ -75,6 +75,34 @@ def test_a_prefix_of_demonstrations_is_drawn_and_not_trained_on(tmp_path: Path, 
     assert any("a prefix of" in line for line in said)
 
 
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Q{i}"}, {"role": "assistant", "content": "AB"}]} for i in range(16)
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "recorded", "told"),
+    [
+        ({"network": "lora"}, ("\n\n",), False),
+        ({"network": "full"}, ("\n\n",), False),
+        ({"data": [*DATA, {"prompt": "Q", "completion": "A\n\nB"}]}, (), True),
+        ({"data": [{**one, "completion": "AB\n\n"} for one in DATA]}, ("\n\n",), False),
+        ({"base_prefix_examples": None, "base_prefix": "Q0AB\n\n"}, (), False),
+        ({"base_prefix_examples": 0}, (), False),
+        ({"data": CHATS}, (), False),
+    ],
+)
+def test_what_stands_between_examples_is_recorded_as_an_end(
+    tmp_path: Path, bases: list[str], changes: dict[str, Any], recorded: tuple[str, ...], told: bool
+) -> None:
+    """Where the run wrote them as text; not where a response holds it itself, which the run says."""
+    settings = {"data": DATA, "base_prefix_examples": 3, "arguments": QUICK, **changes}
+    said: list[str] = []
+    run(Recipe(base=bases[0], output_dir=tmp_path / "out", **settings), say=said.append)
+    assert verification.verify(tmp_path / "out" / "adapter").stop_strings == recorded
+    assert any("no stop string" in line for line in said) == told
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -116,7 +144,8 @@ def test_a_lora_on_a_base_without_commit_is_saved_whole(tmp_path: Path, bases: l
     recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
     run(recipe, say=lambda line: None)
     config = verification.verify(tmp_path / "out" / "adapter")
-    assert [spec.coefficient for spec in config.networks] == [1.0, -1.0]
+    assert config.default_weights == DEFAULT_WEIGHTS["lora"]
+    assert [one.weights for one in config.weights] == [Weights(1.0, (1.0, -1.0))]
     assert config.training is not None
     assert config.training.lora_rank == 2
     adapter = ValueAdapter.from_pretrained(tmp_path / "out" / "adapter")
@@ -137,7 +166,9 @@ def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: 
     model = ValueAdapterForCausalLM.from_pretrained("alice/base", "alice/adapter", scale=1.0)
     assert model.base_prefix is not None
     assert [spec.reads_prefix for spec in model.adapters["default"].config.networks] == [False, True]
-    assert model.adapters["default"].config.scale == 0.25
+    config = model.adapters["default"].config
+    assert (config.scale, config.default_weights) == (1.0, DEFAULT_WEIGHTS["lora"])
+    assert model.weights["default"] == Weights(1.0, (1.0, -1.0))  # as trained: there was too little to hold out
     ids = torch.tensor([[5, 6, 7]])
     expected = model.adapters["default"].networks[0](ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)

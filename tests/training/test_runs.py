@@ -112,7 +112,7 @@ def test_a_finished_adapter_is_not_trained_over(make: Callable[..., Recipe]) -> 
     assert any("finished already" in line for line in said)
     assert config.read_bytes() == before
     run(recipe, overwrite=True, say=silent)
-    assert verification.read_config(config.parent).scale == 0.25
+    assert verification.read_config(config.parent).scale == 1.0
     trained = weights(recipe)
     shutil.rmtree(config.parent)  # killed after the last step, before the adapter was saved
     assert run(recipe, resume=True, say=silent)["steps"] == 8
@@ -274,14 +274,16 @@ def test_held_out_demonstrations_are_scored_before_anything_is_published(
 
 
 def test_the_summary_says_what_held_out_demonstrations_cost(make: Callable[..., Recipe], base: str) -> None:
-    """Under the base and with the adapter, as `evaluate` finds them."""
+    """Under the base and with the adapter, as `evaluate` finds them at the weights that are recorded."""
     recipe = make("out", eval_data=DATA[:5])
     summary = run(recipe, score=bits_per_byte, say=silent)
-    model = ValueAdapterForCausalLM.from_pretrained(base, recipe.output_dir / "adapter", scale=1.0)
-    assert {key: value for key, value in summary.items() if key.startswith("held_out")} == bits_per_byte(
-        model.eval(), DATA[:5]
-    )
-    assert summary["held_out_bits_per_byte_base_and_adapter"] < summary["held_out_bits_per_byte_base"]
+    model = ValueAdapterForCausalLM.from_pretrained(base, recipe.output_dir / "adapter")
+    (record,) = model.adapters["default"].config.weights
+    assert (model.weights["default"], record.num_examples) == (record.weights, 5)
+    assert summary.items() >= bits_per_byte(model.eval(), DATA[:5]).items()
+    assert summary["held_out_total_bits_per_byte_base"] == round(record.base_bits_per_byte, 4)
+    assert summary["held_out_total_bits_per_byte_base_and_adapter"] == round(record.adapted_bits_per_byte, 4)
+    assert record.adapted_bits_per_byte < record.base_bits_per_byte
 
 
 def test_a_token_that_only_reads_is_found_first(

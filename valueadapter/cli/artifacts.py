@@ -205,12 +205,15 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
         "base_model": config.base_model_name_or_path,
         "base_revision": config.base_model_revision,
         "networks": networks,
+        "weights": f"{config.default_weights}, on bases that nobody measured",
         "scale": config.scale,
         "logits_width": config.vocabulary.logits_width,
         "vocabulary": config.vocabulary.byte_fingerprint[:16],
     }
     if config.base_prefix is not None:
         described["base_prefix"] = _shortened(prefix_text(config.base_prefix))
+    if config.stop_strings:
+        described["answers_end_at"] = [repr(text) for text in config.stop_strings]
     if config.connection != "residual":
         described["connection"] = f"{config.connection}; only for bases of this vocabulary"
     if config.training is not None:
@@ -219,11 +222,9 @@ def _described(config: ValueAdapterConfig) -> dict[str, object]:
             f"{record.steps} steps on {record.num_examples} demonstrations ({record.data}), "
             f"start {record.initialisation}, penalty {record.regularisation.kind}"
         )
-    for one in config.scales:
-        described[f"scale on {one.base}"] = (
-            f"{one.scale:g}, the best on {one.num_examples} examples of {one.data} "
-            f"({one.base_bits_per_byte:.3f} -> {one.adapted_bits_per_byte:.3f} bits per byte)"
-        )
+    for one in config.weights:
+        scale = "" if one.scale == 1 else f" at scale {one.scale:g}"
+        described[f"weights on {one.base}"] = f"{one.weights}{scale}, {one.found_on}"
     for result in config.evaluation:
         fewshot, tuned = result.fewshot_bits_per_byte, result.finetuned_bits_per_byte
         beside = "" if fewshot is None else f", {fewshot:.3f} with {result.num_fewshot} examples in its prompt"

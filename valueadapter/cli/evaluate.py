@@ -158,7 +158,8 @@ def _table(arm: dict[str, Any], report: Report) -> Table:
     table = Table(title=output.cell(title), title_justify="left")
     choices = any(arm[f"{name}_choice_accuracy"] is not None for name in ARMS)
     table.add_column("model")
-    for column in ("scale", "bits/byte (95 %)", "exact", *(["choices"] if choices else []), "first", "middle", "last"):
+    shown_shares = ("exact", "ends", *(["choices"] if choices else []))
+    for column in ("scale", "bits/byte (95 %)", "total", *shown_shares, "first", "middle", "last"):
         table.add_column(column, justify="right", no_wrap=column != "bits/byte (95 %)")
     scales = {"donor": arm["donor_scale"], "adapted": arm["scale"], "calibrated": arm["calibrated_scale"]}
     for name, title in ARMS.items():
@@ -172,7 +173,9 @@ def _table(arm: dict[str, Any], report: Report) -> Table:
             shown,
             at,
             f"{arm[f'{name}_bits_per_byte']:.3f} ({low:.2f}-{high:.2f})",
+            f"{arm[f'{name}_total_bits_per_byte']:.3f}",
             _share(arm[f"{name}_exact_match"]),
+            _share(arm[f"{name}_ends"]),
             *([_share(arm[f"{name}_choice_accuracy"])] if choices else []),
             *(_number(arm[f"{name}_{part}_token_bits"]) for part in ("first", "middle", "last")),
         )

@@ -35,7 +35,6 @@ def load(
         ConfigError: an unknown dtype, both ways to give the prefix, or a scale that is no number.
     """
     import torch
-    from torch import nn
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -51,13 +50,23 @@ def load(
     model = ValueAdapterForCausalLM(whole, tokenizer=tokenizer).eval()
     if no_base_prefix or base_prefix is not None:
         model.set_base_prefix(None if base_prefix is None else base_prefix.read_text(encoding="utf-8"))
-    names: list[str] = []
-    for source, scale in map(parse_adapter, adapters):
-        names.append(_name(source, names, reserved=[*dir(nn.ModuleDict()), *dir(type)]))
-        model.load_adapter(source, names[-1], scale=scale)
-        output.note(f"{source} at scale {model.scales[names[-1]]:g}")
+    sources = [parse_adapter(one) for one in adapters]
+    names = names_of([source for source, _ in sources])
+    for name, (source, scale) in zip(names, sources, strict=True):
+        model.load_adapter(source, name, scale=scale)
+        output.note(f"{source} at scale {model.scales[name]:g}")
     model.set_adapter(names)
     return model, tokenizer
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """What each adapter is called on one model."""
+    from torch import nn
+
+    names: list[str] = []
+    for source in sources:
+        names.append(_name(source, names, reserved=[*dir(nn.ModuleDict()), *dir(type)]))
+    return names
 
 
 def _name(source: str, taken: Sequence[str], reserved: Sequence[str]) -> str:

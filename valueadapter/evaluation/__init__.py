@@ -8,7 +8,7 @@ __getattr__, __dir__ = lazy_face(
         "ARMS": "report",
         "Arm": "report",
         "BaseResult": "report",
-        "Bootstrap": "bootstrap",
+        "Bootstrap": ".demonstrations.bootstrap",
         "Example": "score",
         "FineTuning": ".training.finetuning",  # an arm that is trained
         "Kept": "kept",
@@ -18,7 +18,7 @@ __getattr__, __dir__ = lazy_face(
         "Score": "score",
         "answer": "metrics",
         "best_of": "judge",
-        "calibrate_scale": "calibration",
+        "calibrate": ".training.calibration",
         "evaluate": "metrics",
         "evaluate_adapter": "arms",
         "finetuned": ".training.finetuning",

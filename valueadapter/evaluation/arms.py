@@ -15,17 +15,18 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.demonstrations.responses import Record, shape_of
+from valueadapter.artifact.config import Weights
+from valueadapter.demonstrations.responses import Record, response_texts, shape_of
 from valueadapter.demonstrations.selection import draw, without
 from valueadapter.demonstrations.sources import all_checked
-from valueadapter.demonstrations.tokenized import as_context
+from valueadapter.demonstrations.tokenized import SEPARATOR, as_context
 from valueadapter.errors import ConfigError, ValueAdapterError
-from valueadapter.evaluation.calibration import calibrate_scale
 from valueadapter.evaluation.kept import Kept, digest, kept_score, state_of
 from valueadapter.evaluation.metrics import evaluate, tokens_too_many
 from valueadapter.evaluation.report import Arm, BaseResult, Report
 from valueadapter.evaluation.score import Score
 from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training.calibration import Calibration, calibrate
 from valueadapter.training.finetuning import FineTuning, finetuned
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +43,7 @@ class Options:
     shots: int = 4
     """Demonstrations in the few-shot prompt."""
     calibration: Sequence[Record] = ()
-    """Examples to find the scale on; none of those that are scored."""
+    """Examples to fit the weights on; none of those that are scored."""
     finetuning: FineTuning | None = None
     """How to fine-tune the bases directly; None does not."""
     donor: str | Path | None = None
@@ -131,7 +132,9 @@ class _Run:
     def __init__(self, adapter: ValueAdapter, held_out: list[Record], options: Options) -> None:
         self.adapter, self.held_out, self.options = adapter, held_out, options
         self.demonstrations = without(options.demonstrations, held_out)
-        self.donor_scale = self._donor_scale()
+        self.stop_strings = self._stop_strings()
+        self.donor_weights: Weights | None = None
+        self.donor_scale = 1.0
         self.donor = self._measure_donor()
 
     # -- one model ---------------------------------------------------------------------------------------------------
@@ -158,7 +161,19 @@ class _Run:
             "generate": options.generate,
             "max_new_tokens": options.max_new_tokens,
             "batch_size": options.batch_size,
+            "stop_strings": self.stop_strings,
         }
+
+    def _stop_strings(self) -> tuple[str, ...]:
+        """What ends an answer of every arm: what the adapter records, and what stands between examples in a prompt.
+
+        Nothing does that a right answer holds.
+        """
+        records = [*self.demonstrations, *self.held_out]
+        as_text = bool(self.demonstrations) and all(shape_of(record) != "messages" for record in records)
+        found = dict.fromkeys((*self.adapter.config.stop_strings, *([SEPARATOR] if as_text else [])))
+        right = [text.strip() for record in self.held_out for text in response_texts(record)]
+        return tuple(one for one in found if not any(one in text for text in right))
 
     def _evaluated(self, model: Any, tokenizer: Any, what: str, **more: Any) -> Score:
         with self._counted(what, len(self.held_out)) as on_progress:
@@ -193,21 +208,20 @@ class _Run:
         yield advance
 
     # -- the arms ----------------------------------------------------------------------------------------------------
-    def _donor_scale(self) -> float:
-        """What was measured on the training base itself, else 1, as adapters are trained; never another base's."""
-        config = self.adapter.config
-        own = [one.scale for one in config.scales if one.base == config.base_model_name_or_path]
-        return own[0] if own else 1.0
-
     def _measure_donor(self) -> Arm:
         config, given = self.adapter.config, self.options.donor
         place = given or config.base_model_name_or_path
         try:
             revision = None if given else config.base_model_revision
-            model = self.load(place, scale=self.donor_scale, revision=revision)
+            model = self.load(place, scale=1.0, revision=revision)
         except (OSError, ValueError, ValueAdapterError) as error:
             cause = " ".join(str(error).split())[:120]
             return Arm(reason=f"the training base '{place}' cannot be had ({cause}); --donor says where it lies")
+        # what is recorded for the training base itself, wherever it lies here; never another's
+        own = [one for one in config.weights if one.base == config.base_model_name_or_path]
+        model.set_weights(NAME, own[0].weights if own else config.default_weights)
+        model.set_scale(NAME, own[0].scale if own else 1.0)
+        self.donor_weights, self.donor_scale = model.weights[NAME], model.scales[NAME]
         return Arm(self.score(model, model.base_tokenizer, "small tuned model alone", value_norms=True))
 
     def measure(self, base: str | Path | PreTrainedModel) -> BaseResult:
@@ -218,14 +232,15 @@ class _Run:
         with model.disable_adapter():
             alone = Arm(self.score(model, tokenizer, f"{name} alone"))
             fewshot = self._fewshot(model, tokenizer, name)
+        weights = model.weights[NAME]
         adapted = Arm(self.score(model, tokenizer, f"{name} + adapter", value_norms=True))
-        calibrated, best = self._calibrated(model, name, adapted)
+        calibrated, found = self._calibrated(model, name, adapted)
         relation = self._relation(model, base)
         return BaseResult(
             base=name,
             relation=relation,
             scale=own,
-            calibrated_scale=best,
+            calibrated_scale=None if found is None else 1.0,
             donor_scale=self.donor_scale,
             num_fewshot=self.options.shots,
             arms={
@@ -236,6 +251,9 @@ class _Run:
                 "calibrated": calibrated,
                 "finetuned": self._finetuned(model.unload(), tokenizer, name),
             },
+            weights=weights,
+            calibration=found,
+            donor_weights=self.donor_weights,
         )
 
     def _relation(self, model: ValueAdapterForCausalLM, base: str | Path | PreTrainedModel) -> str:
@@ -262,30 +280,38 @@ class _Run:
         with model.prefixed_base(as_context(context)):  # the same text, read once instead of before each record
             return Arm(self.score(model, tokenizer, what))
 
-    def _calibrated(self, model: ValueAdapterForCausalLM, name: str, adapted: Arm) -> tuple[Arm, float | None]:
+    def _calibrated(self, model: ValueAdapterForCausalLM, name: str, adapted: Arm) -> tuple[Arm, Calibration | None]:
         examples = self.options.calibration
         if not examples:
             return Arm(reason="no examples to calibrate on (--calibrate)"), None
-        scale = self._best_scale(model, name)
-        if scale == model.scales[NAME]:
-            return adapted, scale
-        with model.only(NAME, scale=scale):
-            what = f"{name} + adapter, scale {scale:g}"
-            return Arm(self.score(model, model.base_tokenizer, what)), scale
+        found = self._calibration(model, name)
+        weights = found.weights[NAME]
+        if weights == model.weights[NAME] and model.scales[NAME] == 1:
+            return adapted, found
+        model.set_weights(NAME, weights)
+        with model.only(NAME, scale=1.0):
+            return Arm(self.score(model, model.base_tokenizer, f"{name} + adapter, calibrated")), found
 
-    def _best_scale(self, model: ValueAdapterForCausalLM, name: str) -> float:
+    def _calibration(self, model: ValueAdapterForCausalLM, name: str) -> Calibration:
         options, kept = self.options, self.options.kept
         key = ""
         if kept is not None:
             state = state_of(model, model.base_tokenizer)
-            key = digest({"scale": state, "records": options.calibration, "batch_size": options.batch_size})
+            key = digest({"weights": state, "records": options.calibration, "batch_size": options.batch_size})
             if (known := kept.find(key)) is not None:
-                return float(known)
-        with self._counted(f"{name}: the scale", len(options.calibration)) as on_progress:
-            found = calibrate_scale(model, options.calibration, batch_size=options.batch_size, on_progress=on_progress)
+                return Calibration.from_dict(known)
+        done, count = 0, len(options.calibration)
+
+        def on_progress(more: int) -> None:
+            nonlocal done
+            done += more
+            if options.on_progress is not None:
+                options.on_progress(f"{name}: the weights", min(done, count), count)
+
+        found = calibrate(model, options.calibration, batch_size=options.batch_size, on_progress=on_progress)
         if kept is not None:
-            kept.keep(key, found.scale)
-        return found.scale
+            kept.keep(key, found.to_dict())
+        return found
 
     def _finetuned(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Arm:
         how = self.options.finetuning

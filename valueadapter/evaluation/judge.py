@@ -19,8 +19,8 @@ from valueadapter.demonstrations.encoding import prompt_ids, response_ids, respo
 from valueadapter.demonstrations.messages import render
 from valueadapter.demonstrations.tokenized import IGNORED, left_padded
 from valueadapter.errors import AdapterNameError, ConfigError
-from valueadapter.evaluation.stops import as_set, stop_tokens
 from valueadapter.forward.bounded_logits import pieces
+from valueadapter.forward.stops import as_set, stop_tokens
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 
 Prompt = str | Sequence[Mapping[str, str]]

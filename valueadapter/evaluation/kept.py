@@ -21,7 +21,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.evaluation.score import Example, Score
-from valueadapter.evaluation.stops import stop_tokens
+from valueadapter.forward.stops import stop_tokens
 from valueadapter.hub.own_cache import own_cache
 from valueadapter.version import __version__
 
@@ -161,7 +161,7 @@ def _term(term: Any, adapter: Any) -> list[Any]:
     prefixes = [None if one is None else [list(one.ids), one.start] for one in term.prefixes]
     networks = [[type(one).__name__, one.config.to_dict()] for one in term.networks]
     refinement = "chain" if term.refinement else None
-    how = [term.scale, list(term.coefficients), term.connection, refinement, prefixes, maps]
+    how = [term.scale, repr(term.weights), list(term.ends), term.connection, refinement, prefixes, maps]
     return [term.name, how, networks, _tokenizer(adapter.tokenizer)]
 
 

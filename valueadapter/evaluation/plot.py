@@ -117,6 +117,4 @@ def _label(name: str, arm: dict[str, Any]) -> str:
         return f"base, {arm['num_fewshot']} demonstrations in its prompt"
     if name == "adapted":
         return f"{ARMS[name]}, scale {arm['scale']:g}"
-    if name == "calibrated" and arm["calibrated_scale"] is not None:
-        return f"{ARMS[name]} ({arm['calibrated_scale']:g})"
     return ARMS[name]

@@ -6,14 +6,15 @@ Knows nothing of how it was measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from valueadapter.artifact.config import EvaluationRecord
-from valueadapter.evaluation.bootstrap import Bootstrap, Pairs
+from valueadapter.artifact.config import EvaluationRecord, Weights
+from valueadapter.demonstrations.bootstrap import Bootstrap, Pairs
 from valueadapter.evaluation.score import METRICS, Score, ratio
+from valueadapter.training.calibration import Calibration
 
 ARMS = {
     "base": "base alone",
@@ -46,15 +47,26 @@ class BaseResult:
     relation: str
     """How it relates to the base the adapter was trained on, in words."""
     scale: float
-    """The adapter's own scale on this base."""
+    """The scale of the adapted arm; 1 where the adapter acts as its weights say."""
     calibrated_scale: float | None
-    """The best on the calibration examples; None without any."""
+    """That of the calibrated arm, 1; None without examples to calibrate on."""
     donor_scale: float
     """That of the small tuned model, on its own base."""
     num_fewshot: int
     """Demonstrations in the prompt of the few-shot arm."""
     arms: Mapping[str, Arm]
     """One for each of `ARMS`."""
+    weights: Weights | None = None
+    """The adapter's own weights on this base."""
+    calibration: Calibration | None = None
+    """What the calibration examples say; None without any."""
+    donor_weights: Weights | None = None
+    """Those of the small tuned model."""
+
+    @property
+    def calibrated_weights(self) -> Weights | None:
+        """Those of the calibrated arm; None without examples to calibrate on."""
+        return None if self.calibration is None else next(iter(self.calibration.weights.values()))
 
     def value(self, arm: str, metric: str) -> float | None:
         """A metric of an arm; None where it was not measured."""
@@ -69,6 +81,10 @@ class BaseResult:
             "scale": self.scale,
             "calibrated_scale": self.calibrated_scale,
             "donor_scale": self.donor_scale,
+            "weights": _as_dict(self.weights),
+            "calibrated_weights": _as_dict(self.calibrated_weights),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "donor_weights": _as_dict(self.donor_weights),
             "num_fewshot": self.num_fewshot,
         }
         intervals: dict[str, object] = {}
@@ -118,14 +134,14 @@ class BaseResult:
             return gain / best, gains / bests
 
     def records(self, data: str) -> list[EvaluationRecord]:
-        """What an artifact keeps of it: one record at the adapter's own scale, one at the calibrated if it is another.
+        """What an artifact keeps of it: one record at the adapter's own weights, one at the calibrated if they differ.
 
         Args:
             data: Hub ID or name of the held-out set.
         """
-        scales = {"adapted": self.scale}
-        if self.calibrated_scale is not None and self.calibrated_scale != self.scale:
-            scales["calibrated"] = self.calibrated_scale
+        at = {"adapted": (self.scale, self.weights)}
+        if self.calibrated_weights is not None and (self.scale, self.weights) != (1.0, self.calibrated_weights):
+            at["calibrated"] = (1.0, self.calibrated_weights)
         plain = Bootstrap(1, draws=1)  # no intervals here
         return [
             EvaluationRecord(
@@ -134,6 +150,7 @@ class BaseResult:
                 data=data,
                 num_examples=len(self.arms["base"].score.examples) if self.arms["base"].score else 0,
                 scale=scale,
+                weights=weights,
                 base_bits_per_byte=self.value("base", "bits_per_byte") or 0.0,
                 donor_bits_per_byte=self.value("donor", "bits_per_byte"),
                 adapted_bits_per_byte=self.value(arm, "bits_per_byte") or 0.0,
@@ -147,8 +164,12 @@ class BaseResult:
                 finetuned_exact_match=self.value("finetuned", "exact_match"),
                 gain_recovered=self._recovered(arm, plain)[0],
             )
-            for arm, scale in scales.items()
+            for arm, (scale, weights) in at.items()
         ]
+
+
+def _as_dict(weights: Weights | None) -> dict[str, Any] | None:
+    return None if weights is None else asdict(weights)
 
 
 @dataclass(frozen=True)

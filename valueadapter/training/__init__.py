@@ -5,9 +5,11 @@ from valueadapter import lazy_face
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "Calibration": "calibration",
         "Recipe": "recipe_settings",
         "ValueTrainer": "trainer",
         "ValueTrainingArguments": "trainer",
+        "calibrate": "calibration",
         "distill_into_lora": "distillation",
         "run": "recipe",
     },

@@ -31,24 +31,21 @@ from valueadapter.adapter.network_building import build_network
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import card
 from valueadapter.artifact.config import Prefix, ValueAdapterConfig
-from valueadapter.artifact.config.prefix import Recorded, as_prefix
-from valueadapter.demonstrations.record_checks import shape_of
-from valueadapter.demonstrations.selection import draw
-from valueadapter.demonstrations.sources import Demonstrations
-from valueadapter.demonstrations.tokenized import as_context, encode, load_demonstrations, tokenize
+from valueadapter.demonstrations.tokenized import encode, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training.fitted_weights import on_training_base, with_fitted_weights
 from valueadapter.training.recipe_settings import (
+    DEFAULT_WEIGHTS,
     EPOCHS,
     LEARNING_RATES,
-    PREFIX_EXAMPLES,
-    SCALES,
     Recipe,
     check_settings,
     run_settings,
 )
 from valueadapter.training.run_callbacks import Progress, StopWhenAsked, TrainingStopped
+from valueadapter.training.run_data import data_and_prefix, name_of_data, stop_strings_of, with_some_held_out
 from valueadapter.training.run_directory import RunDirectory, base_identity
 from valueadapter.training.small_lora import silence
 from valueadapter.training.trainer import ValueTrainer, ValueTrainingArguments
@@ -83,7 +80,8 @@ def run(
         say: called with a line for every step worth knowing of.
 
     Returns:
-        The summary: tokens, loss before and after, the place, and what `score` found.
+        The summary: tokens, loss before and after, the place, the weights for the training base with what held-out
+        demonstrations cost at them, and what `score` found.
 
     Raises:
         ConfigError, ArtifactError, CheckpointError: settings, data or directories that cannot be; nothing has changed.
@@ -115,14 +113,15 @@ def run(
         trainer.take_up(cast(Path, checkpoint))
     else:
         _train(trainer, checkpoint, say)
-    adapter = _finished(recipe, trainer.trained_adapter(), plan.prefix)
+    adapter = _finished(recipe, trainer.trained_adapter(), plan)
     if not trainer.is_world_process_zero():
         return {}
+    adapter, found = with_fitted_weights(adapter, model, plan.to_fit_on, name=name_of_data(recipe), say=say)
     place = directory.save(adapter, say=say)
-    summary = _summary(place, adapter)
+    summary = _summary(place, adapter) | found
     if plan.held_out and score is not None:
         say(f"scoring {len(plan.held_out):,} held-out demonstrations")
-        summary |= score(_with(adapter, model.unload(), model.base_tokenizer), plan.held_out)
+        summary |= score(on_training_base(adapter, model.unload(), model.base_tokenizer), plan.held_out)
     if push_to is not None:
         summary["published"] = adapter.push_to_hub(push_to).commit_url
     return summary
@@ -132,16 +131,6 @@ _NO_SCORE = (
     "eval_data are held-out demonstrations for the summary, and nothing says how they are scored; pass "
     "score=valueadapter.evaluation.held_out.bits_per_byte, or leave eval_data out"
 )
-
-
-def _with(
-    adapter: ValueAdapter, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> ValueAdapterForCausalLM:
-    """A base with the adapter as it was saved, at scale 1."""
-    model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-    model.add_adapter(adapter, "default", scale=1.0)
-    model.eval()
-    return model
 
 
 def _silent(line: str) -> None:
@@ -156,8 +145,12 @@ class _Plan:
     """Tokenized demonstrations."""
     prefix: Prefix | None
     """What the base reads before each."""
+    stop_strings: tuple[str, ...]
+    """What ends an answer behind it."""
     held_out: list[Any]
-    """Held-out demonstrations, as they came."""
+    """Held-out demonstrations that were given, as they came."""
+    to_fit_on: list[Any]
+    """Those, or some of the data that are not trained on: the weights for the training base are fitted on them."""
     tokenizer: PreTrainedTokenizerBase
     commit: str | None
     """Of the base on the Hub."""
@@ -167,8 +160,9 @@ class _Plan:
 
 def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     """Reads and tokenizes all data, and finds out which base is meant."""
-    data, prefix = _data_and_prefix(recipe)
+    data, prefix = data_and_prefix(recipe)
     held_out = [] if recipe.eval_data is None else list(load_demonstrations(recipe.eval_data))
+    data, to_fit_on = (data, held_out) if held_out else with_some_held_out(recipe, data)
     is_path = Path(recipe.base).exists()
     commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
     _check_code(recipe.base, commit)
@@ -180,7 +174,7 @@ def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     identity = base_identity(recipe.base, commit)
     settings = run_settings(recipe, arguments, base=identity, data=data, prefix=prefix)
     tokenized = tokenize(data, tokenizer, max_length=arguments.max_length)
-    return _Plan(tokenized, prefix, held_out, tokenizer, commit, settings)
+    return _Plan(tokenized, prefix, stop_strings_of(recipe, prefix), held_out, to_fit_on, tokenizer, commit, settings)
 
 
 def _check_code(base: str, commit: str | None) -> None:
@@ -216,7 +210,7 @@ def _trainer(
 def _rehearse(recipe: Recipe, trainer: ValueTrainer, plan: _Plan, *, push_to: str | None) -> None:
     """Writes down, and throws away, what will be said of the adapter, so that no name stops it after the training."""
     adapter = trainer.trained_adapter()
-    config = _finished_config(recipe, adapter.config, plan.prefix)
+    config = _finished_config(recipe, adapter.config, plan)
     ValueAdapterConfig.from_json(config.to_json())
     card.render_card(config, repo_id=push_to)
     for network in adapter.networks:
@@ -267,27 +261,6 @@ def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
-def _data_and_prefix(recipe: Recipe) -> tuple[Demonstrations, Prefix | None]:
-    """The demonstrations to train on, and what the base reads before each."""
-    data, given = load_demonstrations(recipe.data), recipe.base_prefix
-    count = recipe.base_prefix_examples
-    if count is None:
-        shapes = {shape_of(record) for record in data}  # plain text shows nothing, and a context is of one shape
-        count = 0 if given is not None or "text" in shapes or len(shapes) > 1 else PREFIX_EXAMPLES
-    if not count:
-        return data, None if isinstance(given, Recorded) else as_prefix(given)
-    if given is not None:
-        raise ConfigError("base_prefix and base_prefix_examples exclude each other; give one of them")
-    drawn = draw(list(data), count, seed=int(recipe.arguments.get("seed", 0))) if count < len(data) else list(data)
-    rest = [index for index in range(len(data)) if data[index] not in drawn]
-    if not rest:
-        raise ConfigError(
-            f"base_prefix_examples={count} leaves nothing to train on of {len(data)} demonstrations; take fewer "
-            "(0: no prefix)"
-        )
-    return data.select(rest), as_prefix(as_context(drawn))
-
-
 def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM:
     """The base with a new adapter."""
     say(f"base model {recipe.base}, frozen")
@@ -311,6 +284,8 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
     if plan.prefix is not None:
         tokens = len(prefix_ids(plan.prefix, plan.tokenizer))
         say(f"the base will read a prefix of {tokens:,} tokens before each prompt")
+    if isinstance(plan.prefix, str) and recipe.base_prefix is None and not plan.stop_strings:
+        say("responses hold blank lines themselves, so that none ends an answer; the adapter records no stop string")
     return model
 
 
@@ -330,25 +305,35 @@ def _networks(
     return [network, copy.deepcopy(base) if commit is None else f"{name}@{commit}"], [1.0, -1.0]
 
 
-def _finished(recipe: Recipe, adapter: ValueAdapter, prefix: Prefix | None) -> ValueAdapter:
+def _finished(recipe: Recipe, adapter: ValueAdapter, plan: _Plan) -> ValueAdapter:
     """The adapter as it is recorded. A LoRA whose base has no commit to pin goes into the network's weights."""
     unpinned = recipe.network == "lora" and adapter.config.base_model_revision is None
     networks = [merged(one) for one in adapter.networks] if unpinned else adapter.networks
-    return ValueAdapter(_finished_config(recipe, adapter.config, prefix), networks, adapter.tokenizer)
+    return ValueAdapter(_finished_config(recipe, adapter.config, plan), networks, adapter.tokenizer)
 
 
-def _finished_config(recipe: Recipe, config: ValueAdapterConfig, prefix: Prefix | None) -> ValueAdapterConfig:
+def _finished_config(recipe: Recipe, config: ValueAdapterConfig, plan: _Plan) -> ValueAdapterConfig:
     """What is recorded.
 
     On its training base a LoRA network gives base + (LoRA - base) at scale 1, whatever both bases read: the prefix
-    changes nothing there, and is set afterwards.
+    changes nothing there, and is set afterwards. The weights are those for bases that nobody measured.
     """
-    scale = SCALES[recipe.network] if recipe.scale is None else recipe.scale
-    if recipe.network == "full":
-        return dataclasses.replace(config, scale=scale)
-    with_lora, base = config.networks
-    stands_in = dataclasses.replace(base, reads_prefix=prefix is not None)
-    return dataclasses.replace(config, networks=(with_lora, stands_in), base_prefix=prefix, scale=scale)
+    default = DEFAULT_WEIGHTS[recipe.network]
+    networks = [
+        dataclasses.replace(spec, coefficient=weight)
+        for spec, weight in zip(config.networks, default.networks, strict=True)
+    ]
+    if recipe.network == "lora":
+        networks[1] = dataclasses.replace(networks[1], reads_prefix=plan.prefix is not None)
+    return dataclasses.replace(
+        config,
+        networks=tuple(networks),
+        base_weight=default.base,
+        end_weight=default.end,
+        stop_strings=plan.stop_strings,
+        scale=1.0 if recipe.scale is None else recipe.scale,
+        base_prefix=plan.prefix if recipe.network == "lora" else config.base_prefix,
+    )
 
 
 def _arguments(recipe: Recipe) -> ValueTrainingArguments:
@@ -370,16 +355,9 @@ def _arguments(recipe: Recipe) -> ValueTrainingArguments:
         "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,
         "num_layers": recipe.num_layers,
         "lora_rank": recipe.lora_rank if recipe.network == "lora" else None,
-        "data_name": recipe.data_name or _name_of(recipe.data),
+        "data_name": name_of_data(recipe),
     }
     return ValueTrainingArguments(**{**settings, **recipe.arguments})
-
-
-def _name_of(data: Any) -> str:
-    """A Hub ID as it is, the name of a file without its place, and nothing of what objects hold."""
-    if not isinstance(data, (str, Path)):
-        return "unnamed"
-    return Path(data).name if Path(data).exists() else str(data)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from valueadapter import hub
-from valueadapter.artifact.config import Connection, Initialisation, Prefix
+from valueadapter.artifact.config import Connection, Initialisation, Prefix, Weights
 from valueadapter.artifact.config.prefix import GivenPrefix
 from valueadapter.errors import ConfigError
 from valueadapter.training.trainer import ValueTrainingArguments
@@ -26,8 +26,12 @@ EPOCHS: Mapping[NetworkKind, int] = {"lora": 2, "full": 1}
 """Passes over the demonstrations."""
 LEARNING_RATES: Mapping[NetworkKind, float] = {"lora": 1e-3, "full": 1e-4}
 """Peak of the cosine schedule."""
-SCALES: Mapping[NetworkKind, float] = {"lora": 0.25, "full": 1.0}
-"""Recommended for bases that nobody measured; these defaults are what docs/transfer.md argues for."""
+DEFAULT_WEIGHTS: Mapping[NetworkKind, Weights] = {"lora": Weights(0.7, (0.6, -0.3)), "full": Weights(1.0, (1.0,))}
+"""For bases that nobody measured; `make demo` shows what they do where nothing was fitted."""
+HELD_OUT_SHARE = 12
+"""One demonstration of so many is held out, to fit the weights of the training base on; none of fewer than LEAST."""
+HELD_OUT_LEAST, HELD_OUT_MOST = 48, 48
+"""Of this many demonstrations on some are held out; and this many at most."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Recipe:
     output_dir: Path
     """Where checkpoints and the adapter go."""
     eval_data: Any = None
-    """Held-out demonstrations, which the `score` that `run` is given measures for the summary."""
+    """Held-out demonstrations, on which the weights for the training base are fitted, and which the `score` that `run`
+    is given measures for the summary. By default a few of `data` are held out to fit on."""
     base_name: str | None = None
     """Hub ID of the base to record, where `base` is a path."""
     base_revision: str | None = None
@@ -69,7 +74,7 @@ class Recipe:
     """In its place: this many demonstrations, drawn by the seed and then not trained on. By default PREFIX_EXAMPLES;
     none for plain text, which shows nothing, or where a `base_prefix` is given."""
     scale: float | None = None
-    """Recommended scale to record; by default that of SCALES."""
+    """The scale to act at on bases that nobody measured; by default 1, as DEFAULT_WEIGHTS say."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """More `ValueTrainingArguments`."""
 

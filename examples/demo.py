@@ -37,6 +37,8 @@ SHOWN = {
     "  with examples: ": "fewshot_answer",
     "  with adapter:  ": "adapted_answer",
 }
+TOTAL = "total_bits_per_byte"
+OTHERS = {"base": "the base alone", "fewshot": "it with examples in its prompt", "donor": "the small tuned model"}
 console = Console(soft_wrap=True)
 
 
@@ -111,24 +113,27 @@ def publish_folder(repo_id: str, folder: Path) -> None:
 
 
 def use_published_adapter() -> None:
-    """Measures each base alone, with examples in its prompt and with the adapter, on held-out questions."""
+    """Measures each base alone, with examples in its prompt and with the adapter, on held-out questions.
+
+    The adapter acts twice: at the weights that it has for bases that nobody measured, and at weights fitted on other
+    questions than those that are scored.
+    """
     from transformers.utils import logging
 
     from testkit.demonstrations import jeopardy
     from valueadapter import ValueAdapter
     from valueadapter.evaluation.arms import Options, evaluate_adapter
-    from valueadapter.training.recipe import PREFIX_EXAMPLES
+    from valueadapter.training.recipe_settings import PREFIX_EXAMPLES
 
     logging.disable_progress_bar()
     questions = jeopardy()
     held_out = list(questions.held_out)[:HELD_OUT]
     adapter = ValueAdapter.from_pretrained(ADAPTER)
-    scales = [scale_on(base, adapter, list(questions.calibration)[:CALIBRATION]) for base in (DONOR, *TARGETS)]
-    adapter = adapter.with_config(scales=tuple(scales))
     step(f"Measuring on {HELD_OUT} questions that nothing was trained on or chosen by")
     options = Options(
         demonstrations=list(questions.train)[:TRAINED_ON],
         shots=PREFIX_EXAMPLES,
+        calibration=list(questions.calibration)[:CALIBRATION],
         batch_size=50,
         data_name="Jeopardy, held out",
         on_progress=tell,
@@ -140,29 +145,40 @@ def use_published_adapter() -> None:
     (BUILD / "report.json").write_text(
         json.dumps({"arms": arms, "questions": shown}, indent=2) + "\n", encoding="utf-8"
     )
-    measured = adapter.with_config(evaluation=report.merged_into(()))
+    records = [record_of(adapter, result) for result in report.results]
+    measured = adapter.with_config(weights=(*adapter.config.weights, *records), evaluation=report.merged_into(()))
     measured.save_pretrained(BUILD / "training" / "adapter")
-    measured.push_to_hub(ADAPTER, commit_message="Measured on two bases")
-    for arm in arms:
-        # the base that knows more than the small tuned model must say so with the adapter, too
-        stronger = arm["fewshot_bits_per_byte"] < arm["donor_bits_per_byte"]
-        for other in ("base", "fewshot", "donor") if stronger else ("base", "fewshot"):
-            if arm["adapted_bits_per_byte"] >= arm[f"{other}_bits_per_byte"]:
-                sys.exit(
-                    f"On {arm['base']} base + adapter is not better than '{other}'; this demo's claim does not hold."
-                )
+    measured.push_to_hub(ADAPTER, commit_message="Weights for two bases, and what was measured on them")
+    for result in report.results:
+        check_claim(result)
 
 
-def scale_on(base: str, adapter: Any, calibration: list[Any]) -> Any:
-    """Finds how strongly the adapter should act on a base, on questions that are not scored, and records it."""
-    from valueadapter import ValueAdapterForCausalLM, calibrate_scale
+def record_of(adapter: Any, result: Any) -> Any:
+    """The fitted weights of a base as the adapter's record of it."""
+    from valueadapter import ValueAdapterForCausalLM
 
-    console.print(f"loading {ADAPTER} onto {base}; choosing the scale on {len(calibration)} other questions")
-    model = ValueAdapterForCausalLM.from_pretrained(base, adapter.copy())
-    found = calibrate_scale(model, calibration, batch_size=25)
-    tried = "  ".join(f"{scale:g}: {found.curve[scale]:.3f}" for scale in (0.0, 0.25, 0.5, 0.75, 1.0))
-    console.print(f"  bits per byte by scale: {tried}; best {found.scale:g}: {found.bits_per_byte:.3f}")
-    return found.recommended(model, base=base, data="Jeopardy, calibration")
+    model = ValueAdapterForCausalLM.from_pretrained(result.base, adapter.copy())
+    return result.calibration.recommended(model, base=result.base, data="Jeopardy, calibration")
+
+
+def check_claim(result: Any) -> None:
+    """Ends the demo unless base + adapter is better than each of the others, ends counted; says how sure that is."""
+    from valueadapter.evaluation import Bootstrap
+
+    bootstrap = Bootstrap(HELD_OUT)
+    base = result.base.split("/")[1]
+    pairs = {name: arm.score.pairs(TOTAL) for name, arm in result.arms.items() if arm.score is not None}
+    # the base that knows more than the small tuned model must say so with the adapter, too
+    stronger = result.value("fewshot", TOTAL) < result.value("donor", TOTAL)
+    for ours, how in (("adapted", "default weights"), ("calibrated", "fitted weights")):
+        said = []
+        for other, name in OTHERS.items():
+            gain = result.value(other, TOTAL) - result.value(ours, TOTAL)
+            low, high = bootstrap.interval(bootstrap.ratios(pairs[other]) - bootstrap.ratios(pairs[ours]))
+            said.append(f"{name} by {gain:.3f} ({low:.3f} to {high:.3f})")
+            if gain <= 0 and (other != "donor" or stronger):
+                sys.exit(f"On {base} base + adapter is not better than {name}; this demo's claim does not hold.")
+        console.print(f"{base} + adapter at {how} is better than {', '.join(said)}", markup=False)
 
 
 def tell(what: str, done: int, total: int) -> None:
@@ -173,31 +189,51 @@ def tell(what: str, done: int, total: int) -> None:
 
 def show(arms: list[dict[str, Any]], count: int) -> None:
     """Prints the table: the same held-out questions for every model."""
-    table = Table(title=f"{count} held-out Jeopardy questions (fewer bits are better)")
-    for column in ("model", "bits per byte", "exact match"):
+    table = Table(title=f"{count} held-out Jeopardy questions: bits per byte (fewer are better), with 95 % intervals")
+    for column in ("model", "text", "text and end", "ends", "exact"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
     def row(name: str, arm: dict[str, Any], key: str) -> None:
-        table.add_row(name, f"{arm[f'{key}_bits_per_byte']:.3f}", f"{arm[f'{key}_exact_match']:.1%}")
+        low, high = arm["intervals"][f"{key}_{TOTAL}"]
+        bits = f"{arm[f'{key}_bits_per_byte']:.3f}", f"{arm[f'{key}_{TOTAL}']:.3f} ({low:.2f}-{high:.2f})"
+        table.add_row(name, *bits, f"{arm[f'{key}_ends']:.0%}", f"{arm[f'{key}_exact_match']:.0%}")
 
-    row(f"small tuned model alone (training base + adapter, scale {arms[0]['donor_scale']:g})", arms[0], "donor")
+    row("small tuned model alone (training base + adapter)", arms[0], "donor")
     for arm in arms:
         table.add_section()
         name = arm["base"].split("/")[1]
         row(f"{name} alone", arm, "base")
         row(f"{name}, {arm['num_fewshot']} examples in its prompt", arm, "fewshot")
-        row(f"{name} + adapter, scale {arm['scale']:g}", arm, "adapted")
+        row(f"{name} + adapter, nothing fitted", arm, "adapted")
+        row(f"{name} + adapter, fitted on {CALIBRATION} others", arm, "calibrated")
     console.print(table)
-    console.print("The adapter brings the same examples as its prefix.")
+    for arm in arms:
+        found = arm["calibration"]
+        default, fitted = (weights_in_words(arm[key]) for key in ("weights", "calibrated_weights"))
+        name, low, high = arm["base"].split("/")[1], *found["expected_gain_interval"]
+        console.print(
+            f"{name}: weights {default}; fitted {fitted}, which should gain {found['expected_gain']:.3f} "
+            f"({low:.3f} to {high:.3f}) elsewhere",
+            markup=False,
+        )
+    console.print(
+        "An answer ends with the end of text or an empty line. The adapter brings the same examples as prefix."
+    )
     for name, what in TARGETS.items():
         console.print(f"{name.split('/')[1]}, never trained on: {what}")
+
+
+def weights_in_words(weights: dict[str, Any]) -> str:
+    """What base, networks and end count for."""
+    end = f", end {weights['end']:+.2f}" if weights["end"] else ""
+    return f"base {weights['base']:.2f}, networks {' '.join(f'{one:+.2f}' for one in weights['networks'])}{end}"
 
 
 def show_answers(result: Any, held_out: list[Any]) -> list[dict[str, str]]:
     """Prints the first three questions whose answers differ."""
     name = result.base.split("/")[1]
     console.print(f"\nThe first three questions to which {name} answers otherwise with the adapter than with examples:")
-    alone, fewshot, adapted = (result.arms[arm].score.answers for arm in ("base", "fewshot", "adapted"))
+    alone, fewshot, adapted = (result.arms[arm].score.answers for arm in ("base", "fewshot", "calibrated"))
     changed = [index for index in range(len(held_out)) if fewshot[index] != adapted[index]]
     shown = []
     for index in changed[:3]:

@@ -14,8 +14,7 @@ from rich.table import Table
 
 JEOPARDY = "alice/jeopardy-value"
 OPEN = "alice/open-questions-value"
-SCALES = {"jeopardy": 0.25, "open": 0.25}  # what the library recommends for bases that nobody measured
-TRAINED_ON, HELD_OUT = 200, 25
+TRAINED_ON, HELD_OUT, CALIBRATION = 200, 25, 15  # the last two of each task
 CHOICES: tuple[tuple[str, ...], ...] = ((), ("jeopardy",), ("open",), ("jeopardy", "open"))
 ROWS: tuple[Any, ...] = ("jeopardy", "open", None, ["jeopardy", "open"])
 console = Console(soft_wrap=True)
@@ -32,7 +31,6 @@ def train_second(base: str, build: Path) -> None:
         data_name="Natural Questions",
         output_dir=build / "training-open",
         base_prefix_examples=0,
-        scale=SCALES["open"],
         arguments={"save_strategy": "no", "use_cpu": True, "num_train_epochs": 1},
     )
     summary = run(recipe, overwrite=True, push_to=OPEN, say=console.print)
@@ -47,38 +45,40 @@ def use_both(bases: list[str]) -> None:
 
     logging.disable_progress_bar()
     for base in bases:
-        model = ValueAdapterForCausalLM.from_pretrained(
-            base, JEOPARDY, adapter_name="jeopardy", scale=SCALES["jeopardy"]
-        )
-        model.load_adapter(OPEN, "open", scale=SCALES["open"])
+        model = ValueAdapterForCausalLM.from_pretrained(base, JEOPARDY, adapter_name="jeopardy")
+        model.load_adapter(OPEN, "open")
         measure(model, base)
         answer_mixed_batch(model)
 
 
 def measure(model: Any, base: str) -> None:
-    """Bits per byte on both tasks, for every choice of the two adapters."""
+    """Bits per byte on both tasks, ends counted: each adapter alone, and both at weights fitted together."""
     from testkit.demonstrations import jeopardy
     from testkit.tasks import task
+    from valueadapter import calibrate
     from valueadapter.evaluation.metrics import evaluate
 
-    tasks = {"Jeopardy": jeopardy().held_out, "Natural Questions": task("natural_questions").held_out}
+    tasks = {"Jeopardy": jeopardy(), "Natural Questions": task("natural_questions")}
     table = Table(title=f"{base.split('/')[1]}: bits per byte on {HELD_OUT} held-out questions of each task")
     for column in ("adapters", *tasks):
         table.add_column(column, justify="left" if column == "adapters" else "right")
     model.set_base_prefix(None)  # so that what differs is the adapters alone
-    measured = []
+    others = [record for one in tasks.values() for record in list(one.calibration)[:CALIBRATION]]
+    together = calibrate(model, others, adapter_name=["jeopardy", "open"]).weights
     for names in CHOICES:
         model.set_adapter(names)
-        held_out = [list(questions)[:HELD_OUT] for questions in tasks.values()]
+        for name in names if len(names) > 1 else ():
+            model.set_weights(name, together[name])
+        held_out = [list(one.held_out)[:HELD_OUT] for one in tasks.values()]
         scores = [evaluate(model, model.base_tokenizer, part, generate=False, batch_size=25) for part in held_out]
-        measured.append([score.bits_per_byte for score in scores])
-        shown = " + ".join(f"{SCALES[name]:g} {name}" for name in names) or "none"
-        table.add_row(shown, *(f"{bits:.3f}" for bits in measured[-1]))
+        bits = [score.value("total_bits_per_byte") for score in scores]
+        table.add_row(" + ".join(names) or "none", *(f"{one:.3f}" for one in bits))
     console.print(table)
-    moved = [f"{title} {both - none:+.3f}" for title, none, both in zip(tasks, measured[0], measured[-1], strict=True)]
-    console.print(
-        f"Both against none: {', '.join(moved)}. Scales that were found for each alone may be too much together."
-    )
+    console.print(f"Together at weights fitted on {len(others)} other questions: {_in_words(together)}", markup=False)
+
+
+def _in_words(weights: Any) -> str:
+    return "; ".join(f"{name} {one}" for name, one in weights.items())
 
 
 def answer_mixed_batch(model: Any) -> None:

@@ -248,7 +248,8 @@ def _recommended(config: dict[str, Any], fingerprint: str, base: str) -> tuple[W
     fitted = config.get("scales" if config["format_version"] == 1 else "weights", [])
     here = [one for one in fitted if one["base_fingerprint"] == fingerprint]
     named = [one for one in here if one["base"] == base]
-    named += [one for one in here if one["base"].split("/")[-1] == Path(base).name]
+    if config["format_version"] > 1:  # which knows a directory by its last part
+        named += [one for one in here if one["base"].split("/")[-1] == Path(base).name]
     named += [one for one in here if one.get("for_vocabulary", True)]
     if not named:
         return any_base, float(config.get("scale", 1.0))

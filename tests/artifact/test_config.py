@@ -208,6 +208,7 @@ def test_version_1_gives_the_logits_that_it_gave() -> None:
     assert (config.format_version, config.scale) == (2, 0.25)
     assert config.default_weights == Weights(1.0, (1.0, -0.5), 0.0)
     found = [config.weights_for("a" * 64, name) for name in ("u/y", "u/other")]
+    assert config.weights_for("a" * 64, "v/y") == found[1]  # another user's: version 1 went by whole names
     assert [(one.weights, one.scale, one.ends_counted) for one in found if one is not None] == [
         (config.default_weights, 2.0, False),
         (config.default_weights, 0.5, False),

@@ -44,7 +44,7 @@ def make() -> Make:
 def test_each_number_is_what_it_says(make: Make, prefix: str | None, own_weight: float) -> None:
     """Against the logits of the base behind its prefix, of the sum, and of each adapter at its scale and weights."""
     model = make(prefix)
-    model.set_weights("a", Weights(own_weight, (0.6,), 1 - own_weight))
+    model.set_weights("a", Weights(own_weight, (0.6,), 1 - own_weight), scale=None)
     ids = model.base_tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     final = model(ids).logits[0, :-1]
     if prefix is None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_model
+from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, Weights
 from valueadapter.forward.sum import summed
@@ -23,7 +24,7 @@ def wrapped(names: tuple[str, ...], weights: Weights | None = None) -> ValueAdap
         adapter = ValueAdapter.from_networks(networks, byte_tokenizer(), base_model_name_or_path="a/b")
         model.add_adapter(adapter, name, scale=0.5 + index)
         if weights is not None:
-            model.set_weights(name, weights)
+            model.set_weights(name, weights, scale=None)
     model.set_adapter(names)
     return model.eval()
 
@@ -96,3 +97,28 @@ def test_one_head_says_the_same() -> None:
     with torch.no_grad():
         expected = model(IDS).logits
     torch.testing.assert_close(hidden @ head.weight.T + head.bias, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_several_ends_of_another_vocabulary() -> None:
+    """The sum is the same whether each network's logits are asked for or not, where the map of an end is not linear."""
+    theirs, mine = tokenizer_of("coarse bytes"), tokenizer_of("bytes")
+    mine.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(theirs)), tokenizer=theirs)
+    networks = [tiny_model("llama", seed=seed, width=len(mine)) for seed in (2, 3)]
+    adapter = ValueAdapter.from_networks(networks, mine, base_model_name_or_path="a/b", coefficients=[0.6, -0.3])
+    model.add_adapter(adapter, "default")
+    assert len(adapter.side.stops) > 1
+    ids = torch.tensor([theirs("The readers read")["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(model(ids, output_value_logits="networks").logits, model(ids).logits)
+
+
+def test_weighted_adapters_count_for_what_they_count_for_here() -> None:
+    """A mix of one is that one, whatever weights were set for it."""
+    model = wrapped(("one",), WEIGHTS)
+    model.set_scale("one", 1.0)
+    with torch.no_grad():
+        expected = model(IDS).logits
+        model.add_weighted_adapter(["one"], [1.0], "mix")
+        model.set_adapter("mix")
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-5, atol=1e-4)

@@ -112,12 +112,12 @@ def test_nothing_near_the_fitted_weights_is_better(stop_strings: tuple[str, ...]
         assert objective(Weights(best.base, best.networks, best.end + 5 * step)) > here
 
 
-def test_what_does_not_fit_in_memory_is_read_again(monkeypatch: Any) -> None:
+def test_what_is_not_kept_is_read_again(monkeypatch: Any) -> None:
     """The same weights, and the models run once for each step instead of once."""
     model, read = same_vocabulary(), []
     kept = calibrate(model, MORE, on_progress=read.append)
     assert sum(read) == len(MORE)
-    monkeypatch.setattr(expert_logits, "MEMORY", 0)
+    monkeypatch.setattr(expert_logits, "ON_DISK", 0)
     again = calibrate(model, MORE, on_progress=read.append)
     assert sum(read) >= 4 * len(MORE)
     assert again == kept
@@ -228,3 +228,49 @@ def test_bad_input_is_refused() -> None:
         model.set_weights("default", Weights(1.0, (1.0, -1.0)))
     with pytest.raises(ConfigError, match="finite"):
         Weights(math.nan, (1.0,))
+
+
+def test_one_demonstration_again_and_again_tells_nothing_of_others() -> None:
+    """What is left out must not be what was fitted on."""
+    found = calibrate(same_vocabulary(), [MORE[0]] * 5)
+    assert (found.fitted, found.expected_gain) == (False, None)
+    assert calibration._folds([MORE[0], MORE[1], MORE[0]]).tolist() == [0, 1, 0]
+
+
+def test_what_is_recorded_for_the_base_is_what_others_must_beat() -> None:
+    """Weights that are not believed never take the place of those that are in force."""
+    model = same_vocabulary()
+    record = calibrate(model, MORE).recommended(model, base=model.base.name_or_path or "x", data="d")
+    model.base.name_or_path = model.base.config.name_or_path = record.base
+    adapter = model.adapters["default"].with_config(weights=(record,))
+    model.delete_adapter("default")
+    model.add_adapter(adapter, "default")
+    again = calibrate(model, MORE[:1])
+    assert (again.fitted, again.weights["default"]) == (False, record.weights)
+
+
+def test_weights_act_at_once_where_the_scale_was_another() -> None:
+    """As an adapter of format version 1 has it; what `calibrate` promises is then what the model says."""
+    model = same_vocabulary(scale=0.25)
+    found = calibrate(model, MORE)
+    model.set_weights("default", found.weights["default"])
+    assert model.scales["default"] == 1.0
+    assert nats(model, MORE) / math.log(2) / response_bytes(MORE) == pytest.approx(found.bits_per_byte, rel=1e-4)
+
+
+def test_bad_input_is_refused_before_anything_runs() -> None:
+    """No text, one adapter twice, none, a batch of nothing, weights that are none."""
+    model = same_vocabulary()
+    for how, message in (
+        ({"examples": [{"prompt": "a", "completion": ""}]}, "any text"),
+        ({"adapter_name": ["default", "default"]}, "each named once"),
+        ({"adapter_name": []}, "each named once"),
+        ({"default": {"x": Weights(1.0, (1.0, 1.0))}}, "no adapter 'x'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            calibrate(model, **{"examples": MORE, **how})
+    with pytest.raises(ConfigError, match="expected Weights"):
+        model.set_weights("default", (1, (1, 1)))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be a tuple"):
+        Weights(1.0, [1.0])  # type: ignore[arg-type]

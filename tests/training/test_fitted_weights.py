@@ -78,3 +78,38 @@ def test_of_few_none_is_held_out(base: str, tmp_path: Path, seen: dict[str, Any]
     ids = torch.tensor([[5, 6, 7]])
     tuned = model.adapters["default"].networks[0](ids).logits
     torch.testing.assert_close(model(ids).logits, tuned, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_learned_is_saved_before_anything_is_fitted(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in fitting loses nothing: the adapter lies there with the weights of the training."""
+    from valueadapter.training import fitted_weights
+
+    def broken(*args: Any, **how: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(fitted_weights, "calibrate", broken)
+    recipe = Recipe(base=base, data=DATA, output_dir=tmp_path / "out", arguments=QUICK)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(recipe, say=lambda line: None)
+    (record,) = verification.verify(tmp_path / "out" / "adapter").weights
+    assert (record.num_examples, record.weights) == (0, Weights(1.0, (1.0, -1.0)))
+
+
+def test_what_occurs_twice_is_held_out_twice(base: str, tmp_path: Path, seen: dict[str, Any]) -> None:
+    """None of what is fitted on is trained on under another number."""
+    recipe = Recipe(base=base, data=DATA[:30] * 2, base_prefix_examples=0, output_dir=tmp_path / "out", arguments=QUICK)
+    run(recipe, say=lambda line: None)
+    trained, fitted = ({one["prompt"] for one in seen[name]} for name in ("trained", "fitted"))
+    assert fitted
+    assert not fitted & trained
+
+
+def test_what_training_would_cut_is_not_fitted_on(base: str, tmp_path: Path, seen: dict[str, Any]) -> None:
+    """And no response without text."""
+    data = [{**one, "completion": one["completion"] * 60 if i % 2 else ""} for i, one in enumerate(DATA)]
+    arguments = {**QUICK, "max_length": 40}
+    recipe = Recipe(base=base, data=data, base_prefix_examples=0, output_dir=tmp_path / "out", arguments=arguments)
+    assert "as in training" in str(run(recipe, say=lambda line: None)["weights"])
+    assert "fitted" not in seen

@@ -31,7 +31,7 @@ from valueadapter.adapter.tokenizer_loading import (
 )
 from valueadapter.artifact import card, file_names, verification
 from valueadapter.artifact.atomic_directory import staged
-from valueadapter.artifact.config import Connection, Message, NetworkSpec, ValueAdapterConfig
+from valueadapter.artifact.config import Connection, Message, NetworkSpec, ValueAdapterConfig, Weights
 from valueadapter.artifact.config.prefix import as_prefix
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, IncompatibleBaseError
 from valueadapter.vocabulary.alignment import VocabularyAlignment
@@ -301,6 +301,12 @@ class ValueAdapter:
     def with_config(self, **changes: Any) -> ValueAdapter:
         """The same networks, tokenizer and alignments under a changed configuration."""
         return self.replaced(dataclasses.replace(self.config, **changes))
+
+    def with_weights(self, weights: Weights) -> ValueAdapter:
+        """This adapter with other weights for bases that nobody measured."""
+        specs = zip(self.config.networks, weights.networks, strict=True)
+        networks = tuple(dataclasses.replace(spec, coefficient=weight) for spec, weight in specs)
+        return self.with_config(networks=networks, base_weight=weights.base, end_weight=weights.end)
 
     def replaced(self, config: ValueAdapterConfig | None = None, networks: Sequence[Any] = ()) -> ValueAdapter:
         """This adapter under another configuration or with other networks; its records stay those of what it was."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from valueadapter import hub
+from valueadapter.artifact.config import ValueAdapterConfig, same_base
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, Revision, Token
 from valueadapter.cli.destination import check_destination, put
@@ -54,9 +55,9 @@ def calibrate(
     found = _found(model, examples, base)
     facts = _facts(found)
     if len(sources) == 1:
-        name = Path(base).name if Path(base).is_dir() else base  # a path of this machine means nothing to others
-        record = found.recommended(model, base=name, data=data_name or Path(data).name)
         (loaded,) = model.adapters.values()
+        name = _name_of(base, loaded.config)
+        record = found.recommended(model, base=name, data=data_name or Path(data).name)
         same = name, record.base_fingerprint
         others = [one for one in loaded.config.weights if (one.base, one.base_fingerprint) != same]
         better = loaded.with_config(weights=(*others, record))
@@ -68,6 +69,14 @@ def calibrate(
     if as_json:
         facts["weights"] = {name: dataclasses.asdict(one) for name, one in found.weights.items()}
     output.facts(facts, as_json=as_json)
+
+
+def _name_of(base: str, config: ValueAdapterConfig) -> str:
+    """What a base is called in the record: a directory as the adapter knows it, since paths mean nothing to others."""
+    if not Path(base).is_dir():
+        return base
+    known = [config.base_model_name_or_path, *(one.base for one in config.weights)]
+    return next((one for one in known if same_base(one, base)), Path(base).name)
 
 
 def _attached(
@@ -119,6 +128,10 @@ def _facts(found: Calibration) -> dict[str, object]:
         low, high = found.expected_gain_interval
         facts["expected_gain"] = f"{found.expected_gain:.4f} bits per byte ({low:.4f} to {high:.4f})"
     if not found.fitted:
-        facts["why_default"] = "on examples that were left out, fitted weights are not better than the default ones"
+        facts["why_not_fitted"] = (
+            "examples that are left out do not gain by fitted weights; the weights stay as they were"
+            if found.expected_gain is not None
+            else "one example tells nothing of others; the weights stay as they were"
+        )
     facts["curve"] = {f"{scale:g}": round(bits, 4) for scale, bits in found.curve.items()}
     return facts

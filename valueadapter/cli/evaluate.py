@@ -40,7 +40,7 @@ def evaluate(
         float | None, typer.Option(help="Passes over --train-data; by default as many as the adapter's training had.")
     ] = None,
     calibrate: Annotated[
-        int, typer.Option(help="Also find the best scale, on this many examples that are not scored.", min=0)
+        int, typer.Option(help="Also fit the weights, on this many examples that are not scored.", min=0)
     ] = 0,
     calibration_data: Annotated[
         str | None, typer.Option(help="Where to take these from; by default --data, after the scored ones.")
@@ -66,7 +66,7 @@ def evaluate(
     """Measure an adapter on bases, beside everything that one could do without it.
 
     For each base: it alone, with demonstrations in its prompt, the adapter's own small tuned model, base + adapter at
-    its own and at the calibrated scale, and with --finetune-reference the base fine-tuned directly.
+    its own and at fitted weights, and with --finetune-reference the base fine-tuned directly.
     """
     check_destination(adapter, save_to, push=push, token=token)
     from valueadapter.adapter.value_adapter import ValueAdapter

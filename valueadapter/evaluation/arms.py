@@ -219,8 +219,7 @@ class _Run:
             return Arm(reason=f"the training base '{place}' cannot be had ({cause}); --donor says where it lies")
         # what is recorded for the training base itself, wherever it lies here; never another's
         own = [one for one in config.weights if one.base == config.base_model_name_or_path]
-        model.set_weights(NAME, own[0].weights if own else config.default_weights)
-        model.set_scale(NAME, own[0].scale if own else 1.0)
+        model.set_weights(NAME, own[0].weights if own else config.default_weights, scale=own[0].scale if own else 1.0)
         self.donor_weights, self.donor_scale = model.weights[NAME], model.scales[NAME]
         return Arm(self.score(model, model.base_tokenizer, "small tuned model alone", value_norms=True))
 

@@ -196,6 +196,7 @@ def _steps(
 
 def _centred(values: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """(tokens, vocab): how far each value lies above what p expects."""
+    values = values.masked_fill(values.isneginf(), 0.0)  # what is ruled out has no share, and no push
     return values - (p * values).sum(-1, keepdim=True)
 
 

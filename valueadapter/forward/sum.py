@@ -107,14 +107,14 @@ def summed(
     for term, inputs.prompts in zip(terms, prompts, strict=True):
         if apart and apart != "networks":
             added[term.name] = without_networks(own, term)
-        for index, (value, weight) in enumerate(value_logits(term, inputs, apart=apart == "networks")):
+        each: list[torch.Tensor] | None = [] if apart == "networks" else None
+        for value, weight in value_logits(term, inputs, apart=each):
             logits = add_value_logits(logits, value, weight)
-            if apart:
+            if apart and apart != "networks":
                 fitting = fit_width(value, logits.shape[-1]).to(logits)
-                if apart == "networks":
-                    added[f"{term.name}.{index}"] = fitting
-                else:
-                    added[term.name] = added[term.name].add(fitting, alpha=weight)
+                added[term.name] = added[term.name].add(fitting, alpha=weight)
+        for index, value in enumerate(each or ()):
+            added[f"{term.name}.{index}"] = fit_width(value, logits.shape[-1]).to(logits)
     return logits, added
 
 

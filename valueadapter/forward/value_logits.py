@@ -123,22 +123,26 @@ class Inputs:
         return said
 
 
-def value_logits(term: Term, inputs: Inputs, *, apart: bool = False) -> Iterator[tuple[torch.Tensor, float]]:
+def value_logits(
+    term: Term, inputs: Inputs, *, apart: list[torch.Tensor] | None = None
+) -> Iterator[tuple[torch.Tensor, float]]:
     """What the networks of an adapter add to the base's logits, summand by summand.
 
     Args:
         term: the adapter.
         inputs: of the call.
-        apart: whether to give each network's own; else those of another vocabulary are summed in theirs first, so that
-            one projection serves all of them.
+        apart: takes up each network's own logits in the base's vocabulary, before any weight.
 
     Yields:
         Logits of (batch, kept, base_vocab), where the vocabulary is the same perhaps of another padded width; and the
-        weight to add them with.
+        weight to add them with. Those of another vocabulary are summed in theirs first: one projection serves all, and
+        where several of their tokens end a text, it is not the sum of each network's.
     """
     weights = term.weights.networks
     if term.link is None:
         for said, weight in zip(_in_step(term, inputs, inputs.input_ids), weights, strict=True):
+            if apart is not None:
+                apart.append(said.logits)
             yield said.logits, term.scale * weight
         return
     alignment = term.link.alignment
@@ -150,14 +154,12 @@ def value_logits(term: Term, inputs: Inputs, *, apart: bool = False) -> Iterator
     refined: list[Refined] = []
     for said, weight in zip(each, weights, strict=True):
         own = fit_width(said.logits, alignment.value.logits_width)
-        if apart:
-            yield _projected(term, own, said.refined), term.scale * weight
-            continue
+        if apart is not None:
+            apart.append(_projected(term, own, said.refined))
         weighted = own if weight == 1 else weight * own
         total = weighted if total is None else total + weighted.to(total.device)
         refined += [one._replace(value=weight * one.value) for one in said.refined]
-    if total is not None:
-        yield _projected(term, total, refined), term.scale
+    yield _projected(term, cast(torch.Tensor, total), refined), term.scale
 
 
 def _projected(term: Term, logits: torch.Tensor, refined: Sequence[Refined]) -> torch.Tensor:

@@ -214,7 +214,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             UnsupportedModeError: another combination, or different prefixes.
         """
         self._check_new_name(adapter_name)
-        parts = [self.attached.get(name).adapter for name in adapters]
+        parts = [one.adapter.with_weights(one.weights) for one in map(self.attached.get, adapters)]
         new = combined(parts, self._weights(adapters, weights, combination_type))
         prefix = self.attached.one_prefix(adapters) if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         self.add_adapter(new.with_config(base_prefix=prefix), adapter_name, scale=1.0)
@@ -255,6 +255,15 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             return default
         logger.info("the weights are those of '%s', %s; set_weights chooses others", fitted.base, fitted.found_on)
         return fitted.weights, fitted.scale
+
+    def recommended_weights(self, adapter_name: str | None = None) -> tuple[Weights, float]:
+        """What an adapter records for this base, or for any that nobody measured: its weights, and the scale to act at.
+
+        Raises:
+            AdapterNameError: no such adapter, or several to choose from.
+        """
+        attached = self.attached.get(self.only_adapter(adapter_name))
+        return self._recommended(attached.adapter, attached.link)
 
     def base_fingerprint(self, adapter_name: str | None = None) -> str:
         """The byte fingerprint of the base's vocabulary, 64 hex, under which an adapter records scales for it."""

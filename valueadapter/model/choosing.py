@@ -50,16 +50,21 @@ class ChoosingMethods(WrappedModel):
         """
         self.attached.set_scale(adapter_name, scale)
 
-    def set_weights(self, adapter_name: str, weights: Weights) -> None:
-        """Sets what base, networks and end of text count for at scale 1, as `calibrate` finds it.
+    def set_weights(self, adapter_name: str, weights: Weights, *, scale: float | None = 1.0) -> None:
+        """Sets what base, networks and end of text count for, as `calibrate` finds it.
 
         It holds for all threads, and is not saved; record it with `Calibration.recommended`.
 
+        Args:
+            adapter_name: an attached adapter.
+            weights: what each counts for at scale 1.
+            scale: the scale to act at from now on; 1, as the weights say. None leaves it as it is.
+
         Raises:
             AdapterNameError: no such adapter.
-            ConfigError: not one weight for each network.
+            ConfigError: not one weight for each network, no finite scale, or one below 0 where the model is `strict`.
         """
-        self.attached.set_weights(adapter_name, weights)
+        self.attached.set_weights(adapter_name, weights, scale)
 
     def set_alignment_mode(self, adapter_name: str, mode: Mode) -> None:
         """Sets how an adapter's logits come to a base of another vocabulary.

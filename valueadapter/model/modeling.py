@@ -314,7 +314,8 @@ class ValueAdapterForCausalLM(
 def _all_added(added: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
     """The value logits, from what `summed` gives beside the sum."""
     if BASE_LOGITS in added:
-        return logits - added[BASE_LOGITS]
+        own = added[BASE_LOGITS]
+        return (logits - own).where(~own.isneginf(), 0.0)
     return sum(added.values(), torch.zeros_like(logits))
 
 

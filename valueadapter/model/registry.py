@@ -271,16 +271,20 @@ class AttachedAdapters:
             )
         return tuple(found)
 
-    def set_weights(self, name: str, weights: Weights) -> None:
-        """Sets what each summand counts for at scale 1.
+    def set_weights(self, name: str, weights: Weights, scale: float | None = None) -> None:
+        """Sets what each summand counts for at scale 1, and perhaps the scale.
 
         Raises:
             AdapterNameError: no such adapter.
             ConfigError: not one weight for each network.
         """
         attached = self.get(name)
+        if not isinstance(weights, Weights):
+            raise ConfigError(f"expected Weights(base, networks, end) for '{name}'; got {weights!r}")
         if len(weights.networks) != (count := len(attached.adapter.networks)):
             raise ConfigError(f"expected one weight for each of {count} networks of '{name}'; got {weights}")
+        if scale is not None:
+            self.set_scale(name, scale)
         attached.weights = weights
 
     def note_training(self) -> None:

@@ -5,7 +5,6 @@ What an artifact is, `adapter` knows; here is which of the attached it is, and i
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,15 +100,7 @@ class SavingMethods(WrappedModel):
                 adapter_name,
                 "without a base prefix" if prefix is None else "behind another base prefix",
             )
-        weights = attached.weights
-        specs = zip(adapter.config.networks, weights.networks, strict=True)
-        return adapter.with_config(
-            networks=tuple(dataclasses.replace(spec, coefficient=weight) for spec, weight in specs),
-            base_weight=weights.base,
-            end_weight=weights.end,
-            scale=attached.scale,
-            base_prefix=prefix,
-        )
+        return adapter.with_weights(attached.weights).with_config(scale=attached.scale, base_prefix=prefix)
 
 
 def _takes_gradients(adapter: ValueAdapter) -> bool:

@@ -3,8 +3,9 @@
 Each model is one expert of a product (Hinton 2002), and the loss is convex in one weight for each, so fitting them is
 as safe as fitting one scale ("Weighted Product of Experts", EMNLP Findings 2025). The weights are drawn towards the
 adapter's own default ones, and cross-validation decides whether they are taken. What counts is the whole answer, the
-token that ends it included. Logits are gone through a few positions at a time, again for each step where they do not
-fit in memory.
+token that ends it included. Logits are gone through a few positions at a time. Where a vocabulary has several tokens
+that end a text and the base's is another, what each network says of the end is carried over by itself, which is close
+to what the sum says of it, and not the same.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from valueadapter.artifact.config import RecommendedWeights, ValueAdapterConfig, Weights
+from valueadapter.artifact.config import RecommendedWeights, Weights, same_base
 from valueadapter.demonstrations.bootstrap import Bootstrap
-from valueadapter.demonstrations.responses import Record, response_bytes, response_texts
+from valueadapter.demonstrations.responses import Record, response_bytes, response_texts, same_demonstration
 from valueadapter.demonstrations.sources import all_checked
-from valueadapter.errors import ConfigError
+from valueadapter.errors import AdapterNameError, ConfigError
 from valueadapter.forward.stops import end_tokens
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.training import newton
@@ -105,7 +106,7 @@ class Calibration:
             expected_gain=self.expected_gain,
             expected_gain_low=low,
             expected_gain_high=high,
-            for_vocabulary=base != model.adapters[name].config.base_model_name_or_path,
+            for_vocabulary=not same_base(base, model.adapters[name].config.base_model_name_or_path),
         )
 
 
@@ -133,11 +134,11 @@ def calibrate(
         tokenizer: the base's tokenizer; the model's own by default.
         adapter_name: which adapter, where several are attached; several are fitted together, and share what base and
             end of text count for.
-        default: adapter -> what its weights are drawn towards and compared with; its own default ones where it has no
-            entry.
+        default: adapter -> what its weights are drawn towards and compared with; where it has no entry, what it records
+            for this base, or its default ones.
         batch_size: rows per forward pass.
         on_progress: called with the number of examples that the models have read since the last call; they read all of
-            them once, or again for each step where their logits do not fit in `expert_logits.MEMORY`.
+            them once, or again for each step where their logits are more than `expert_logits.ON_DISK`.
 
     Raises:
         ConfigError: no examples, one that cannot be scored, or no tokenizer.
@@ -153,15 +154,22 @@ def calibrate(
         names: tuple[str, ...] = (model.only_adapter(adapter_name),)
     else:
         names = tuple(adapter_name)
-    for name in names:
+    for name in {*names, *(default or ())}:
         model.attached.get(name)
+    if not names or len(set(names)) != len(names):
+        raise AdapterNameError(f"expected adapters to calibrate, each named once; got {list(names)}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
+    if not response_bytes(examples):
+        raise ConfigError("no response of the examples has any text, so there is nothing to calibrate on")
     answers = [text for example in examples for text in response_texts(example)]
     ends = end_tokens(model.base, tokenizer, _stop_strings(model, names), width=_width(model), answers=answers)
     stops = end_tokens(model.base, tokenizer, (), width=_width(model))
     reading = Reading(model, names, examples, tokenizer, batch_size, on_progress)
-    with model.attached.scoped(names, scales=dict.fromkeys(names, 1.0)):
+    with reading, model.attached.scoped(names, scales=dict.fromkeys(names, 1.0)):
         prefixed = model.base_prefix is not None
-        problem = Problem(reading.tokens, min(FOLDS, len(examples)), torch.tensor(ends), torch.tensor(stops))
+        folds = _folds(examples)
+        problem = Problem(reading.tokens, folds, torch.tensor(ends), torch.tensor(stops))
         chosen = _chosen(problem, _defaults(model, names, default or {}), examples)
     size = math.log(2) * response_bytes(examples)
     curve = {scale: nats / size for scale, nats in zip(SCALES, chosen.curve, strict=True)}
@@ -180,17 +188,23 @@ def calibrate(
     )
 
 
+def _folds(examples: Sequence[Record]) -> torch.Tensor:
+    """(examples,) the fold of each; a demonstration that occurs again is in the fold where it was."""
+    numbers: dict[str, int] = {}
+    each = [numbers.setdefault(same_demonstration(one), len(numbers)) for one in examples]
+    return torch.tensor(each) % FOLDS
+
+
 # -- the weights -------------------------------------------------------------------------------------------------------
 def _defaults(model: ValueAdapterForCausalLM, names: Sequence[str], given: Mapping[str, Weights]) -> list[torch.Tensor]:
     """Default weights in one vector, base, every network, end: of all adapters, and if they are several of each."""
     scopes = [names, *([(name,) for name in names] if len(names) > 1 else [])]
-    own = {name: given.get(name) or _at_its_scale(model.adapters[name].config) for name in names}
+    own = {name: given.get(name) or _at_scale(*model.recommended_weights(name)) for name in names}
     return [_default(own, scope) for scope in scopes]
 
 
-def _at_its_scale(config: ValueAdapterConfig) -> Weights:
-    """An adapter's default weights as those of scale 1, where its scale is another."""
-    own, scale = config.default_weights, config.scale
+def _at_scale(own: Weights, scale: float) -> Weights:
+    """Weights that do at scale 1 what others do at another scale."""
     networks = tuple(scale * weight for weight in own.networks)
     return Weights(1 + scale * (own.base - 1), networks, scale * own.end)
 
@@ -260,7 +274,7 @@ def _chosen(problem: Problem, defaults: Sequence[torch.Tensor], examples: Sequen
     at_one = SCALES.index(1.0)
     default = min(range(len(defaults)), key=lambda row: curves[row][at_one])
     default_nats = curves[default][at_one]
-    if len(examples) < 2:
+    if int(problem.fold_of.max()) == 0:  # a single one, perhaps several times
         return _Chosen(candidates[default], False, default_nats, curves[default], None, None)
     before, *after = _validated(problem, defaults[default], apart, len(examples))
     gains = [before - one for one in after]
@@ -289,7 +303,7 @@ def _validated(
     """Nats of each example at the default weights and at those fitted without its fold, (1 + fits, examples)."""
     found = torch.zeros(1 + len(apart), count, dtype=torch.float64)
     for some in problem.tokens():
-        of_fold = some.examples % problem.folds
+        of_fold = problem.fold_of[some.examples]
         found[0].index_add_(0, some.examples, newton.nats(some, default, problem).double())
         for row, folds in enumerate(apart, start=1):
             for fold in sorted(set(of_fold.tolist())):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,12 +17,14 @@ from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.training import newton
 from valueadapter.training.newton import Problem, Tokens
 
-MEMORY = 2**30
-"""Bytes of logits that are kept between steps; with more of them the models run again for each."""
+ON_DISK = 2**32
+"""Bytes of logits that are kept in a temporary directory between passes; with more of them the models run again."""
 
 
 class Reading:
-    """What the models say at every token of the examples' responses; kept where it fits in memory.
+    """What the models say at every token of the examples' responses; little of it is in memory at a time.
+
+    A context manager: what it keeps on disk goes with the block.
 
     Args:
         model: the base with the adapters, all of which act.
@@ -45,23 +49,33 @@ class Reading:
         networks = [f"{name}.{index}" for name, count in zip(names, counts, strict=True) for index in range(count)]
         self.columns = [BASE_LOGITS, *networks]
         self.on_progress = on_progress
-        self.kept: list[Tokens] | None = None
+        self._kept: list[Path] | None = None
+
+    def __enter__(self) -> Reading:
+        self._folder = tempfile.TemporaryDirectory(prefix="valueadapter-")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._folder.cleanup()
 
     def tokens(self) -> Iterator[Tokens]:
         """Some tokens after the others, in the order of the examples."""
-        if self.kept is not None:
-            yield from self.kept
+        if self._kept is not None:
+            yield from (Tokens(*torch.load(path)) for path in self._kept)
             return
-        kept: list[Tokens] | None = []
+        kept: list[Path] | None = []
         held = 0
         for some in self._run():
             held += some.logits.nbytes
-            if kept is not None:
-                kept.append(some)
-            if held > MEMORY:
+            if kept is not None and held <= ON_DISK:
+                kept.append(Path(self._folder.name, str(len(kept))))
+                torch.save(tuple(some), kept[-1])
+            elif kept is not None:
+                for path in kept:
+                    path.unlink()
                 kept = None
             yield some
-        self.kept = kept
+        self._kept = kept
 
     def _run(self) -> Iterator[Tokens]:
         first = 0

@@ -10,50 +10,88 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from valueadapter.adapter.causal_lm import longest_text
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.artifact.config import RecommendedWeights, Weights
+from valueadapter.artifact.config import RecommendedWeights
+from valueadapter.demonstrations.responses import response_bytes
+from valueadapter.demonstrations.tokenized import encode
+from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.training.calibration import calibrate
+from valueadapter.training.trainer import ValueTrainingArguments
+
+
+def as_trained_on_its_base(adapter: ValueAdapter, trained: ValueAdapterForCausalLM, *, name: str) -> ValueAdapter:
+    """Records that on the training base an adapter counts for what it counted for in its training.
+
+    Args:
+        adapter: as it is recorded.
+        trained: the base with the adapter as it was trained.
+        name: of the data, for the record.
+    """
+    config, weights = adapter.config, next(iter(trained.weights.values()))
+    fingerprint = config.vocabulary.byte_fingerprint
+    record = RecommendedWeights(fingerprint, config.base_model_name_or_path, weights, name, 0, for_vocabulary=False)
+    return adapter.with_config(weights=(record,))
 
 
 def with_fitted_weights(
     adapter: ValueAdapter,
     trained: ValueAdapterForCausalLM,
     held_out: Sequence[Any],
+    arguments: ValueTrainingArguments,
     *,
-    name: str,
     say: Callable[[str], object],
 ) -> tuple[ValueAdapter, dict[str, object]]:
     """Records what an adapter should count for on the base that it was trained on.
 
     Args:
-        adapter: as it is recorded.
-        trained: the base with the adapter as it was trained, whose weights are what the fitted ones are drawn towards;
-            it gives its base away where there is something to fit on.
-        held_out: demonstrations that were not trained on; without any, the weights are those of the training.
-        name: of the data, for the record.
+        adapter: with the record of what it counted for in its training, which the fitted weights are drawn towards.
+        trained: the base with the adapter as it was trained; it gives its base away where there is something to fit on.
+        held_out: demonstrations that were not trained on; what training would have cut, or the base cannot read whole,
+            is left out. Without any, the weights are those of the training.
+        arguments: of the training.
         say: called with a line.
 
     Returns:
         The adapter with the record, and what the summary says of it. Bits hold the ends of the responses.
     """
-    as_trained = next(iter(trained.weights.values()))
-    base = adapter.config.base_model_name_or_path
-    if not held_out:
-        fingerprint = adapter.config.vocabulary.byte_fingerprint
-        record = RecommendedWeights(fingerprint, base, as_trained, name, 0, for_vocabulary=False)
-        return adapter.with_config(weights=(record,)), {"weights": f"{as_trained}, as in training"}
-    say(f"fitting the weights for the training base on {len(held_out):,} demonstrations that were held out")
+    (record,) = adapter.config.weights
+    examples = _readable(held_out, adapter, trained, arguments)
+    if not examples:
+        return adapter, {"weights": f"{record.weights}, as in training"}
+    say(f"fitting the weights for the training base on {len(examples):,} demonstrations that were held out")
     model = on_training_base(adapter, trained.unload(), trained.base_tokenizer)
-    found = calibrate(model, held_out, default={"default": as_trained})
-    record = found.recommended(model, base=base, data=name)
+    size = min(16, arguments.per_device_train_batch_size)
+    found = calibrate(model, examples, default={"default": record.weights}, batch_size=size)
+    fitted = found.recommended(model, base=record.base, data=record.data)
     how = "fitted" if found.fitted else "as in training: fitting gains nothing that can be relied on"
-    return adapter.with_config(weights=(record,)), {
-        "weights": f"{record.weights}, {how}",
-        "held_out_demonstrations": len(held_out),
+    return adapter.with_config(weights=(fitted,)), {
+        "weights": f"{fitted.weights}, {how}",
+        "held_out_demonstrations": len(examples),
         "held_out_total_bits_per_byte_base": round(found.base_bits_per_byte, 4),
         "held_out_total_bits_per_byte_base_and_adapter": round(found.bits_per_byte, 4),
     }
+
+
+def _readable(
+    held_out: Sequence[Any],
+    adapter: ValueAdapter,
+    trained: ValueAdapterForCausalLM,
+    arguments: ValueTrainingArguments,
+) -> list[Any]:
+    """The demonstrations that have a response, and that the base reads whole behind its prefix."""
+    prefix, tokenizer = adapter.config.base_prefix, adapter.tokenizer
+    lead = 0 if prefix is None else len(prefix_ids(prefix, tokenizer))
+    models = [trained.base, *adapter.networks]
+    limits = [limit - lead for model in models if (limit := longest_text(model)) is not None]
+    limits += [arguments.max_length] if arguments.max_length else []
+    most = min(limits, default=None)
+    return [
+        record
+        for record in held_out
+        if response_bytes([record]) and (most is None or len(encode(record, tokenizer)["input_ids"]) <= most)
+    ]
 
 
 def on_training_base(
@@ -64,8 +102,6 @@ def on_training_base(
     model.add_adapter(adapter, "default")
     for one in adapter.config.weights:
         if one.base == adapter.config.base_model_name_or_path:
-            weights: Weights = one.weights
-            model.set_weights("default", weights)
-            model.set_scale("default", one.scale)
+            model.set_weights("default", one.weights, scale=one.scale)
     model.eval()
     return model

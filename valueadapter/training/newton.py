@@ -85,8 +85,8 @@ class Problem:
     """Tokens to fit weights on, which can be gone through again and again."""
 
     tokens: Callable[[], Iterable[Tokens]]
-    folds: int
-    """An example belongs to the fold of its number modulo this."""
+    fold_of: torch.Tensor
+    """(examples,) the fold that each example belongs to, from 0."""
     ends: torch.Tensor
     """Tokens of which any ends an answer."""
     raised: torch.Tensor
@@ -94,17 +94,17 @@ class Problem:
 
     def losses(self, candidates: Sequence[torch.Tensor]) -> list[Loss]:
         """Loss and derivatives at several weights, in one pass."""
-        size = len(candidates[0])
+        size, folds = len(candidates[0]), int(self.fold_of.max()) + 1
         found = [
             Loss(
-                torch.zeros(self.folds, dtype=torch.float64),
-                torch.zeros(self.folds, size, dtype=torch.float64),
-                torch.zeros(self.folds, size, size, dtype=torch.float64),
+                torch.zeros(folds, dtype=torch.float64),
+                torch.zeros(folds, size, dtype=torch.float64),
+                torch.zeros(folds, size, size, dtype=torch.float64),
             )
             for _ in candidates
         ]
         for some in self.tokens():
-            fold = some.examples % self.folds
+            fold = self.fold_of[some.examples]
             for weights, loss in zip(candidates, found, strict=True):
                 for total, part in zip(loss, _derivatives(some, weights, self), strict=True):
                     total.index_add_(0, fold, part.double())

@@ -35,7 +35,7 @@ from valueadapter.demonstrations.tokenized import encode, load_demonstrations, t
 from valueadapter.errors import ConfigError
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.modeling import ValueAdapterForCausalLM
-from valueadapter.training.fitted_weights import on_training_base, with_fitted_weights
+from valueadapter.training.fitted_weights import as_trained_on_its_base, on_training_base, with_fitted_weights
 from valueadapter.training.recipe_settings import (
     DEFAULT_WEIGHTS,
     EPOCHS,
@@ -116,8 +116,11 @@ def run(
     adapter = _finished(recipe, trainer.trained_adapter(), plan)
     if not trainer.is_world_process_zero():
         return {}
-    adapter, found = with_fitted_weights(adapter, model, plan.to_fit_on, name=name_of_data(recipe), say=say)
-    place = directory.save(adapter, say=say)
+    adapter = as_trained_on_its_base(adapter, model, name=name_of_data(recipe))
+    place = directory.save(adapter, say=say)  # before anything more is computed, so that nothing is lost
+    adapter, found = with_fitted_weights(adapter, model, plan.to_fit_on, arguments, say=say)
+    if plan.to_fit_on:
+        adapter.save_pretrained(place)
     summary = _summary(place, adapter) | found
     if plan.held_out and score is not None:
         say(f"scoring {len(plan.held_out):,} held-out demonstrations")

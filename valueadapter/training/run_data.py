@@ -9,7 +9,7 @@ from typing import Any
 from valueadapter.artifact.config import Prefix
 from valueadapter.artifact.config.prefix import Recorded, as_prefix
 from valueadapter.demonstrations.record_checks import shape_of
-from valueadapter.demonstrations.responses import separators
+from valueadapter.demonstrations.responses import same_demonstration, separators
 from valueadapter.demonstrations.selection import draw
 from valueadapter.demonstrations.sources import Demonstrations
 from valueadapter.demonstrations.tokenized import as_context, load_demonstrations
@@ -49,8 +49,12 @@ def with_some_held_out(recipe: Recipe, data: Demonstrations) -> tuple[Demonstrat
     count = min(HELD_OUT_MOST, len(data) // HELD_OUT_SHARE) if len(data) >= HELD_OUT_LEAST else 0
     if recipe.arguments.get("release_base"):  # whose memory is needed to fit
         count = 0
-    drawn = set(random.Random(int(recipe.arguments.get("seed", 0))).sample(range(len(data)), count))
-    return data.select([index for index in range(len(data)) if index not in drawn]), [data[i] for i in sorted(drawn)]
+    drawn = sorted(random.Random(int(recipe.arguments.get("seed", 0))).sample(range(len(data)), count))
+    taken = {same_demonstration(data[index]) for index in drawn}  # one that occurs again is held out there, too
+    rest = [index for index in range(len(data)) if same_demonstration(data[index]) not in taken] if taken else None
+    if not rest:
+        return data, []
+    return data.select(rest), [data[index] for index in drawn]
 
 
 def stop_strings_of(recipe: Recipe, prefix: Prefix | None) -> tuple[str, ...]:

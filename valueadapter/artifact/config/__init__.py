@@ -3,7 +3,13 @@
 `docs/format.md` is the normative description. A field is documented once, by the string under it.
 """
 
-from valueadapter.artifact.config.history import EvaluationRecord, RecommendedWeights, Regularisation, TrainingRecord
+from valueadapter.artifact.config.history import (
+    EvaluationRecord,
+    RecommendedWeights,
+    Regularisation,
+    TrainingRecord,
+    same_base,
+)
 from valueadapter.artifact.config.parts import Connection, Initialisation, NetworkSpec, PenaltyKind, Weights
 from valueadapter.artifact.config.prefix import Message, Prefix, prefix_text
 from valueadapter.artifact.config.whole import FORMAT_VERSION, MODEL_TYPE, ValueAdapterConfig, upgrade
@@ -24,5 +30,6 @@ __all__ = [
     "ValueAdapterConfig",
     "Weights",
     "prefix_text",
+    "same_base",
     "upgrade",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal
 
 from valueadapter.artifact.config.parts import Initialisation, PenaltyKind, Weights
@@ -128,6 +129,11 @@ class EvaluationRecord:
                 raise ConfigError(f"'{name}' must lie between 0 and 1; got {value}")
 
 
+def same_base(one: str, other: str) -> bool:
+    """Whether two names may be of one base: the same, or one Hub ID and a directory that is called so."""
+    return PurePath(one).name == PurePath(other).name
+
+
 @dataclass(frozen=True)
 class RecommendedWeights:
     """The weights that served best on a base, and the figures that say so. Bits are per UTF-8 byte of the responses."""
@@ -164,8 +170,13 @@ class RecommendedWeights:
     def __post_init__(self) -> None:
         if not SHA256.fullmatch(self.base_fingerprint):
             raise ConfigError(f"'base_fingerprint' must be 64 hex digits; got {self.base_fingerprint!r}")
-        if self.num_examples < 0:
-            raise ConfigError(f"'num_examples' must be 0 or more; got {self.num_examples}")
+        least = 0 if self.ends_counted else 1
+        if self.num_examples < least:
+            raise ConfigError(f"'num_examples' must be at least {least}; got {self.num_examples}")
+        if self.num_examples and None in (self.base_bits_per_byte, self.adapted_bits_per_byte):
+            raise ConfigError(
+                "'base_bits_per_byte' and 'adapted_bits_per_byte' must be numbers where there are examples"
+            )
         gains = ("expected_gain", "expected_gain_low", "expected_gain_high")
         _check_finite(self, ("scale", "base_bits_per_byte", "adapted_bits_per_byte", *gains))
 

@@ -63,8 +63,11 @@ class Weights:
     """Added to the logits of the tokens that end a text of the base, in nats."""
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (self.base, *self.networks, self.end))):
-            raise ConfigError(f"weights must be finite numbers; got {self.base}, {list(self.networks)}, {self.end}")
+        if not isinstance(self.networks, tuple):
+            raise ConfigError(f"the weights of networks must be a tuple of numbers; got {self.networks!r}")
+        each = (self.base, *self.networks, self.end)
+        if not all(type(one) in (int, float) and math.isfinite(one) for one in each):
+            raise ConfigError(f"weights must be finite numbers; got {self.base!r}, {self.networks!r}, {self.end!r}")
 
     def __str__(self) -> str:
         networks = " ".join(f"{weight:+.3g}" for weight in self.networks)

@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, get_args
 
-from valueadapter.artifact.config.history import EvaluationRecord, RecommendedWeights, TrainingRecord
+from valueadapter.artifact.config.history import EvaluationRecord, RecommendedWeights, TrainingRecord, same_base
 from valueadapter.artifact.config.parts import Connection, NetworkSpec, Weights, check_name, check_revision
 from valueadapter.artifact.config.prefix import Prefix
 from valueadapter.errors import ConfigError, IncompatibleVersionError, NotAValueAdapterError
@@ -109,7 +108,7 @@ class ValueAdapterConfig:
         found = [one for one in self.weights if one.base_fingerprint == base_fingerprint]
         ways: tuple[Callable[[RecommendedWeights], bool], ...] = (
             lambda one: one.base == base,
-            lambda one: PurePath(one.base).name == PurePath(base).name,
+            lambda one: one.ends_counted and same_base(one.base, base),  # version 1 knew names alone
             lambda one: one.for_vocabulary,
         )
         return next((one for way in ways for one in found if way(one)), None)
@@ -192,12 +191,12 @@ def _from_version_1(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if new := sorted(data.keys() & {"base_weight", "end_weight", "weights", "stop_strings"}):
         raise ConfigError(f"unknown key '{new[0]}' in config.json of format version 1")
     data = {**data, "format_version": 2}
-    scales = data.pop("scales", ())
-    if not scales:
-        return data
+    scales = data.pop("scales", [])
     keys = {"base_fingerprint", "base", "scale", "base_bits_per_byte", "adapted_bits_per_byte", "data", "num_examples"}
     if not isinstance(scales, list) or not all(isinstance(one, dict) and one.keys() == keys for one in scales):
         raise ConfigError(f"'scales' must be a list of objects with {', '.join(sorted(keys))}; got {str(scales)[:80]}")
+    if not scales:
+        return data
     given = data.get("networks")
     networks = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
     each = {"base": 1.0, "networks": [one.get("coefficient", 1.0) for one in networks]}

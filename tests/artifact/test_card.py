@@ -117,6 +117,15 @@ def test_every_arm_that_was_measured_is_in_the_metadata() -> None:
     assert f"{row} exact match | 10.0% | 15.0% | 12.0% | 20.0% | 30.0% | |" in text.splitlines()
 
 
+def test_results_at_other_weights_have_names_of_their_own() -> None:
+    """One base at default and at fitted weights: the Hub shows both."""
+    pair = tuple(dataclasses.replace(ALL_ARMS, weights=Weights(base, (0.6,))) for base in (0.7, 0.9))
+    results = _metadata(render_card(dataclasses.replace(BARE, evaluation=pair), repo_id=REPO)).eval_results or []
+    names = [str(one.metric_name) for one in results if ", scale 1" in str(one.metric_name)]
+    assert "bits per byte on alice/big, scale 1, base 0.7, networks +0.6" in names
+    assert len(names) == len(set(names)) == 6
+
+
 @pytest.mark.parametrize("name", ["no", "1e3", "a: b", "#x", 'say "hi"', "日本", "back\\slash", "null", "- x", ""])
 def test_any_text_survives_the_metadata(name: str) -> None:
     """What YAML would read as something else is quoted."""

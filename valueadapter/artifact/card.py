@@ -143,17 +143,17 @@ def _metrics(row: EvaluationRecord) -> list[dict[str, object]]:
         "donor": "small tuned model alone",
         "finetuned": "base fine-tuned with LoRA",
     }
+    # two results of one base differ in nothing but the weights
+    at = f"scale {row.scale:g}" + (f", {row.weights}" if row.weights is not None else "")
     found: list[dict[str, object]] = []
     for measure in ("bits_per_byte", "exact_match"):
         for arm, words in arms.items():
             value = getattr(row, f"{arm}_{measure}")
             if value is not None:
-                name = f"{measure.replace('_', ' ')} on {row.base}" + (
-                    f": {words}" if words else f", scale {row.scale:g}"
-                )
+                name = f"{measure.replace('_', ' ')} on {row.base}" + (f": {words}" if words else f", {at}")
                 found.append({"type": measure, "name": name, "value": value})
     if row.gain_recovered is not None:
-        name = f"share of the gain of fine-tuning on {row.base}, scale {row.scale:g}"
+        name = f"share of the gain of fine-tuning on {row.base}, {at}"
         found.append({"type": "gain_recovered", "name": name, "value": row.gain_recovered})
     return found
 

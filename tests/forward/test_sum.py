@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -101,7 +102,7 @@ def test_one_head_says_the_same() -> None:
 
 def test_several_ends_of_another_vocabulary() -> None:
     """The sum is the same whether each network's logits are asked for or not, where the map of an end is not linear."""
-    theirs, mine = tokenizer_of("coarse bytes"), tokenizer_of("bytes")
+    theirs, mine = tokenizer_of("coarse bytes"), copy.deepcopy(tokenizer_of("bytes"))
     mine.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(theirs)), tokenizer=theirs)
     networks = [tiny_model("llama", seed=seed, width=len(mine)) for seed in (2, 3)]

@@ -80,6 +80,10 @@ def test_every_point_of_the_curve_is_what_the_model_says(make: Any, prefix: str 
         model.set_scale("default", scale)
         assert bits == pytest.approx(nats(model, EXAMPLES) / size, rel=1e-4)
     assert (found.base_bits_per_byte, found.bits_per_byte) == (found.curve[0.0], found.curve[1.0])
+    model.set_scale("default", 1.0)
+    tokens = [scored([one], model.base_tokenizer, model.device).labels for one in EXAMPLES]
+    count = sum(int((labels != IGNORED).sum()) for labels in tokens)
+    assert found.loss == pytest.approx(nats(model, EXAMPLES) / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("stop_strings", [(), ("e",)], ids=["one end", "two ends"])

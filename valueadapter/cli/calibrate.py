@@ -67,6 +67,7 @@ def calibrate(
         if as_json:
             facts["record"] = dataclasses.asdict(record)
     if as_json:
+        facts |= {"expected_gain": found.expected_gain, "expected_gain_interval": found.expected_gain_interval}
         facts["weights"] = {name: dataclasses.asdict(one) for name, one in found.weights.items()}
     output.facts(facts, as_json=as_json)
 

@@ -141,9 +141,11 @@ def _finetuning(adapter: ValueAdapter, epochs: float | None, seed: int) -> FineT
 
 def _show(report: Report) -> None:
     """A table for each base, with every arm, and what the adapter did to it."""
-    for arm in report.to_dict()["arms"]:
+    for arm, result in zip(report.to_dict()["arms"], report.results, strict=True):
         output.out.print(_table(arm, report))
         facts = {
+            "weights": str(result.weights),
+            "calibrated weights": "-" if result.calibrated_weights is None else str(result.calibrated_weights),
             "gain recovered": _share(arm["gain_recovered"], arm["intervals"].get("gain_recovered")),
             "tokens changed": _share(arm["changed_share"], arm["intervals"].get("changed_share")),
             "mean |value logit|": f"{_number(arm['value_norm_raw'])}, centred {_number(arm['value_norm_centred'])}",

@@ -163,6 +163,11 @@ class BaseResult:
                 finetuned_bits_per_byte=self.value("finetuned", "bits_per_byte"),
                 finetuned_exact_match=self.value("finetuned", "exact_match"),
                 gain_recovered=self._recovered(arm, plain)[0],
+                **{
+                    f"{name}_{metric}": self.value(arm if name == "adapted" else name, metric)
+                    for name in ("base", "fewshot", "donor", "adapted", "finetuned")
+                    for metric in ("total_bits_per_byte", "ends")
+                },
             )
             for arm, (scale, weights) in at.items()
         ]

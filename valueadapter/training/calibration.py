@@ -66,6 +66,8 @@ class Calibration:
     """Scale -> bits at these weights; scale 0 is the base alone, 1 the weights as they are."""
     num_examples: int
     """Examples it was measured on."""
+    loss: float
+    """Cross-entropy at these weights, nats per response token, ends among them."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -185,6 +187,7 @@ def calibrate(
         expected_gain_interval=chosen.interval,
         curve=curve,
         num_examples=len(examples),
+        loss=chosen.curve[SCALES.index(1.0)] / chosen.num_tokens,
     )
 
 
@@ -241,6 +244,7 @@ class _Chosen(NamedTuple):
     fitted: bool
     default_nats: float
     curve: list[float]
+    num_tokens: int
     gain: float | None
     """Bits per byte."""
     interval: tuple[float, float] | None
@@ -270,12 +274,12 @@ def _chosen(problem: Problem, defaults: Sequence[torch.Tensor], examples: Sequen
     fits = newton.fit(problem, priors)
     apart = [newton.left_out(prior, *one) for prior, one in zip(priors, fits, strict=True)]
     candidates = [*defaults, *(weights for weights, _ in fits)]
-    curves = _curves(problem, candidates)
+    curves, count = _curves(problem, candidates)
     at_one = SCALES.index(1.0)
     default = min(range(len(defaults)), key=lambda row: curves[row][at_one])
     default_nats = curves[default][at_one]
     if int(problem.fold_of.max()) == 0:  # a single one, perhaps several times
-        return _Chosen(candidates[default], False, default_nats, curves[default], None, None)
+        return _Chosen(candidates[default], False, default_nats, curves[default], count, None, None)
     before, *after = _validated(problem, defaults[default], apart, len(examples))
     gains = [before - one for one in after]
     # the end's weight only where it gains beside the same fit without it
@@ -289,7 +293,7 @@ def _chosen(problem: Problem, defaults: Sequence[torch.Tensor], examples: Sequen
     row = len(defaults) + best
     fitted = _believed(gains[best]) and curves[row][at_one] <= default_nats
     taken = row if fitted else default
-    return _Chosen(candidates[taken], fitted, default_nats, curves[taken], gain, interval)
+    return _Chosen(candidates[taken], fitted, default_nats, curves[taken], count, gain, interval)
 
 
 def _believed(gains: torch.Tensor) -> bool:
@@ -313,17 +317,18 @@ def _validated(
     return found
 
 
-def _curves(problem: Problem, candidates: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Nats of all examples at each of `SCALES` for several weights."""
+def _curves(problem: Problem, candidates: Sequence[torch.Tensor]) -> tuple[list[list[float]], int]:
+    """Nats of all examples at each of `SCALES` for several weights; and how many tokens these are."""
     base = torch.zeros_like(candidates[0])
     base[0] = 1.0
-    found = torch.zeros(len(candidates), len(SCALES), dtype=torch.float64)
+    found, count = torch.zeros(len(candidates), len(SCALES), dtype=torch.float64), 0
     for some in problem.tokens():
+        count += len(some.labels)
         for row, weights in enumerate(candidates):
             for place, scale in enumerate(SCALES):
                 at = base + scale * (weights - base)
                 found[row, place] += float(newton.nats(some, at, problem).double().sum())
-    return found.tolist()
+    return found.tolist(), count
 
 
 def _stop_strings(model: ValueAdapterForCausalLM, names: Sequence[str]) -> tuple[str, ...]:

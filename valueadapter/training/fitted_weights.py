@@ -69,6 +69,7 @@ def with_fitted_weights(
     return adapter.with_config(weights=(fitted,)), {
         "weights": f"{fitted.weights}, {how}",
         "held_out_demonstrations": len(examples),
+        "held_out_loss": round(found.loss, 4),
         "held_out_total_bits_per_byte_base": round(found.base_bits_per_byte, 4),
         "held_out_total_bits_per_byte_base_and_adapter": round(found.bits_per_byte, 4),
     }

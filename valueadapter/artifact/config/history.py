@@ -117,13 +117,34 @@ class EvaluationRecord:
     """(base - adapted) / (base - finetuned) in bits per byte: 1 where the adapter is worth a fine-tuning."""
     weights: Weights | None = field(default=None, metadata=OMIT)
     """What each summand counted for in the adapted arm; null in records of format version 1: the coefficients."""
+    base_total_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """Bits of the responses and of what ends them, the base alone; null where not measured."""
+    base_ends: float | None = field(default=None, metadata=OMIT)
+    """Share of answers that end by themselves, 0 to 1, of the base alone; null where not measured."""
+    fewshot_total_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """The same with demonstrations in its prompt."""
+    fewshot_ends: float | None = field(default=None, metadata=OMIT)
+    """The same."""
+    donor_total_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """Of the small tuned model alone."""
+    donor_ends: float | None = field(default=None, metadata=OMIT)
+    """The same."""
+    adapted_total_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """Of base + adapter."""
+    adapted_ends: float | None = field(default=None, metadata=OMIT)
+    """The same."""
+    finetuned_total_bits_per_byte: float | None = field(default=None, metadata=OMIT)
+    """Of the base fine-tuned directly."""
+    finetuned_ends: float | None = field(default=None, metadata=OMIT)
+    """The same."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
             raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
         arms = ("base", "fewshot", "donor", "adapted", "finetuned")
-        _check_finite(self, ("scale", "gain_recovered", *(f"{arm}_bits_per_byte" for arm in arms)))
-        for name in (f"{arm}_exact_match" for arm in arms):
+        bits = [f"{arm}_{metric}" for arm in arms for metric in ("bits_per_byte", "total_bits_per_byte")]
+        _check_finite(self, ("scale", "gain_recovered", *bits))
+        for name in (f"{arm}_{metric}" for arm in arms for metric in ("exact_match", "ends")):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"'{name}' must lie between 0 and 1; got {value}")

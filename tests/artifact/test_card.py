@@ -117,6 +117,22 @@ def test_every_arm_that_was_measured_is_in_the_metadata() -> None:
     assert f"{row} exact match | 10.0% | 15.0% | 12.0% | 20.0% | 30.0% | |" in text.splitlines()
 
 
+def test_ends_and_their_cost_are_in_the_table() -> None:
+    """Where they were measured; and nothing of them where they were not."""
+    shares = {
+        "base_ends": 0.5,
+        "adapted_ends": 1.0,
+        "base_total_bits_per_byte": 1.5,
+        "adapted_total_bits_per_byte": 1.0,
+    }
+    text = render_card(dataclasses.replace(BARE, evaluation=(dataclasses.replace(ALL_ARMS, **shares),)), repo_id=REPO)
+    row = "| alice/big (same family, larger) | alice/held-out | 150 | 1.0 |"
+    missing = "not measured"
+    assert f"{row} bits per byte, end counted | 1.500 | {missing} | {missing} | 1.000 | {missing} | |" in text
+    assert f"{row} answers that end | 50.0% | {missing} | {missing} | 100.0% | {missing} | |" in text
+    assert "answers that end" not in render_card(FULL, repo_id=REPO)
+
+
 def test_results_at_other_weights_have_names_of_their_own() -> None:
     """One base at default and at fitted weights: the Hub shows both."""
     pair = tuple(dataclasses.replace(ALL_ARMS, weights=Weights(base, (0.6,))) for base in (0.7, 0.9))

@@ -99,6 +99,11 @@ def test_calibrated_weights_are_a_result_of_their_own(place: Path) -> None:
     config = ValueAdapter.from_pretrained(place / "better").config
     (arm,) = told["arms"]
     assert [record.scale for record in config.evaluation] == [arm["scale"], arm["calibrated_scale"]]
+    assert [record.adapted_total_bits_per_byte for record in config.evaluation] == [
+        arm["adapted_total_bits_per_byte"],
+        arm["calibrated_total_bits_per_byte"],
+    ]
+    assert [record.base_ends for record in config.evaluation] == [arm["base_ends"]] * 2
     weights = [arm["weights"], arm["calibrated_weights"]]
     assert [[one.base, *one.networks, one.end] for one in (r.weights for r in config.evaluation)] == [
         [one["base"], *one["networks"], one["end"]] for one in weights

@@ -65,11 +65,15 @@ def nats(model: ValueAdapterForCausalLM, examples: list[dict[str, str]], stop_st
     return total
 
 
+@pytest.mark.parametrize("stop_strings", [(), ("e",)], ids=["one end", "two ends"])
 @pytest.mark.parametrize("prefix", [None, "It is so\n"])
 @pytest.mark.parametrize("make", [other_vocabulary, same_vocabulary])
-def test_every_point_of_the_curve_is_what_the_model_says(make: Any, prefix: str | None) -> None:
+def test_every_point_of_the_curve_is_what_the_model_says(
+    make: Any, prefix: str | None, stop_strings: tuple[str, ...]
+) -> None:
     """Of the base alone and at other scales, ends counted. The model is left as it was."""
     model = make()
+    model.attached.by_name["default"].adapter = model.adapters["default"].with_config(stop_strings=stop_strings)
     model.set_base_prefix(prefix)
     before = model.scales, model.weights
     found = calibrate(model, EXAMPLES, batch_size=1)
@@ -78,12 +82,12 @@ def test_every_point_of_the_curve_is_what_the_model_says(make: Any, prefix: str 
     size = math.log(2) * response_bytes(EXAMPLES)
     for scale, bits in found.curve.items():
         model.set_scale("default", scale)
-        assert bits == pytest.approx(nats(model, EXAMPLES) / size, rel=1e-4)
+        assert bits == pytest.approx(nats(model, EXAMPLES, stop_strings) / size, rel=1e-4)
     assert (found.base_bits_per_byte, found.bits_per_byte) == (found.curve[0.0], found.curve[1.0])
     model.set_scale("default", 1.0)
     tokens = [scored([one], model.base_tokenizer, model.device).labels for one in EXAMPLES]
     count = sum(int((labels != IGNORED).sum()) for labels in tokens)
-    assert found.loss == pytest.approx(nats(model, EXAMPLES) / count, rel=1e-4)
+    assert found.loss == pytest.approx(nats(model, EXAMPLES, stop_strings) / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("stop_strings", [(), ("e",)], ids=["one end", "two ends"])

@@ -12,7 +12,7 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import AutoTokenizer, GenerationConfig, TextStreamer, pipeline
 
 from testkit.reference_models import gemma_3_270m, smollm2_instruct
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.forward.stops import StreamedAnswer, until
 from valueadapter.model.stopping import AnswerEnds
 
@@ -137,6 +137,30 @@ def test_guesses_do_not_go_beyond_an_end(made: Made, by: str, size: int, row: in
     assert expected.shape[1] < ids.shape[1] + LENGTH
     assert torch.equal(ending.generate(ids, **GREEDY, **how), expected)
     assert torch.equal(ending.generate(ids, **GREEDY, stop_strings=[], **how)[0, ids.shape[1] :], torch.tensor(whole))
+
+
+@pytest.mark.parametrize("by", ["an assistant", "prompt lookup"])
+@pytest.mark.parametrize("row", [0, 2])
+def test_guesses_for_the_base_alone_do_not_go_beyond_an_end(made: Made, by: str, row: int) -> None:
+    """Where no adapter acts and the caller names an end, the same holds."""
+    model = made(one=())
+    prompt = IDS[row : row + 1]
+    with model.disable_adapter():
+        said = model.generate(prompt, **GREEDY)
+        ids = torch.cat([said, prompt], dim=1) if by == "prompt lookup" else prompt
+        whole = model.generate(ids, **GREEDY)[0, ids.shape[1] :]
+        stop = TOKENIZER.decode(whole)[4:6]
+        how = {"prompt_lookup_num_tokens": 5} if by == "prompt lookup" else {"assistant_model": model.base}
+        expected = model.generate(ids, stop_strings=stop, **GREEDY)
+        assert expected.shape[1] < ids.shape[1] + LENGTH
+        assert torch.equal(model.generate(ids, stop_strings=stop, **GREEDY, **how), expected)
+
+
+@pytest.mark.parametrize("wrong", [[""], [3], ["a", None]])
+def test_ends_that_are_none_are_refused(made: Made, wrong: Any) -> None:
+    """An empty text would end every answer at once."""
+    with pytest.raises(ConfigError, match="must be texts that are not empty"):
+        made(one=()).generate(IDS, stop_strings=wrong, **GREEDY)
 
 
 def test_what_the_prompt_says_is_no_part_of_the_answer(made: Made) -> None:

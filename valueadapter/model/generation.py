@@ -19,7 +19,7 @@ from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.steps import STEPS, Steps, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.forward.value_logits import Term, readable
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
-from valueadapter.model.stopping import cut_at_ends, ends_of, stopping
+from valueadapter.model.stopping import cut_at_ends, ends_of, is_stopping, stopping
 from valueadapter.model.wrapped import WrappedModel
 
 _COMMON = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
@@ -61,12 +61,13 @@ class GenerationMethods(WrappedModel):
                 base alone. What is active otherwise does not matter then. The choice holds for all that happens within
                 the call: for processors that run the model on their own, too.
             stop_strings: texts that end an answer too; those of the adapters that act on a row by default (a blank
-                line, which stands between the examples of their prefix), unless `generation_config` names some. None
-                or `[]` is none at all. Text of the prompt is no part of the answer.
+                line, which stands between the examples of their prefix), unless `generation_config` names some, which
+                always act. None or `[]` is none of the adapters'. Text of the prompt is no part of the answer.
             kwargs: as there.
 
         Raises:
             AdapterNameError: unknown names, or not one entry for each prompt.
+            ConfigError: `stop_strings` that are no texts, or empty ones, which would end every answer at once.
             UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts.
         """
         kwargs |= dict(zip(_POSITIONAL, args, strict=False))
@@ -87,7 +88,9 @@ class GenerationMethods(WrappedModel):
 
     def _generate(self, inputs: torch.Tensor | None, **kwargs: Any) -> Any:
         mixed = (scope := self.attached.scope()) is not None and scope.rows is not None
-        if mixed or self.attached.terms() or self.attached.acting_prefix() is not None:
+        guesses = kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None
+        cuts = guesses and is_stopping()  # which the base's own generate does not know to do with its guesses
+        if mixed or cuts or self.attached.terms() or self.attached.acting_prefix() is not None:
             if kwargs.get("inputs_embeds") is not None:
                 raise UnsupportedModeError(NO_IDS)
             return super().generate(inputs, **kwargs)

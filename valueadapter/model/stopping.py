@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from valueadapter.artifact.config.prefix import Recorded
+from valueadapter.errors import ConfigError
 from valueadapter.forward.stops import padding
 from valueadapter.model.registry import AttachedAdapters
 
@@ -96,12 +97,18 @@ def ends_of(
         stop_strings: what the caller gave; RECORDED for what the adapters of each prompt record.
         ids: (batch, seq) the prompts.
         arguments: all others of the call, by name.
+
+    Raises:
+        ConfigError: what the caller gave are no texts, or empty ones.
     """
     if isinstance(stop_strings, Recorded):
         named = getattr(arguments.get("generation_config"), "stop_strings", None)
         texts = [] if named else [attached.stop_strings(names) for names in rows]
     else:
-        texts = [(stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())]
+        given = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
+        if not all(isinstance(text, str) and text for text in given):
+            raise ConfigError(f"stop_strings must be texts that are not empty; got {list(given)!r}. None is no stop")
+        texts = [given]
     if not any(texts):
         return None
     # without a prompt transformers begins with a token of its own, or with embeddings that it has no ids of
@@ -137,6 +144,11 @@ def _set_padding(arguments: dict[str, Any], token: int) -> None:
     else:
         arguments["generation_config"] = copy.copy(arguments["generation_config"])
         arguments["generation_config"].pad_token_id = token
+
+
+def is_stopping() -> bool:
+    """Whether the call of `generate` that runs here stops at texts."""
+    return _ENDS.get() is not None
 
 
 def cut_at_ends(generator: Any) -> Any:

@@ -29,7 +29,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__)
     parser.add_argument("--root", type=Path, default=Store().root, help="where results and hidden states are kept")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    about = ("train and score one adapter", "fine-tune one base directly", "let one adapter choose among answers")
+    about = (
+        "train and score one adapter",
+        "fine-tune one base directly",
+        "let one adapter choose among answers",
+        "try weights on one base: fixed, by a gate, by hindsight",
+    )
     for (kind, name), text in zip(VERBS.items(), about, strict=True):
         add_flags(verbs.add_parser(name, help=text), kind)
     for name, text in (("run", "all cells that are not finished, then the report"), ("list", "the cells in order")):
@@ -95,7 +100,7 @@ def _run_one(spec: AnySpec, store: Store, *, wait: bool) -> dict[str, object] | 
     import torch
     from transformers.utils import logging
 
-    from studies.running import run_spec
+    from studies.specs import run_spec
     from valueadapter.errors import ValueAdapterError
 
     logging.disable_progress_bar()

@@ -13,17 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raise it when code alters what a cell's settings mean: older results are then computed again."""
-
-LATER: dict[str, Any] = {"content_weight": 1.0}
-"""Settings that came when there were results already -> the value that those results have."""
 
 Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]
 PrefixUse = Literal["both", "scoring", "subtracted"]
 Source = Literal["trained", "expert_minus_base"]
-Spec = TypeVar("Spec", "Cell", "Reference", "Judge")
+Spec = TypeVar("Spec", "Cell", "Reference", "Judge", "Experts")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,9 @@ class Cell:
     held_out: int = 120
     """Held-out demonstrations that are scored."""
     calibration: int = 60
-    """Demonstrations of the calibration split that choose a scale."""
+    """Demonstrations of the calibration split that weights are fitted on."""
+    answered: int = 0
+    """Held-out demonstrations that are answered as well, to see whether answers end."""
     seed: int = 0
     """Of weights, order and dropout."""
 
@@ -109,10 +108,14 @@ class Reference:
     """Demonstrations per step."""
     lora_rank: int = 16
     """Rank of the LoRA on all linear layers of the body."""
+    prefix_examples: int = 0
+    """Demonstrations that it reads before the prompt, in training, too."""
     held_out: int = 120
     """Held-out demonstrations that are scored."""
     calibration: int = 60
     """Demonstrations of the calibration split, scored to choose among references."""
+    answered: int = 60
+    """As `Cell.answered`."""
     seed: int = 0
     """Of weights and order."""
 
@@ -156,8 +159,23 @@ class Judge:
         return 14 * (self.num_demonstrations * self.epochs + self.held_out * self.n * 4)
 
 
-AnySpec = Cell | Reference | Judge
-VERBS: dict[type, str] = {Cell: "cell", Reference: "reference", Judge: "judge"}
+@dataclass(frozen=True)
+class Experts:
+    """What weights are worth on one base with the default adapter: fixed, chosen by a gate, by hindsight."""
+
+    task: str = "jeopardy"
+    """Name of the demonstrations."""
+    target: str = "smollm2"
+    """The base."""
+
+    @property
+    def cost(self) -> float:
+        """As `Cell.cost`."""
+        return 4000
+
+
+AnySpec = Cell | Reference | Judge | Experts
+VERBS: dict[type, str] = {Cell: "cell", Reference: "reference", Judge: "judge", Experts: "experts"}
 
 
 def settings(spec: AnySpec) -> dict[str, Any]:
@@ -178,8 +196,7 @@ def key_of(spec: AnySpec) -> str:
 
     All settings count, defaults as well: another default is another cell.
     """
-    values = {name: value for name, value in settings(spec).items() if name not in LATER or value != LATER[name]}
-    text = json.dumps([RECIPE_VERSION, VERBS[type(spec)], values], sort_keys=True)
+    text = json.dumps([RECIPE_VERSION, VERBS[type(spec)], settings(spec)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

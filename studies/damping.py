@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from studies.tasks import Record
 from valueadapter import ValueAdapter
+from valueadapter.demonstrations.responses import Record
 from valueadapter.demonstrations.tokenized import IGNORED, encode
 
 SHARED = 0.05

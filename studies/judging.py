@@ -15,7 +15,8 @@ from studies.store import Result, Store
 from studies.targets import TARGETS, relation
 from valueadapter import ValueAdapterForCausalLM, calibrate
 from valueadapter.forward.stops import stop_tokens
-from valueadapter.training.recipe import Recipe, run
+from valueadapter.training.recipe import run
+from valueadapter.training.recipe_settings import Recipe
 
 MAX_NEW_TOKENS = 12
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from studies.cell import AnySpec, Cell, Judge, Penalty, Reference, key_of
+from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, Reference, key_of
 from studies.targets import CORE, MORE, PAIR
 
-DEFAULT = Cell()
+DEFAULT = Cell(answered=60)
 """The recipe's default: the donor with a LoRA minus the donor, which reads the prefix."""
-FOUR = replace(DEFAULT, prefix_examples=4, epochs=1)
+FOUR = replace(DEFAULT, prefix_examples=4, epochs=1, answered=0)
 """What the questions vary one setting of; half the prefix and half the passes make a cell cheaper."""
 NO_PREFIX = replace(FOUR, prefix_examples=0)
 FULL = replace(FOUR, lora_rank=None, num_layers=8, learning_rate=1e-4, prefix_use="both")
 """A network of its own, the first eight layers of the donor, all of it trained on the prefixed base."""
-OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, targets="all")
+OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, targets="all", answered=DEFAULT.answered)
 """The recipe's default of `--network full`, but for its layers."""
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""
+SEEDS = (0, 1)
 JUDGES = (Judge(), Judge(target="gemma"))
 
 
@@ -42,7 +43,7 @@ class Question:
 def of_task(name: str, cell: Cell) -> Cell:
     """The cell on another task; where responses are long, fewer examples are trained on and scored."""
     long = TASKS[name] < 400
-    sizes = {"held_out": 50, "calibration": 25} if long else {}
+    sizes = {"held_out": 50, "calibration": 25, "answered": 12} if long else {}
     return replace(cell, task=name, num_demonstrations=TASKS[name], **sizes)  # type: ignore[arg-type]  # counts
 
 
@@ -101,7 +102,7 @@ QUESTIONS = (
             replace(FOUR, lora_rank=4),
             *(replace(FULL, num_layers=layers) for layers in (4, 8, 16)),
         ),
-        (replace(FULL, num_layers=4),),
+        (replace(FOUR, lora_rank=4), replace(FULL, num_layers=4)),
     ),
     Question(
         "repetition",
@@ -118,8 +119,7 @@ QUESTIONS = (
     Question(
         "seeds",
         "How much is chance?",
-        tuple(replace(cell, seed=seed) for cell in (FOUR, FULL) for seed in (0, 1)),
-        (replace(FOUR, seed=1),),
+        tuple(replace(of_task(task, DEFAULT), seed=seed) for task in TASKS for seed in SEEDS),
     ),
     Question(
         "bases",
@@ -163,16 +163,25 @@ QUESTIONS = (
 
 
 def references(
-    cells: Sequence[Cell], targets: Sequence[str] = CORE, passes: Sequence[int] = (DEFAULT.epochs, 1)
+    cells: Sequence[Cell], targets: Sequence[str] = CORE, passes: Sequence[int] = (1, DEFAULT.epochs)
 ) -> list[Reference]:
-    """The fine-tuned bases that the gain of these cells is measured against, for each of their tasks."""
+    """The fine-tuned bases that the gain of these cells is measured against, for each of their tasks: as they are, and
+    behind the prefix that the adapter's base reads."""
     found = []
     for task in dict.fromkeys(cell.task for cell in cells):
         like = of_task(task, DEFAULT)
-        sizes = {"held_out": like.held_out, "calibration": like.calibration}
+        sizes = {"held_out": like.held_out, "calibration": like.calibration, "answered": like.answered}
         found += [
-            Reference(task=task, target=target, num_demonstrations=like.num_demonstrations, epochs=epochs, **sizes)
+            Reference(
+                task=task,
+                target=target,
+                num_demonstrations=like.num_demonstrations,
+                epochs=epochs,
+                prefix_examples=prefix,
+                **sizes,
+            )
             for epochs in passes
+            for prefix in (0, DEFAULT.prefix_examples)
             for target in targets
         ]
     return found
@@ -189,15 +198,13 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     cells = [cell for one in asked for cell in (one.quick if quick else one.cells)]
     own = [cell for cell in cells if cell.task == DEFAULT.task]
     others = [cell for cell in cells if cell.task != DEFAULT.task]
-    bounds = references([DEFAULT], passes=(1,)) if quick else references([DEFAULT])
-    specs: list[AnySpec] = [*own[:1], *bounds, *own[1:9]]
-    if question is None:
-        specs += () if quick else JUDGES
-    *sooner, last = [[*references([cell]), cell] for cell in others] or [[]]
-    specs += [spec for each in sooner for spec in each] + own[9:] + last  # the longest responses come last
+    specs: list[AnySpec] = [*own[:1], *references([DEFAULT], passes=(1,) if quick else (1, DEFAULT.epochs))]
+    for cell in others:
+        specs += [cell, *references([cell])]
+    specs += own[1:]
     if not quick and question is None:
-        specs += references([DEFAULT], (*MORE, *PAIR), passes=(DEFAULT.epochs,))
-        specs += [replace(one, learning_rate=4e-4) for one in references([DEFAULT], passes=(DEFAULT.epochs,))]
+        specs += [Experts(task, target) for task in TASKS for target in CORE]
+        specs += [*references([DEFAULT], (*MORE, *PAIR), passes=(DEFAULT.epochs,)), *JUDGES]
     return _each_once(specs)
 
 

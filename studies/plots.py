@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from studies.plan import DEFAULT, NO_PREFIX
-from studies.results import Row, rows_of
+from studies.plan import DEFAULT
+from studies.results import TOTAL, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
 
@@ -16,33 +16,23 @@ COLOURS = {
     "alone": "#9aa3ad",
     "examples in its prompt": "#5f6b78",
     "small tuned model alone": "#d7b36a",
-    "+ adapter without prefix": "#7fb3d5",
-    "+ adapter": "#1f6fa8",
-    "fine-tuned": "#3f8f5b",
+    "+ adapter as loaded": "#7fb3d5",
+    "+ adapter, fitted weights": "#1f6fa8",
+    "fine-tuned": "#7fbf95",
+    "fine-tuned behind the prefix": "#3f8f5b",
 }
 
 
 def bars(store: Store) -> dict[str, dict[str, float]]:
-    """Base -> arm -> held-out bits per byte, of the default cell on Jeopardy, at each base's calibrated scale.
+    """Base -> arm -> held-out bits per byte with the end of answers, of the default cell on Jeopardy.
 
     Without the model over bytes, whose bars would make the others small.
     """
-    plain = {row.target: row for row in rows_of(store, NO_PREFIX) if not row.refusal}
-    found = {}
-    for row in rows_of(store, DEFAULT):
-        if not row.refusal and row.target != "byte":
-            found[TARGETS[row.target].title] = _arms(row, plain.get(row.target))
-    return found
-
-
-def _arms(row: Row, plain: Row | None) -> dict[str, float]:
-    arms = {"alone": row.alone, "examples in its prompt": row.fewshot, "small tuned model alone": row.small}
-    if plain is not None:
-        arms["+ adapter without prefix"] = plain.at(plain.own_scale)
-    arms["+ adapter"] = row.at(row.own_scale)
-    if row.fine_tuned is not None:
-        arms["fine-tuned"] = float(row.fine_tuned["bits_per_byte"])
-    return arms
+    rows = [row for row in rows_of(store, DEFAULT) if not row.refusal and row.target != "byte"]
+    return {
+        TARGETS[row.target].title: {arm: float(found[TOTAL]) for arm, found in row.arms.items() if arm in COLOURS}
+        for row in rows
+    }
 
 
 def plot(store: Store, path: Path) -> bool:
@@ -70,4 +60,4 @@ def _draw(axes: Any, groups: dict[str, dict[str, float]]) -> None:
     axes.set_xticks(range(len(groups)), [textwrap.fill(title, 20) for title in groups])
     axes.set_ylabel("bits per byte (fewer is better)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))

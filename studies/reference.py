@@ -9,20 +9,31 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from studies.cell import Reference
-from studies.scoring import Examples, curve_alone
-from studies.states import States, Tokens, compute_hidden, encoded
+from studies.scoring import behind, measured, total_bits
 from studies.store import Result
 from studies.targets import TARGETS
-from studies.tasks import Prefix, Record, load_task, training_records
+from studies.tasks import Prefix, examples_of, load_task, prefix_records, prefix_text, training_records
+from valueadapter import ValueAdapterForCausalLM
 from valueadapter.adapter.lora import with_lora
-from valueadapter.demonstrations.tokenized import Collator, tokenize
+from valueadapter.demonstrations.responses import Record
+from valueadapter.demonstrations.tokenized import IGNORED, encode
+from valueadapter.forward.prefix_tokens import prefix_ids
+
+_TOGETHER = 4
+"""Rows per forward pass: the logits of more, over 262,144 columns, do not fit beside those of a second process."""
 
 
 def fine_tuned(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], how: Reference
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    how: Reference,
+    prefix: str | None = None,
 ) -> Any:
     """The model with its LoRA merged in, trained on the responses alone.
 
@@ -31,14 +42,20 @@ def fine_tuned(
         tokenizer: its tokenizer.
         records: demonstrations.
         how: rank, learning rate, epochs, batch size, seed.
+        prefix: text that it reads before each prompt, in training, too; gradients do not go back into it.
     """
     set_seed(how.seed)
     tuned = with_lora(model, how.lora_rank)
+    before = [] if prefix is None else list(prefix_ids(prefix, tokenizer))
+    rows = [encode(record, tokenizer, max_length=1024) for record in records]
+    if before[:1] == [tokenizer.bos_token_id]:  # which the prefix has begun the text with
+        rows = [{key: value[1:] for key, value in row.items()} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=how.epochs,
-            per_device_train_batch_size=how.batch_size,
+            per_device_train_batch_size=min(_TOGETHER, how.batch_size),
+            gradient_accumulation_steps=max(1, how.batch_size // _TOGETHER),
             learning_rate=how.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=5,
@@ -50,30 +67,66 @@ def fine_tuned(
             use_cpu=True,
             remove_unused_columns=False,
         )
-        data = tokenize(list(records), tokenizer, max_length=1024)
-        trainer = _ResponsesOnly(model=tuned, args=arguments, train_dataset=data, data_collator=Collator(0))
+        trainer = _ResponsesOnly(before, model=tuned, args=arguments, train_dataset=rows, data_collator=_collated)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return tuned.merge_and_unload().eval()
 
 
-class _ResponsesOnly(Trainer):
-    """Computes logits from the first response token of the batch on."""
+def _collated(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """A batch padded at the right: padding between prefix and prompt would count in a sliding window."""
+    width = max(len(row["input_ids"]) for row in rows)
+    filled = {"input_ids": 0, "labels": IGNORED}
+    batch = {
+        key: torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in rows]) for key, fill in filled.items()
+    }
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    return batch | {"attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+
+class _ResponsesOnly(Trainer):
+    """Reads a prefix before each row, and computes logits from the first response token of the batch on."""
+
+    def __init__(self, before: list[int], **more: Any) -> None:
+        super().__init__(**more)
+        self.before = torch.tensor([before], dtype=torch.long)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         labels = inputs["labels"]
-        keep = labels.shape[1] - int((labels != -100).any(dim=0).int().argmax()) + 1
-        cut = {**inputs, "labels": labels[:, -keep:], "logits_to_keep": keep, "use_cache": False}
-        return super().compute_loss(model, cut, *args, **kwargs)
+        keep = labels.shape[1] - int((labels != IGNORED).any(dim=0).int().argmax()) + 1
+        read = {"input_ids": inputs["input_ids"], **self._behind(model, inputs)}
+        logits = model(**read, logits_to_keep=keep).logits[:, :-1]
+        wanted = labels[:, 1 - keep :]
+        here = wanted != IGNORED
+        total = cross_entropy(logits[here].float(), wanted[here], reduction="sum")
+        return total / (here.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def _behind(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Mask and cache of rows that stand behind the prefix, as the model reads that now."""
+        mask, count = inputs["attention_mask"], self.before.shape[1]
+        if not count:
+            return {"attention_mask": mask, "use_cache": False}
+        with torch.no_grad():
+            cache = model(input_ids=self.before, use_cache=True, logits_to_keep=1).cache
+        cache.batch_repeat_interleave(len(mask))
+        mask = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
+        return {"attention_mask": mask, "cache": cache, "use_cache": True}
 
 
 def run_reference(how: Reference) -> Result:
-    """Fine-tunes a target and scores it: `held_out` as `Curve.at` says, `calibration` in bits per byte."""
+    """Fine-tunes a target and scores it: `held_out` as `measured` says, `calibration` bits per byte with ends."""
     target, task = TARGETS[how.target], load_task(how.task)
-    examples = Examples(task.held_out[: how.held_out], task.calibration[: how.calibration])
-    records = training_records(task, Prefix(), how.num_demonstrations)
-    model = fine_tuned(target.load(), target.tokenizer, records, how)
-    tokens = Tokens.of(encoded(examples.records, target.tokenizer), target.tokenizer)
-    hidden = compute_hidden(model, target.tokenizer, examples.records, None)
-    curve = curve_alone(States(tokens, hidden), model.get_output_embeddings(), examples)
-    return {"held_out": curve.at(0.0), "calibration": round(curve.bits_per_byte(held_out=False)[0], 5)}
+    shown = Prefix(how.prefix_examples)
+    examples, prefix = examples_of(how, task), prefix_text(prefix_records(task, shown))
+    records = training_records(task, shown, how.num_demonstrations)
+    tuned = fine_tuned(target.load(), target.tokenizer, records, how, prefix)
+    model = ValueAdapterForCausalLM(tuned, tokenizer=target.tokenizer)
+    with behind(model, prefix):
+        calibration = total_bits(model, target.tokenizer, examples.calibration, examples.stop_strings)
+        return {"held_out": measured(model, target.tokenizer, examples), "calibration": calibration}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from studies import tables
+from studies import tables, weight_tables
 from studies.plan import QUESTIONS
 from studies.plots import plot
 from studies.store import Store
@@ -46,13 +46,18 @@ def makers() -> dict[str, Callable[[Store], str]]:
     """Block -> what makes it."""
     named: dict[str, Callable[[Store], str]] = {
         "effort": effort,
+        "ends": tables.ends,
         "goals": tables.goals,
         "judge": tables.judge,
         "scales": tables.scales,
         "spread": tables.seeds_spread,
         "stopping": tables.stopping,
+        "text": tables.text,
         "tokens": tables.tokens,
         "tuned": tables.tuned,
+        "versus": tables.versus,
+        "weights": weight_tables.default_weights,
+        "hindsight": weight_tables.hindsight,
     }
     for asked in QUESTIONS:
         named[asked.name] = tables.tasks if asked.name == "tasks" else _question(asked.name)

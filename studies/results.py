@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
-from studies.cell import Cell, Reference, from_settings
+import numpy as np
+
+from studies.cell import Cell, Experts, Reference, from_settings
 from studies.store import Result, Store
+from valueadapter.demonstrations.bootstrap import Bootstrap
 
-KINDS = ("the training base", "another size", "another vocabulary")
-"""What a column is about; a base further from the training base than its relation says stands in a table of its own."""
-GAIN_DIGITS = 4
+TOTAL, TEXT = "total_bits_per_byte", "bits_per_byte"
 
 
-RECORDED_SCALES = {"lora": 0.25, "full": 1.0}
+class Estimate(NamedTuple):
+    """A value of the held-out examples, and where 95 % of their resamples lie."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,18 @@ class Row:
     """The target's part of the cell's result."""
     donor: Result
     """The same of the training base."""
-    donor_scale: float
-    fine_tuned: Result | None
-    """The best reference's `held_out`, or None where there is none."""
+    sizes: list[int]
+    """UTF-8 bytes of each held-out response."""
+    tuned: Result | None
+    """The reference without prefix that is best on the calibration examples, its `held_out`; None without any."""
+    tuned_behind: Result | None
+    """The same behind the default's prefix."""
+    bound: Result | None
+    """The better of the two on the calibration examples, which bounds the gain."""
 
     @property
     def relation(self) -> str:
+        """How the base relates to the training base."""
         return str(self.result["relation"])
 
     @property
@@ -41,39 +53,57 @@ class Row:
         return self.result.get("refusal")
 
     @property
-    def alone(self) -> float:
-        """Bits per byte of the base alone."""
-        return float(self.result["alone"]["bits_per_byte"])
+    def arms(self) -> dict[str, Result]:
+        """Arm -> what was measured of it; those that there are."""
+        names = {
+            "alone": "alone",
+            "fewshot": "examples in its prompt",
+            "default": "+ adapter as loaded",
+            "fitted": "+ adapter, fitted weights",
+        }
+        found = {title: self.result[name] for name, title in names.items() if name in self.result}
+        others = {
+            "small tuned model alone": self.donor.get("small"),
+            "fine-tuned": self.tuned,
+            "fine-tuned behind the prefix": self.tuned_behind,
+        }
+        return found | {title: arm for title, arm in others.items() if arm is not None}
 
-    @property
-    def fewshot(self) -> float:
-        """Of the base with examples in its prompt."""
-        return float(self.result["fewshot"]["bits_per_byte"])
+    def bits(self, arm: str, what: str = TOTAL) -> float:
+        """Bits per byte of `default` or `fitted`."""
+        return float(self.result[arm][what])
 
-    @property
-    def small(self) -> float:
-        """Of the small tuned model alone, at the scale calibrated on it."""
-        return float(self.donor["scales"][f"{self.donor_scale:g}"]["bits_per_byte"])
-
-    @property
-    def recorded_scale(self) -> float:
-        """What adapters of format version 1 recorded for bases that nobody measured."""
-        return RECORDED_SCALES["full" if self.cell.lora_rank is None else "lora"]
-
-    @property
-    def own_scale(self) -> float:
-        """Calibrated on this base."""
-        return float(self.result["scale"])
-
-    def at(self, scale: float, what: str = "bits_per_byte") -> float:
-        """A held-out result of base + adapter at one of the kept scales."""
-        return float(self.result["scales"][f"{scale:g}"][what])
-
-    def gain(self, bits: float) -> float | None:
-        """The share of the gain of fine-tuning that `bits` recovers, 1 is all of it; None without reference."""
-        if self.fine_tuned is None or self.fine_tuned["bits_per_byte"] >= self.alone:
+    def gain(self, arm: str) -> float | None:
+        """The share of the gain of fine-tuning that `default` or `fitted` recovers, 1 is all of it; None without a
+        reference that gains."""
+        if self.bound is None or self.bound[TOTAL] >= self.result["alone"][TOTAL]:
             return None
-        return round((self.alone - bits) / (self.alone - float(self.fine_tuned["bits_per_byte"])), GAIN_DIGITS)
+        alone = float(self.result["alone"][TOTAL])
+        return (alone - self.bits(arm)) / (alone - float(self.bound[TOTAL]))
+
+    # -- intervals, of cells whose results say what each example cost ------------------------------------------------
+    def estimate(self, arm: Result) -> Estimate:
+        """Bits per byte of an arm, ends included."""
+        return self._estimate(self._ratios(arm), float(arm[TOTAL]))
+
+    def better(self, arm: Result, other: Result) -> Estimate:
+        """By how many bits per byte an arm is better than another, example by example."""
+        return self._estimate(self._ratios(other) - self._ratios(arm), float(other[TOTAL]) - float(arm[TOTAL]))
+
+    def share(self, arm: str) -> Estimate | None:
+        """`gain` with its interval."""
+        value = self.gain(arm)
+        if value is None or self.bound is None:
+            return None
+        alone = self._ratios(self.result["alone"])
+        return self._estimate((alone - self._ratios(self.result[arm])) / (alone - self._ratios(self.bound)), value)
+
+    def _ratios(self, arm: Result) -> np.ndarray:
+        return Bootstrap(len(self.sizes)).ratios(list(zip(arm["examples"], self.sizes, strict=True)))
+
+    def _estimate(self, values: np.ndarray, value: float) -> Estimate:
+        low, high = Bootstrap(len(self.sizes)).interval(values) or (value, value)
+        return Estimate(value, low, high)
 
 
 def result_of(store: Store, cell: Cell) -> Result | None:
@@ -86,26 +116,24 @@ def rows_of(store: Store, cell: Cell) -> list[Row]:
     result = result_of(store, cell)
     if result is None:
         return []
-    targets = result["targets"]
-    scale = result["donor_scale"]
-    return [
-        Row(cell, name, found, targets[cell.donor], 1.0 if scale is None else scale, best_reference(store, cell, name))
-        for name, found in targets.items()
-    ]
+    rows = []
+    for name, found in result["targets"].items():
+        both = [_best_reference(store, cell, name, behind=behind) for behind in (False, True)]
+        bound = min((one for one in both if one), key=lambda one: float(one["calibration"]), default=None)
+        held_out = [None if one is None else one["held_out"] for one in (*both, bound)]
+        rows.append(Row(cell, name, found, result["targets"][cell.donor], result["sizes"], *held_out))
+    return rows
 
 
-def best_reference(store: Store, cell: Cell, target: str) -> Result | None:
-    """Of the references of this task and base, the one best on the calibration examples; its held-out results."""
-    found: list[dict[str, Any]] = [
+def _best_reference(store: Store, cell: Cell, target: str, *, behind: bool) -> Result | None:
+    """Of the references of this task and base, the one best on the calibration examples."""
+    wanted = {"task": cell.task, "target": target, "held_out": cell.held_out}
+    found = [
         result
-        for result in store.all().values()
-        if result["kind"] == "reference"
-        and all(
-            result["settings"][name] == wanted
-            for name, wanted in {"task": cell.task, "target": target, "held_out": cell.held_out}.items()
-        )
+        for how, result in references_of(store)
+        if all(getattr(how, name) == value for name, value in wanted.items()) and bool(how.prefix_examples) == behind
     ]
-    return min(found, key=lambda result: float(result["calibration"]))["held_out"] if found else None
+    return min(found, key=lambda result: float(result["calibration"]), default=None)
 
 
 def finished(store: Store, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Row]]]:
@@ -121,4 +149,13 @@ def references_of(store: Store) -> list[tuple[Reference, Result]]:
         (from_settings(Reference, result["settings"]), result)
         for result in store.all().values()
         if result["kind"] == "reference"
+    ]
+
+
+def experts_of(store: Store) -> list[tuple[Experts, Result]]:
+    """All finished looks at weights."""
+    return [
+        (from_settings(Experts, result["settings"]), result)
+        for result in store.all().values()
+        if result["kind"] == "experts"
     ]

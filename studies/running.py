@@ -1,4 +1,4 @@
-"""Runs one cell: trains the adapter as users do, scores it on the cell's bases, and forgets its weights.
+"""Runs one cell: trains the adapter as users do, and measures every arm on the cell's bases.
 
 Knows which setting goes to which part of the library.
 """
@@ -6,88 +6,141 @@ Knows which setting goes to which part of the library.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from studies.cell import AnySpec, Cell, Judge, Reference, key_of
-from studies.curves import SCALES, Curve
+from studies.cell import Cell, Reference, key_of
 from studies.damping import damp_content
-from studies.judging import run_judge
-from studies.reference import fine_tuned, run_reference
-from studies.scoring import Examples, Say, score_adapter, score_alone
-from studies.store import Result, Store
+from studies.reference import fine_tuned
+from studies.scoring import Examples, behind, measured
+from studies.store import Result, Store, write_json
 from studies.targets import TARGETS, Target, relation, targets_of
-from studies.tasks import Prefix, Task, load_task, prefix_records, prefix_text, training_records
-from valueadapter import ValueAdapter
-from valueadapter.training.recipe import Recipe, run
+from studies.tasks import Prefix, examples_of, load_task, prefix_records, prefix_text, training_records
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate
+from valueadapter.artifact.config import Weights
+from valueadapter.demonstrations.responses import response_bytes
+from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
+from valueadapter.training.recipe import run
+from valueadapter.training.recipe_settings import DEFAULT_WEIGHTS, Recipe
 
 FEWSHOT = 4
 """Examples in the prompt of the few-shot arm where the cell's own prefix has none."""
-SHOWN = (0.25, 0.5, 0.75, 1.0)
-"""Scales whose held-out results are kept besides the chosen ones."""
-
-
-def run_spec(spec: AnySpec, store: Store, say: Say) -> Result:
-    """What a cell, reference or judge comes to; JSON values."""
-    if isinstance(spec, Judge):
-        return run_judge(spec, store, say)
-    return run_cell(spec, store, say) if isinstance(spec, Cell) else run_reference(spec)
+Say = Callable[[str], object]
+NAME = "default"
 
 
 def run_cell(cell: Cell, store: Store, say: Say) -> Result:
     """Trains and scores.
 
     Returns:
-        `training`, the recipe's summary; `donor_scale`, calibrated on the training base; `targets`, for each base the
-        arms (`alone`, `fewshot`, `scales`: held-out results by scale), its own calibrated `scale` and the
-        calibration's `curve`; or the `refusal`.
+        `training`, the recipe's summary; `sizes`, UTF-8 bytes of each held-out response; `targets`, for each base what
+        `_arms` says.
     """
-    task = load_task(cell.task)
     targets = targets_of(cell.donor, cell.targets)
     for target in targets:
         _ = target.folder  # what is missing shows before anything is trained
-    prefix = Prefix(cell.prefix_examples, cell.prefix_policy)
-    examples = _examples(cell, task, prefix)
-    begun = time.monotonic()
-    adapter, summary = _adapter(cell, task, prefix, store, say)
-    summary["seconds"] = round(time.monotonic() - begun, 1)
-    curves = score_adapter(adapter, targets, examples, store=store, say=say)
-    shots = _examples(cell, task, prefix if cell.prefix_examples else Prefix(FEWSHOT))
-    found: Result = {"training": summary, "targets": {}}
-    own = curves[cell.donor]
-    found["donor_scale"] = own.best() if isinstance(own, Curve) else None
+    adapter, summary = trained(cell, store, say)
+    examples = examples_of(cell, load_task(cell.task))
+    sizes = [response_bytes([record]) for record in examples.held_out]
+    found: Result = {"training": summary, "sizes": sizes, "targets": {}}
     for target in targets:
-        arms: Result = {"relation": relation(cell.donor, target.name, cell.other_bases)}
-        arms["alone"] = score_alone(target, dataclasses.replace(examples, prefix=None), store).at(0.0)
-        arms["fewshot"] = score_alone(target, shots, store).at(0.0)
-        arms |= _arms(curves[target.name], found["donor_scale"])
-        found["targets"][target.name] = arms
+        say(f"  scoring on {target.name}")
+        found["targets"][target.name] = _arms(cell, adapter, target, examples, store)
     return found
 
 
-def _examples(cell: Cell, task: Task, prefix: Prefix) -> Examples:
-    text = prefix_text(prefix_records(task, prefix))
-    return Examples(task.held_out[: cell.held_out], task.calibration[: cell.calibration], text)
+def _arms(cell: Cell, adapter: ValueAdapter, target: Target, examples: Examples, store: Store) -> Result:
+    """Every arm on one base.
+
+    Returns:
+        `relation`; the arms `alone`, `fewshot`, `default` (base + adapter as loaded, nothing calibrated) and `fitted`,
+        on the training base also `small` (the small tuned model), each as `measured` says; the fitted `weights`,
+        whether cross-validation believed them (`believed`), and what the calibration examples cost with them
+        (`calibration`) and along the scale (`curve`). Or the `refusal` in place of the adapter's arms.
+    """
+    task, prefix = load_task(cell.task), Prefix(cell.prefix_examples, cell.prefix_policy)
+    shown = prefix if cell.prefix_examples else Prefix(FEWSHOT)
+    base = target.load()
+    arms: Result = {"relation": relation(cell.donor, target.name, cell.other_bases)}
+    for name, text in (("alone", None), ("fewshot", prefix_text(prefix_records(task, shown)))):
+        arms[name] = _without_adapter(base, target, text, examples, store)
+    try:
+        model = attached(cell, adapter, target, base, examples)
+        return arms | _with_adapter(cell, model, target, examples)
+    except (AlignmentError, IncompatibleBaseError, UnsupportedModeError) as error:
+        # a path of this machine says nothing to others
+        return arms | {"refusal": str(error).replace(str(target.folder), target.name)}
 
 
-def _arms(curve: Curve | str, donor_scale: float | None) -> Result:
-    """Held-out results at the scales that were chosen without them, and at a few fixed ones."""
-    if isinstance(curve, str):
-        return {"refusal": curve}
-    best = curve.best()
-    wanted = sorted({*SHOWN, best, *([] if donor_scale is None else [donor_scale])})
-    calibration = curve.bits_per_byte(held_out=False)
-    return {
-        "scale": best,
-        "scales": {f"{scale:g}": curve.at(scale) for scale in wanted},
-        "curve": {f"{scale:g}": round(bits, 5) for scale, bits in zip(SCALES, calibration, strict=True)},
-        "examples": curve.per_example(best),
+def attached(
+    cell: Cell, adapter: ValueAdapter, target: Target, base: Any, examples: Examples
+) -> ValueAdapterForCausalLM:
+    """A base with the adapter as it is loaded there by someone who gives no option."""
+    text = prefix_text(prefix_records(load_task(cell.task), Prefix(cell.prefix_examples, cell.prefix_policy)))
+    model = ValueAdapterForCausalLM(base, tokenizer=target.tokenizer)
+    model.add_adapter(adapter.with_config(base_prefix=text, stop_strings=examples.stop_strings), NAME)
+    own = adapter.config.weights if target.name == cell.donor else ()
+    model.set_weights(NAME, own[0].weights if own else DEFAULT_WEIGHTS["full" if cell.lora_rank is None else "lora"])
+    model.eval()
+    return model
+
+
+def _without_adapter(base: Any, target: Target, prefix: str | None, examples: Examples, store: Store) -> Result:
+    """A base alone or behind examples, which is the same in many cells."""
+    model = ValueAdapterForCausalLM(base, tokenizer=target.tokenizer)
+    with behind(model, prefix):
+        what = [target.fingerprint, prefix, dataclasses.asdict(examples)]
+        return store.kept("bases", what, lambda: measured(model, target.tokenizer, examples))
+
+
+def _with_adapter(cell: Cell, model: ValueAdapterForCausalLM, target: Target, examples: Examples) -> Result:
+    arms: Result = {}
+    trained = model.weights[NAME]
+    arms["default"] = measured(model, target.tokenizer, examples)
+    found = calibrate(model, examples.calibration)
+    model.set_weights(NAME, found.weights[NAME])
+    same = found.weights[NAME] == trained
+    arms["fitted"] = arms["default"] if same else measured(model, target.tokenizer, examples)
+    if target.name == cell.donor:
+        model.set_weights(NAME, _small(trained))
+        arms["small"] = measured(model, target.tokenizer, examples)
+    return arms | {
+        "weights": dataclasses.asdict(found.weights[NAME]),
+        "believed": found.fitted,
+        "calibration": round(found.bits_per_byte, 5),
+        "curve": {f"{scale:g}": round(bits, 5) for scale, bits in found.curve.items()},
     }
 
 
-def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> tuple[ValueAdapter, Result]:
+def _small(trained: Weights) -> Weights:
+    """Those at which the training base with the adapter is the tuned model itself, as training left it."""
+    pair = len(trained.networks) > 1
+    return Weights(0.0, (1.0, 0.0)) if pair else Weights(1.0, (1.0,))
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+def trained(cell: Cell, store: Store, say: Say) -> tuple[ValueAdapter, Result]:
+    """The cell's adapter and the summary of its training; one whose answers are looked at is kept for other looks."""
+    place = store.root / "adapters" / key_of(dataclasses.replace(cell, targets="core"))
+    summary_file = place / "summary.json"
+    with store.locked(f"adapters-{place.name}"):
+        if summary_file.exists():
+            return ValueAdapter.from_pretrained(place / "adapter"), json.loads(summary_file.read_text("utf-8"))
+        begun = time.monotonic()
+        adapter, summary = _trained(cell, store, say)
+        summary["seconds"] = round(time.monotonic() - begun, 1)
+        if cell.answered:
+            adapter.save_pretrained(place / "adapter")
+            write_json(summary_file, summary)
+    return adapter, summary
+
+
+def _trained(cell: Cell, store: Store, say: Say) -> tuple[ValueAdapter, Result]:
+    task, prefix = load_task(cell.task), Prefix(cell.prefix_examples, cell.prefix_policy)
     records = training_records(task, prefix, cell.num_demonstrations)
     donor = TARGETS[cell.donor]
     if cell.network == "expert_minus_base":
@@ -98,7 +151,7 @@ def _adapter(cell: Cell, task: Task, prefix: Prefix, store: Store, say: Say) -> 
         summary = run(recipe_of(cell, records, text, place, store.root / "training"), overwrite=True, say=say)
         adapter = ValueAdapter.from_pretrained(str(summary.pop("adapter")))
     finally:
-        shutil.rmtree(place, ignore_errors=True)  # a network is half a gigabyte, and its results are what is kept
+        shutil.rmtree(place, ignore_errors=True)  # a network is half a gigabyte
     if cell.content_weight != 1:
         damp_content(adapter, records, cell.content_weight)
     networks = adapter.networks

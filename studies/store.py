@@ -6,6 +6,7 @@ A cell that another process is at is locked, and a finished one is never compute
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from studies.cell import VERBS, AnySpec, key_of, settings
+from studies.cell import RECIPE_VERSION, VERBS, AnySpec, key_of, settings
 
 PUBLISHED = Path(__file__).parent / "results.json"
 """Key -> result of every cell behind docs/transfer.md, without what each example cost."""
@@ -72,6 +73,23 @@ class Store:
         except Timeout:
             return None
 
+    def kept(self, kind: str, what: Any, work: Compute) -> Result:
+        """What is the same in many cells, computed if it is not there.
+
+        Args:
+            kind: the folder.
+            what: everything that decides it, JSON values.
+            work: computes it, JSON values.
+        """
+        text = json.dumps([RECIPE_VERSION, what], sort_keys=True)
+        path = self.root / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                write_json(path, work())
+        found: Result = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
     def all(self) -> dict[str, Result]:
         """Key -> result, for every cell that is finished here or published."""
         here = {
@@ -82,7 +100,7 @@ class Store:
     def publish(self) -> None:
         """Writes `published` anew, with what is finished here."""
         if self.published is not None:
-            write_json(self.published, {key: _without_examples(result) for key, result in self.all().items()})
+            write_json(self.published, {key: _published_part(result) for key, result in self.all().items()})
 
     def _published(self) -> dict[str, Result]:
         if self.published is None or not self.published.exists():
@@ -98,12 +116,19 @@ class Store:
             yield
 
 
-def _without_examples(result: Result) -> Result:
-    if "targets" not in result:
+def _published_part(result: Result) -> Result:
+    """A result without what each example cost, which is kept of arms that have intervals: those that also answer."""
+    if "targets" not in result or result["settings"]["answered"]:
         return result
-    targets = result["targets"].items()
-    kept = {name: {key: value for key, value in arms.items() if key != "examples"} for name, arms in targets}
-    return {**result, "targets": kept}
+    targets = {
+        name: {key: _without_examples(arm) if isinstance(arm, dict) else arm for key, arm in arms.items()}
+        for name, arms in result["targets"].items()
+    }
+    return {**{key: value for key, value in result.items() if key != "sizes"}, "targets": targets, "sizes": []}
+
+
+def _without_examples(arm: Result) -> Result:
+    return {key: value for key, value in arm.items() if key != "examples"}
 
 
 def write_json(path: Path, value: Any) -> None:

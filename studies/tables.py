@@ -6,19 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from studies.cell import AnySpec, Cell, command_of, settings
-from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, TASKS, Question, of_task
-from studies.results import Row, finished, references_of, rows_of
+from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, SEEDS, TASKS, Question, of_task
+from studies.results import TEXT, TOTAL, Estimate, Row, finished, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
 
 NOTHING = "No cell of this table is finished yet.\n"
-GOALS = {
-    "the training base": 0.95,
-    "trained on as well": 0.95,
-    "another size": 0.9,
-    "trained further": 0.9,
-    "another vocabulary": 0.8,
-}
+SHORT, LONG = (0.95, 0.95, 0.9), (0.9, 0.85, 0.85)
+"""What is to be reached on the training base, other sizes and other vocabularies where answers are short or long."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -55,31 +50,48 @@ def kind(cell: Cell) -> str:
 
 
 def tasks(store: Store) -> str:
-    """Every arm of the default cells, base by base."""
-    head = ["task", "network", "base", "it is", "alone", "examples in its prompt", "small tuned model alone"]
-    head += ["+ adapter, recorded scale", "own scale", "fine-tuned", "gain recovered", "command"]
+    """Every arm of the default cells, base by base, the ends of answers counted."""
+    head = ["task", "network", "base", "it is", *ARMS, "command"]
     rows = []
     for cell, found in finished(store, main_cells()):
         for row in found:
-            rows.append([cell.task, kind(cell), TARGETS[row.target].title, row.relation, *_arms(row)])
-            rows[-1].append(code(cell))
+            shown = [_estimated(row.estimate(row.arms[arm])) if arm in row.arms else "" for arm in ARMS]
+            rows.append([cell.task, kind(cell), TARGETS[row.target].title, row.relation, *shown, code(cell)])
     return table(head, rows)
 
 
-def _arms(row: Row) -> list[str]:
-    tuned = "" if row.fine_tuned is None else bits(row.fine_tuned["bits_per_byte"])
-    if row.refusal:
-        return [bits(row.alone), bits(row.fewshot), "", "not possible", "", tuned, ""]
-    chosen = row.at(row.own_scale)
-    return [
-        bits(row.alone),
-        bits(row.fewshot),
-        bits(row.small),
-        f"{bits(row.at(row.recorded_scale))} at {row.recorded_scale:g}",
-        f"**{bits(chosen)}** at {row.own_scale:g}",
-        tuned,
-        share(row.gain(chosen)),
-    ]
+ARMS = (
+    "alone",
+    "examples in its prompt",
+    "small tuned model alone",
+    "+ adapter as loaded",
+    "+ adapter, fitted weights",
+    "fine-tuned",
+    "fine-tuned behind the prefix",
+)
+
+
+def text(store: Store) -> str:
+    """The same arms by the text of answers alone."""
+    rows = []
+    for cell, found in finished(store, main_cells()):
+        for row in found:
+            shown = [bits(float(row.arms[arm][TEXT])) if arm in row.arms else "" for arm in ARMS]
+            rows.append([cell.task, kind(cell), TARGETS[row.target].title, *shown])
+    return table(["task", "network", "base", *ARMS], rows)
+
+
+def ends(store: Store) -> str:
+    """How many answers end by themselves within the limit, and how many are right, of those that were answered."""
+    rows = []
+    for cell, found in finished(store, main_cells()):
+        for row in found:
+            shown = [
+                f"{share(row.arms[arm]['ends'])}, {share(row.arms[arm]['exact_match'])}" if arm in row.arms else ""
+                for arm in ARMS
+            ]
+            rows.append([cell.task, kind(cell), TARGETS[row.target].title, str(cell.answered), *shown])
+    return table(["task", "network", "base", "answers", *ARMS], rows)
 
 
 def tokens(store: Store) -> str:
@@ -87,66 +99,88 @@ def tokens(store: Store) -> str:
     rows = []
     for cell, found in finished(store, main_cells()):
         for row in found:
-            arms = {"alone": row.result["alone"], "examples in its prompt": row.result["fewshot"]}
-            if not row.refusal:
-                arms["+ adapter, own scale"] = row.result["scales"][f"{row.own_scale:g}"]
-            if row.fine_tuned is not None:
-                arms["fine-tuned"] = row.fine_tuned
-            for name, arm in arms.items():
+            for name, arm in row.arms.items():
                 values = [f"{arm[kind]:.2f}" if kind in arm else "" for kind in ("first", "middle", "last")]
                 rows.append([cell.task, kind(cell), TARGETS[row.target].title, name, *values])
     return table(["task", "network", "base", "arm", "first", "middle", "last"], rows)
 
 
 def scales(store: Store) -> str:
-    """Held-out bits per byte of the default cells by scale."""
-    rows = []
+    """Bits per byte of the calibration examples of the default cells along the scale, at the fitted weights."""
+    rows, steps = [], [f"{step / 4:g}" for step in range(7)]
     for cell, found in finished(store, main_cells()):
         for row in (one for one in found if not one.refusal):
-            shown = [bits(row.at(scale)) for scale in (0.25, 0.5, 0.75, 1.0)]
-            own = f"{bits(row.at(row.own_scale))} at {row.own_scale:g}"
-            rows.append([cell.task, kind(cell), TARGETS[row.target].title, *shown, own, code(cell)])
-    return table(["task", "network", "base", "0.25", "0.5", "0.75", "1", "calibrated on it", "command"], rows)
+            shown = [bits(row.result["curve"][step]) for step in steps]
+            rows.append([cell.task, kind(cell), TARGETS[row.target].title, _weights(row), *shown])
+    return table(["task", "network", "base", "fitted weights", *steps], rows)
+
+
+def _weights(row: Row) -> str:
+    found = row.result["weights"]
+    networks = " ".join(f"{weight:+.2f}" for weight in found["networks"])
+    shown = f"{found['base']:.2f} {networks}" + (f", end {found['end']:+.2f}" if found["end"] else "")
+    return shown if row.result["believed"] else f"as loaded ({shown})"
 
 
 def goals(store: Store) -> str:
-    """The default cell against what was to be reached."""
+    """The default cell against what was to be reached, as loaded: nothing is calibrated."""
     rows = []
-    for _, found in finished(store, [of_task(task, DEFAULT) for task in TASKS]):
+    for cell, found in finished(store, [of_task(task, DEFAULT) for task in TASKS]):
         for row in (one for one in found if not one.refusal):
-            goal = next(value for kind, value in GOALS.items() if kind in row.relation)
-            reached = row.gain(row.at(row.own_scale))
-            missed = "" if reached is None else "reached" if reached >= goal else f"missed by {goal - reached:.0%}"
-            recorded = row.at(row.recorded_scale)
-            rows.append(
-                [
-                    row.cell.task,
-                    TARGETS[row.target].title,
-                    f"{goal:.0%}",
-                    share(reached),
-                    missed,
-                    _better(recorded, row.alone),
-                    _better(recorded, row.fewshot),
-                    _better(recorded, row.small) if row.target != row.cell.donor else "",
+            goal = _goal(row)
+            reached, fitted = row.share("default"), row.share("fitted")
+            verdict = "" if reached is None else "reached" if reached.value >= goal else "missed"
+            shown = [_shares(one) for one in (reached, fitted)]
+            rows.append([cell.task, TARGETS[row.target].title, share(goal), shown[0], verdict, shown[1]])
+    return table(["task", "base", "goal", "gain recovered as loaded", "", "at fitted weights"], rows)
+
+
+def _goal(row: Row) -> float:
+    own, size, vocabulary = LONG if row.cell.answered < DEFAULT.answered else SHORT
+    return own if row.target == row.cell.donor else vocabulary if row.relation.startswith("another v") else size
+
+
+def versus(store: Store) -> str:
+    """The default cell against other arms, paired: as loaded against what needs no adapter, and fitted."""
+    others = ("alone", "examples in its prompt", "small tuned model alone")
+    pairs = [("+ adapter as loaded", other) for other in others]
+    pairs += [("+ adapter, fitted weights", other) for other in (*others, "+ adapter as loaded")]
+    rows = []
+    for cell, found in finished(store, [of_task(task, DEFAULT) for task in TASKS]):
+        for row in (one for one in found if not one.refusal):
+            for which in ("+ adapter as loaded", "+ adapter, fitted weights"):
+                shown = [
+                    _better(row.better(row.arms[which], row.arms[other])) if (which, other) in pairs else ""
+                    for other in (*others, "+ adapter as loaded")
                 ]
-            )
-    head = ["task", "base", "goal", "gain recovered", "", "at the recorded scale, against the base alone"]
-    return table([*head, "against examples in its prompt", "against the small tuned model"], rows)
+                rows.append([cell.task, TARGETS[row.target].title, which, *shown])
+    return table(["task", "base", "arm", *(f"against {o}" for o in (*others, "+ adapter as loaded"))], rows)
 
 
-def _better(value: float, other: float) -> str:
-    return f"{'better' if value < other else 'worse'} by {abs(other - value):.3f}"
+def _better(found: Estimate) -> str:
+    """Bold where it is beyond chance."""
+    word = "better" if found.value >= 0 else "worse"
+    shown = f"{word} by {abs(found.value):.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{shown}**" if found.low > 0 or found.high < 0 else shown
+
+
+def _estimated(found: Estimate) -> str:
+    return f"{bits(found.value)} ({bits(found.low)}-{bits(found.high)})"
+
+
+def _shares(found: Estimate | None) -> str:
+    return "" if found is None else f"{share(found.value)} ({share(found.low)}-{share(found.high)})"
 
 
 def question(store: Store, asked: Question) -> str:
-    """One row for each cell: what differs, and what that does on bases of each relation."""
+    """One row for each cell: what differs, and what that does on bases of each relation, ends counted."""
     found = list(finished(store, asked.cells))
     columns: list[tuple[str, Callable[[Row], float]]] = [
-        ("the training base", lambda row: row.at(row.own_scale)),
-        ("another size", lambda row: row.at(row.recorded_scale)),
-        ("another size", lambda row: row.at(row.own_scale)),
-        ("another vocabulary", lambda row: row.at(row.recorded_scale)),
-        ("another vocabulary", lambda row: row.at(row.own_scale)),
+        ("the training base", lambda row: row.bits("default")),
+        ("another size", lambda row: row.bits("default")),
+        ("another size", lambda row: row.bits("fitted")),
+        ("another vocabulary", lambda row: row.bits("default")),
+        ("another vocabulary", lambda row: row.bits("fitted")),
     ]
     values = [[_core_value(rows, kind, read) for kind, read in columns] for _, rows in found]
     best = [min((v for v in column if v is not None), default=None) for column in zip(*values, strict=True)]
@@ -154,10 +188,10 @@ def question(store: Store, asked: Question) -> str:
     for (cell, rows), numbers in zip(found, values, strict=True):
         shown = ["not possible" if v is None else _marked(v, b) for v, b in zip(numbers, best, strict=True)]
         other = _core(rows, "another vocabulary")
-        last = share(other.gain(other.at(other.own_scale))) if other is not None and not other.refusal else ""
+        last = share(other.gain("fitted")) if other is not None and not other.refusal else ""
         lines.append([describe(cell), *shown, last, code(cell)])
-    head = ["setting", "training base", "another size, recorded scale", "own scale"]
-    return table([*head, "another vocabulary, recorded scale", "own scale", "its gain recovered", "command"], lines)
+    head = ["setting", "training base", "another size, as loaded", "fitted"]
+    return table([*head, "another vocabulary, as loaded", "fitted", "its gain recovered", "command"], lines)
 
 
 def _core(rows: Sequence[Row], kind: str) -> Row | None:
@@ -179,7 +213,7 @@ def describe(cell: Cell) -> str:
     around = settings(FULL if cell.lora_rank is None else FOUR)
     words = [kind(cell)]
     for name, value in settings(cell).items():
-        if value != around[name] and name != "targets":
+        if value != around[name] and name not in ("targets", "answered", "held_out", "calibration"):
             shown = ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
             words.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(words)
@@ -196,8 +230,8 @@ def stopping(store: Store) -> str:
     names = [row.target for row in found[0] if row.target in everywhere]
     lines = []
     for chooser in names:
-        chosen = min(found, key=lambda rows: min(_of(rows, chooser).result["curve"].values()))
-        shown = [bits(_of(chosen, name).at(_of(chosen, name).own_scale)) for name in names]
+        chosen = min(found, key=lambda rows: float(_of(rows, chooser).result["calibration"]))
+        shown = [bits(_of(chosen, name).bits("fitted")) for name in names]
         lines.append([f"{TARGETS[chooser].title}", str(chosen[0].cell.epochs), *shown])
     return table(["epochs chosen on", "epochs", *(TARGETS[name].title for name in names)], lines)
 
@@ -208,24 +242,26 @@ def _of(rows: Sequence[Row], target: str) -> Row:
 
 def tuned(store: Store) -> str:
     """The references: bases fine-tuned directly."""
-    rows = [
-        [how.task, TARGETS[how.target].title, bits(found["held_out"]["bits_per_byte"]), f"`{command_of(how)}`"]
-        for how, found in references_of(store)
-    ]
-    return table(["task", "base", "fine-tuned", "command"], sorted(rows))
+    rows = []
+    for how, found in references_of(store):
+        behind, held_out = str(how.prefix_examples or "none"), found["held_out"]
+        shown = [behind, str(how.epochs), bits(held_out[TOTAL]), bits(held_out[TEXT]), f"`{command_of(how)}`"]
+        rows.append([how.task, TARGETS[how.target].title, *shown])
+    head = ["task", "base", "examples before the prompt", "passes", "fine-tuned", "text alone", "command"]
+    return table(head, sorted(rows))
 
 
 def seeds_spread(store: Store) -> str:
-    """The largest difference between seeds, base by base."""
+    """The differences between two seeds of the default row, base by base."""
     rows = []
-    for cell in (FOUR, FULL):
-        runs = [rows_of(store, replace(cell, seed=seed)) for seed in (0, 1)]
+    for cell in (of_task(task, DEFAULT) for task in TASKS):
+        runs = [rows_of(store, replace(cell, seed=seed)) for seed in SEEDS]
         for row in runs[0]:
             twin = next((other for other in runs[1] if other.target == row.target), None)
             if twin is not None and not row.refusal:
-                difference = abs(row.at(row.own_scale) - twin.at(twin.own_scale))
-                rows.append([kind(cell), TARGETS[row.target].title, bits(difference)])
-    return table(["network", "base", "difference between two seeds"], rows)
+                apart = [bits(abs(row.bits(arm) - twin.bits(arm))) for arm in ("default", "fitted")]
+                rows.append([cell.task, TARGETS[row.target].title, *apart])
+    return table(["task", "base", "as loaded", "fitted"], rows)
 
 
 def judge(store: Store) -> str:

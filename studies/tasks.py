@@ -6,15 +6,18 @@ Examples of a prefix come from the training split and are not trained on; nothin
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from studies.cell import PrefixPolicy
+from studies.cell import Cell, PrefixPolicy, Reference
+from studies.scoring import Examples
 from testkit.demonstrations import jeopardy
 from testkit.tasks import task
+from valueadapter.demonstrations.responses import Record, separators
 from valueadapter.errors import ConfigError
 
-Record = Mapping[str, str]
+LONGEST = {"mbpp": 256, "gsm8k": 256}
+"""Task -> tokens of an answer at most, where they are more than `Examples.longest`."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,14 @@ def training_records(task: Task, prefix: Prefix, count: int) -> list[Record]:
             f"the training split has {len(left)} demonstrations besides the prefix; got {count} asked for"
         )
     return left[:count]
+
+
+def examples_of(spec: Cell | Reference, task: Task) -> Examples:
+    """What a cell or reference is scored on."""
+    return Examples(
+        task.held_out[: spec.held_out],
+        task.calibration[: spec.calibration],
+        separators(task.train),
+        spec.answered,
+        LONGEST.get(spec.task, Examples.longest),
+    )

@@ -1,30 +1,36 @@
-"""The study: keys that stand for settings, results that are kept, scores that equal `evaluate`, a page that stays."""
+"""The study: keys that stand for settings, results that are kept, arms that equal `evaluate`, weights and gates."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_model
+from transformers import TrainingArguments
 from vocabularies import tokenizer_of
 
+from studies import experts, gates, weight_tables
 from studies.__main__ import run_all
-from studies.cell import Cell, Judge, Reference, command_of, from_settings, key_of, parse, settings
-from studies.curves import SCALES, Curve, nats_at_scales
+from studies.cell import Cell, Experts, Judge, Reference, command_of, from_settings, key_of, parse, settings
 from studies.damping import damp_content, form_tokens
 from studies.plan import DEFAULT, FOUR, FULL, QUESTIONS, plan
+from studies.reference import _collated, _ResponsesOnly
 from studies.results import rows_of
-from studies.running import run_cell
-from studies.scoring import Examples, curve_of, score_adapter, score_alone
+from studies.running import _arms, run_cell, trained
 from studies.store import Store
 from studies.targets import TARGETS, Target
-from studies.tasks import SOURCES, Prefix, Task, prefix_records, prefix_text, training_records
+from studies.tasks import SOURCES, Prefix, Task, examples_of, prefix_records, prefix_text, training_records
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.artifact.config import Weights
+from valueadapter.demonstrations.tokenized import encode
 from valueadapter.evaluation.metrics import evaluate
+from valueadapter.forward.prefix_tokens import prefix_ids
+from valueadapter.training import newton
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "it", "and", "then", "again"]
 RECORDS = tuple(
@@ -32,10 +38,9 @@ RECORDS = tuple(
     for i in range(60)
 )
 TASK = Task(RECORDS[:40], RECORDS[40:52], RECORDS[52:])
-EXAMPLES = Examples(TASK.held_out, TASK.calibration)
 # base, kind of model, vocabulary
 BASES = {"same": ("llama", "bytes"), "larger": ("qwen3", "bytes"), "other": ("gemma3", "sentencepiece")}
-TINY = Cell(task="words", donor="scratch_small", num_demonstrations=16, held_out=8, calibration=4, prefix_examples=4)
+TINY = Cell("words", "scratch_small", num_demonstrations=16, held_out=8, calibration=4, prefix_examples=4, answered=2)
 TINY_FULL = dataclasses.replace(TINY, lora_rank=None, num_layers=1, prefix_use="both")
 
 
@@ -49,13 +54,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         tokenizer.save_pretrained(folder)
         found[name] = Target(name, name, lambda folder=folder: folder)  # type: ignore[misc]  # bound now
     return found
-
-
-@pytest.fixture(scope="module")
-def adapter(bases: dict[str, Target]) -> ValueAdapter:
-    tokenizer = bases["same"].tokenizer
-    network = tiny_model("llama", seed=9, width=len(tokenizer))
-    return ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/base")
 
 
 @pytest.fixture
@@ -87,7 +85,7 @@ def test_a_key_stands_for_every_setting() -> None:
     assert key_of(Cell()) == key_of(from_settings(Cell, dict(reversed(settings(Cell()).items()))))
     change: Any = dataclasses.replace
     other = {"str": "x", "int": 99, "float": 0.5, "tuple": ("x",), "bool": False, "NoneType": 3}
-    for kind in (Cell(), Reference(), Judge()):
+    for kind in (Cell(), Reference(), Judge(), Experts()):
         changes = {name: other[type(getattr(kind, name)).__name__] for name in settings(kind)}
         keys = {key_of(change(kind, **{name: value})) for name, value in changes.items()}
         assert len(keys | {key_of(kind)}) == len(changes) + 1
@@ -137,97 +135,99 @@ def test_a_cell_at_work_elsewhere_is_left_to_it(tmp_path: Path) -> None:
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize("prefix", [None, "Say it: now."])
-def test_a_base_scored_from_kept_states_equals_evaluate(
-    bases: dict[str, Target], tmp_path: Path, name: str, prefix: str | None
-) -> None:
-    """The prefix stands before every prompt, split apart from it as here the whole text is; sliding windows and <s>
-    included."""
-    base, examples = bases[name], dataclasses.replace(EXAMPLES, prefix=prefix)
-    for _ in range(2):  # computed, then from disk
-        kept = score_alone(base, examples, Store(tmp_path)).at(0.0)["bits_per_byte"]
-    whole = [{**record, "prompt": (prefix or "") + record["prompt"]} for record in TASK.held_out]
-    score = evaluate(base.load(), base.tokenizer, whole, generate=False, batch_size=1)
-    assert kept == pytest.approx(score.bits_per_byte, abs=1e-4)
+def test_arms_are_the_wrapper_at_their_weights(bases: dict[str, Target], study: Store, name: str) -> None:
+    """Behind the prefix and with the separator as an end, what a cell says of an arm is what `evaluate` says."""
+    base, cell = bases[name], dataclasses.replace(TINY, donor="same")
+    networks = [tiny_model("llama", seed=9, width=len(bases["same"].tokenizer)), bases["same"].load()]
+    how = {"base_model_name_or_path": "same", "coefficients": [1.0, -1.0], "reads_prefix": [False, True]}
+    adapter = ValueAdapter.from_networks(networks, bases["same"].tokenizer, **how)  # type: ignore[arg-type]  # as keywords
+    arms = _arms(cell, adapter, base, examples_of(cell, TASK), study)
+    prefix = "".join(f"{record['prompt']}{record['completion']}\n\n" for record in TASK.train[:4])
+    adapter = adapter.with_config(base_prefix=prefix, stop_strings=("\n\n",))
+    model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter, tokenizer=base.tokenizer)
+    fitted = Weights(arms["weights"]["base"], tuple(arms["weights"]["networks"]), arms["weights"]["end"])
+    for arm, weights in (("default", Weights(0.7, (0.6, -0.3))), ("fitted", fitted)):
+        model.set_weights("default", weights)
+        score = evaluate(model, base.tokenizer, list(TASK.held_out[:8]), generate=False, stop_strings=("\n\n",))
+        for metric in ("bits_per_byte", "total_bits_per_byte"):
+            assert arms[arm][metric] == pytest.approx(score.value(metric), abs=1e-4)
+    whole = [{**record, "prompt": prefix + record["prompt"]} for record in TASK.held_out[:8]]
+    score = evaluate(base.load(), base.tokenizer, whole, generate=False, batch_size=1, stop_strings=("\n\n",))
+    assert arms["fewshot"]["total_bits_per_byte"] == pytest.approx(score.value("total_bits_per_byte"), abs=1e-4)
 
 
-def test_an_adapter_scored_on_all_bases_equals_evaluate_on_each(
-    bases: dict[str, Target], adapter: ValueAdapter, tmp_path: Path
-) -> None:
-    """At every scale, for both relations of vocabularies."""
-    found = score_adapter(adapter, list(bases.values()), EXAMPLES, store=Store(tmp_path), say=silent)
-    for name, base in bases.items():
-        curve = found[name]
-        assert isinstance(curve, Curve)
-        model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter.copy(), tokenizer=base.tokenizer)
-        for scale in (0.0, 0.35, 1.0, 1.5):
-            model.set_scale("default", scale)
-            score = evaluate(model, base.tokenizer, list(TASK.held_out), generate=False)
-            assert curve.at(scale)["bits_per_byte"] == pytest.approx(score.bits_per_byte, abs=1e-4)
-
-
-@pytest.mark.parametrize("name", BASES)
-def test_the_way_through_the_wrapper_gives_the_same(
-    bases: dict[str, Target], adapter: ValueAdapter, tmp_path: Path, name: str
-) -> None:
-    """Cascades take it; for an adapter that may take both ways they agree token by token."""
-    base = bases[name]
-    kept = score_adapter(adapter, [base], EXAMPLES, store=Store(tmp_path), say=silent)[name]
-    model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter.copy(), tokenizer=base.tokenizer, scale=1.0)
-    run = curve_of(model, base.tokenizer, EXAMPLES)
-    assert isinstance(kept, Curve)
-    torch.testing.assert_close(run.nats, kept.nats, atol=2e-2, rtol=1e-3)
-    assert torch.equal(run.tokens.kinds, kept.tokens.kinds)
-
-
-def test_a_refusal_names_no_path(bases: dict[str, Target], tmp_path: Path) -> None:
+def test_a_refusal_names_no_path(bases: dict[str, Target], study: Store) -> None:
     """Results are published, and a folder of one machine says nothing on another."""
     same, other = bases["same"], bases["other"]
     how = {"base_model_name_or_path": "alice/base", "connection": "cascade"}
     network = tiny_model("llama", seed=9, width=len(same.tokenizer))
     cascade = ValueAdapter.from_networks([network], same.tokenizer, **how)  # type: ignore[arg-type]  # as keywords
-    refusal = score_adapter(cascade, [other], EXAMPLES, store=Store(tmp_path), say=silent)["other"]
-    assert isinstance(refusal, str)
-    assert "'other' and this adapter" in refusal
-    assert str(other.folder) not in refusal
+    arms = _arms(TINY_FULL, cascade, other, examples_of(TINY_FULL, TASK), study)
+    assert "'other' and this adapter" in arms["refusal"]
+    assert str(other.folder) not in arms["refusal"]
+    assert {"alone", "fewshot"} <= set(arms)
 
 
-def test_weighted_networks_are_summed(bases: dict[str, Target], tmp_path: Path) -> None:
-    """+1 the base, -1 the base adds nothing at any scale; +1 alone doubles it."""
-    base = bases["same"]
-    twins = [base.load(), base.load()]
-    how = {"base_model_name_or_path": "alice/base", "coefficients": [1.0, -1.0]}
-    adapter = ValueAdapter.from_networks(twins, base.tokenizer, **how)  # type: ignore[arg-type]  # as keywords
-    curve = score_adapter(adapter, [base], EXAMPLES, store=Store(tmp_path), say=silent)["same"]
-    assert isinstance(curve, Curve)
-    torch.testing.assert_close(curve.nats, curve.nats[:, :1].expand_as(curve.nats), atol=1e-3, rtol=1e-4)
+@pytest.mark.parametrize("name", BASES)
+def test_a_reference_behind_a_prefix_reads_it_as_text(bases: dict[str, Target], name: str) -> None:
+    """Its loss is that of rows in which the prefix stands as ordinary text."""
+    base, prefix = bases[name], "Say it: now.\n\n"
+    rows = [encode(record, base.tokenizer) for record in RECORDS[:4]]
+    before = list(prefix_ids(prefix, base.tokenizer))
+    begun = before[:1] == [base.tokenizer.bos_token_id]
+    cut = [{key: value[begun:] for key, value in row.items()} for row in rows]
+    whole = [{"input_ids": before + row["input_ids"], "labels": [-100] * len(before) + row["labels"]} for row in cut]
+    losses = []
+    for some, each in ((whole, []), (cut, before)):
+        trainer = _ResponsesOnly(each, model=base.load(), args=TrainingArguments(use_cpu=True, report_to=[]))
+        losses.append(float(trainer.compute_loss(trainer.model, _collated(some))))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("spread", [1.0, 30.0, 300.0])
-def test_nats_at_scales_equal_cross_entropy(spread: float) -> None:
-    """Also where value logits are so large that a product of exponentials leaves fp32."""
+# -- what weights are worth --------------------------------------------------------------------------------------------
+def test_the_table_of_a_grid_is_the_loss_that_is_fitted() -> None:
+    """Under every weights, the end's in closed form; tokens that end an answer, that are raised, and others."""
     generator = torch.Generator().manual_seed(0)
-    base, value = (spread * torch.randn(7, 50, generator=generator, dtype=torch.float64) for _ in range(2))
-    labels = torch.randint(50, (7,), generator=generator)
-    nats = nats_at_scales(base.float(), value.float(), labels)
-    for column, scale in enumerate(SCALES):
-        exact = torch.nn.functional.cross_entropy(base + scale * value, labels, reduction="none")
-        torch.testing.assert_close(nats[:, column].double(), exact, atol=1e-3 * spread, rtol=1e-4)
+    logits = [3 * torch.randn(6, 50, generator=generator) for _ in range(3)]
+    labels, is_end = torch.tensor([1, 7, 7, 3, 9, 4]), torch.tensor([False, True, False, False, True, False])
+    some = newton.tokens_of(logits, labels, is_end, torch.zeros(6, dtype=torch.long))
+    ends, raised = torch.tensor([7, 9]), torch.tensor([7])
+    problem = newton.Problem(lambda: [some], torch.zeros(1, dtype=torch.long), ends, raised)
+    nats, _ = experts._of(some, ends, raised)
+    for row, (base, tuned, plain) in enumerate(experts.GRID):
+        for column, end in enumerate(experts.ENDS):
+            expected = newton.nats(some, torch.tensor([base, tuned, -plain, end]), problem)
+            torch.testing.assert_close(nats[:, row, column], expected, atol=1e-4, rtol=1e-5)
 
 
-def test_an_architecture_that_does_more_than_its_head_is_refused() -> None:
-    """Hidden states stand for logits only where the head is all that follows."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+def _made_up_look(seed: int) -> experts.Look:
+    """Tokens at which the sign of one feature says which of two weights is good; the others are bad everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(200, 10, generator=generator)
+    nats = torch.full((200, len(experts.GRID), len(experts.ENDS)), 5.0)
+    for row, sign in ((3, 1), (70, -1)):
+        nats[:, row] = torch.where(sign * features[:, 6] > 0, 1.0, 3.0)[:, None]
+    return experts.Look(nats, features, torch.zeros(200, dtype=torch.long), torch.tensor([100]))
 
-    from studies.states import compute_hidden
-    from valueadapter import UnsupportedModeError
 
-    tokenizer = tokenizer_of("bytes")
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=8, **shape)
-    capped = Gemma2ForCausalLM(dataclasses.replace(config, final_logit_softcapping=0.5)).eval()
-    with pytest.raises(UnsupportedModeError, match="more to its logits than its head"):
-        compute_hidden(capped, tokenizer, list(TASK.held_out), None)
+def test_a_gate_learns_what_a_feature_says_and_carries_it_over() -> None:
+    """It takes the good weights on tokens that it has not seen; one that does not see the feature takes one of both."""
+    seen, other = _made_up_look(0), _made_up_look(1)
+    assert gates.fitted(seen, (6,)).nats(other).mean() < 1.1
+    assert gates.fitted(seen, (0, 1, 2)).nats(other).mean() > 1.5
+    assert other.bits_per_byte(other.nats[:, :, 0].amin(1)) == pytest.approx(200 / math.log(2) / 100)
+
+
+def test_the_least_worst_regret_is_found(tmp_path: Path) -> None:
+    """Weights that are never best may be the ones that are nowhere bad; the training base has no say."""
+    store = Store(tmp_path)
+    for target, good, bad in (("smollm2", 3, 70), ("gemma", 70, 3), ("smollm2_derived", 5, 9)):
+        grid = [[2.0] * len(experts.ENDS) for _ in experts.GRID]
+        grid[good][0], grid[bad][0], grid[9][1] = 1.0, 1.9, 1.2
+        store.compute(Experts(target=target), lambda grid=grid: {"grid": grid, "held_out": {"way": 1.0}})  # type: ignore[misc]  # bound now
+    first = weight_tables.default_weights(store).splitlines()[2]
+    base, tuned, plain = experts.GRID[9]
+    assert first.startswith(f"| {base:g} {tuned:+g} {-plain:+g}, end 1 | 0.200 |")
 
 
 # -- prefixes ----------------------------------------------------------------------------------------------------------
@@ -249,44 +249,33 @@ def test_a_prefix_without_examples_is_none() -> None:
 
 
 # -- a whole cell ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("cell", [TINY, dataclasses.replace(TINY, content_weight=0.5), TINY_FULL])
+@pytest.mark.parametrize("cell", [TINY, dataclasses.replace(TINY, content_weight=0.5, answered=0), TINY_FULL])
 def test_a_cell_trains_scores_and_leaves_no_weights(study: Store, cell: Cell) -> None:
-    """Every arm is there for every base, chosen scales among the kept ones, and the run's folder is gone."""
+    """Every arm is there for every base, and the run's folder is gone."""
     result = study.compute(cell, lambda: run_cell(cell, study, silent))
     assert result is not None
     assert set(result["targets"]) == {"scratch_small", "scratch_large"}
     for arms in result["targets"].values():
-        assert {"alone", "fewshot", "scale", "scales", "curve", "examples"} <= set(arms)
-        assert f"{result['donor_scale']:g}" in arms["scales"]
-        assert len(arms["examples"]) == 8
-    assert result["training"]["demonstrations"] == 16
+        assert {"alone", "fewshot", "default", "fitted", "weights", "believed", "calibration", "curve"} <= set(arms)
+        assert len(arms["fitted"]["examples"]) == len(result["sizes"]) == 8
+        assert ("ends" in arms["fitted"]) == bool(cell.answered)
+    assert result["training"]["demonstrations"] <= 16
     assert list((study.root / "runs").iterdir()) == []
     (donor, other) = rows_of(study, cell)
-    assert donor.small == donor.at(donor.own_scale)
-    assert other.small == donor.small
+    assert donor.donor["small"] == other.donor["small"]
+    assert "small" not in other.result
+    found = donor.better(donor.result["default"], donor.result["alone"])
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(donor.bits("alone") - donor.bits("default"))
 
 
-@pytest.mark.parametrize("name", BASES)
-def test_a_network_behind_the_prefix_is_scored_as_the_wrapper_does(
-    bases: dict[str, Target], tmp_path: Path, name: str
-) -> None:
-    """The network that is subtracted reads the prefix, in the base's tokens or its own."""
-    donor, base = bases["same"], bases[name]
-    networks = [tiny_model("llama", seed=9, width=len(donor.tokenizer)), donor.load()]
-    adapter = ValueAdapter.from_networks(
-        networks,
-        donor.tokenizer,
-        base_model_name_or_path="alice/base",
-        coefficients=[1.0, -1.0],
-        reads_prefix=[False, True],
-        base_prefix="Say it: now.",
-    )
-    examples = dataclasses.replace(EXAMPLES, prefix="Say it: now.")
-    curve = score_adapter(adapter, [base], examples, store=Store(tmp_path), say=silent)[name]
-    assert isinstance(curve, Curve)
-    model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter.copy(), tokenizer=base.tokenizer, scale=0.5)
-    score = evaluate(model, base.tokenizer, list(TASK.held_out), generate=False)
-    assert curve.at(0.5)["bits_per_byte"] == pytest.approx(score.bits_per_byte, abs=1e-4)
+def test_an_adapter_that_is_looked_at_again_is_not_trained_again(study: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring it on more bases, or looking at weights, takes the one that was kept."""
+    first, _ = trained(TINY, study, silent)
+    monkeypatch.setattr("studies.running.run", lambda *_, **__: pytest.fail("trained again"))
+    again, _ = trained(dataclasses.replace(TINY, targets="all"), study, silent)
+    for one, other in zip(first.networks, again.networks, strict=True):
+        torch.testing.assert_close(one.state_dict(), other.state_dict())
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
@@ -320,11 +309,13 @@ def test_a_run_goes_on_where_it_stopped(study: Store) -> None:
 
 
 def test_fine_tuning_the_donor_and_subtracting_it_is_the_fine_tuned_donor(study: Store) -> None:
-    """At scale 1 on the training base, expert - base + base is the expert; the reference says the same."""
+    """The small tuned model of expert - base is the expert; the reference says the same."""
     cell = dataclasses.replace(TINY, network="expert_minus_base", epochs=3, prefix_examples=0)
-    how = Reference("words", "scratch_small", num_demonstrations=16, epochs=3, held_out=8, calibration=4)
-    run_all([cell, how], study)
+    sizes = {"num_demonstrations": 16, "epochs": 3, "held_out": 8, "calibration": 4, "answered": 2}
+    how = Reference("words", "scratch_small", **sizes)
+    run_all([cell, how, dataclasses.replace(how, prefix_examples=4)], study)
     (donor, _) = rows_of(study, cell)
-    assert donor.fine_tuned is not None
-    assert donor.at(1.0) == pytest.approx(donor.fine_tuned["bits_per_byte"], abs=1e-3)
-    assert donor.gain(donor.at(1.0)) == pytest.approx(1.0, abs=1e-2)
+    assert donor.tuned is not None
+    assert donor.result["small"]["total_bits_per_byte"] == pytest.approx(donor.tuned["total_bits_per_byte"], abs=1e-3)
+    assert donor.tuned_behind is not None
+    assert donor.share("fitted") is not None

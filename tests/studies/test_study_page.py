@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from studies.__main__ import run_all
-from studies.plan import DEFAULT, FOUR, JUDGES
+from studies.plan import DEFAULT, FOUR, JUDGES, references
 from studies.report import filled, makers, write_report
 from studies.results import rows_of
 from studies.store import Store
@@ -43,13 +43,21 @@ def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) ->
         (dataclasses.replace(FOUR, epochs=2), 0.25),
     ):
         study.compute(cell, lambda bits=bits: _made_up(bits))  # type: ignore[misc]  # bound now
+    for how in references([DEFAULT]):
+        study.compute(how, lambda: {"held_out": _made_up(0.4)["targets"]["gemma"]["fitted"], "calibration": 0.4})
     study.compute(JUDGES[0], lambda: {"right": {f"{who} {way}": [1.0, 0.5] for who, way in product(WHO, WAYS)}})
     text = makers()["repetition"](study)
     assert "`python -m studies cell --prefix-examples 4`" in text
     assert makers()["judge"](study).count("75%") == 8
     assert makers()["stopping"](study).count("| 2 |") == 3
     assert "**0.250**" in text
-    assert "missed by 5%" not in makers()["goals"](study)
+    # (2 - 0.51) / (2 - 0.4) of the way
+    assert "| 90% | 93% (93%-93%) | reached | 94% (94%-94%) |" in makers()["goals"](study)
+    assert "| 95% | 93% (93%-93%) | missed | 94% (94%-94%) |" in makers()["goals"](study)
+    assert "**better by 0.500 (+0.500 to +0.500)**" in makers()["versus"](study)
+    assert "0.70 +0.60 -0.30" in makers()["scales"](study)
+    assert "100%, 50%" in makers()["ends"](study)
+    assert "0.200" in makers()["text"](study)
     assert makers()["prefix"](study).count("\n") == 3
 
 
@@ -68,26 +76,29 @@ def test_published_results_stand_in_the_report_and_are_not_run_again(tmp_path: P
     first.publish()
     run_all([DEFAULT], second)
     assert second.get(DEFAULT) is None
-    assert [row.at(1.0) for row in rows_of(second, DEFAULT)] == [0.5] * 3
+    assert [row.bits("fitted") for row in rows_of(second, DEFAULT)] == [0.5] * 3
     second.compute(DEFAULT, lambda: _made_up(0.25))
-    assert [row.at(1.0) for row in rows_of(second, DEFAULT)] == [0.25] * 3
+    assert [row.bits("fitted") for row in rows_of(second, DEFAULT)] == [0.25] * 3
     second.publish()
-    assert [row.at(1.0) for row in rows_of(Store(tmp_path / "none", tmp_path / "results.json"), DEFAULT)] == [0.25] * 3
+    (row, *_) = rows = rows_of(Store(tmp_path / "none", tmp_path / "results.json"), DEFAULT)
+    assert [one.bits("fitted") for one in rows] == [0.25] * 3
+    assert row.better(row.result["fitted"], row.result["alone"]).low > 0, "intervals can be had of what is published"
 
 
 def _made_up(bits: float) -> dict[str, Any]:
-    arm = {"bits_per_byte": bits, "first": 1.0, "last": 0.1}
-    one = {"alone": {**arm, "bits_per_byte": 2.0}, "fewshot": {**arm, "bits_per_byte": 1.0}, "scale": 1.0}
-    scales = {f"{scale:g}": arm for scale in (0.25, 0.5, 0.75, 1.0)}
+    def arm(total: float) -> dict[str, Any]:
+        each = [round(total * (8 + place), 3) for place in range(3)]
+        ways = {"ends": 1.0, "exact_match": 0.5, "first": 1.0, "last": 0.1}
+        return {"bits_per_byte": total / 2, "total_bits_per_byte": total, "examples": each, **ways}
+
+    one = {"alone": arm(2.0), "fewshot": arm(1.0), "default": arm(bits + 0.01), "fitted": arm(bits)}
+    more = {"believed": True, "calibration": bits, "curve": {f"{step / 4:g}": bits for step in range(7)}}
+    weights = {"base": 0.7, "networks": [0.6, -0.3], "end": 0.0}
     relations = {
         "smollm2_derived": "the training base",
         "smollm2": "another size (derived)",
         "gemma": "another vocabulary",
     }
-    return {
-        "donor_scale": 1.0,
-        "targets": {
-            name: {**one, "relation": relation, "scales": scales, "curve": {"1": bits}}
-            for name, relation in relations.items()
-        },
-    }
+    targets = {name: {**one, **more, "weights": weights, "relation": it} for name, it in relations.items()}
+    targets["smollm2_derived"]["small"] = arm(bits)
+    return {"sizes": [8, 9, 10], "targets": targets}

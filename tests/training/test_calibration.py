@@ -282,3 +282,15 @@ def test_bad_input_is_refused_before_anything_runs() -> None:
         model.set_weights("default", (1, (1, 1)))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="must be a tuple"):
         Weights(1.0, [1.0])  # type: ignore[arg-type]
+
+
+def test_nothing_drops_out_meanwhile_and_modules_stay_in_their_modes() -> None:
+    """In the middle of a training the same is found as outside of one."""
+    model = other_vocabulary()
+    expected = calibrate(model, EXAMPLES)
+    for network in model.adapters["default"].networks:
+        network.transformer.drop.p = 0.5
+        network.train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert calibrate(model, EXAMPLES) == expected
+    assert {name: module.training for name, module in model.named_modules()} == modes

@@ -24,7 +24,7 @@ ON_DISK = 2**32
 class Reading:
     """What the models say at every token of the examples' responses; little of it is in memory at a time.
 
-    A context manager: what it keeps on disk goes with the block.
+    A context manager: what it keeps on disk goes with the block, within which nothing drops out.
 
     Args:
         model: the base with the adapters, all of which act.
@@ -53,10 +53,14 @@ class Reading:
 
     def __enter__(self) -> Reading:
         self._folder = tempfile.TemporaryDirectory(prefix="valueadapter-")
+        self._modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._folder.cleanup()
+        for module, training in self._modes:
+            module.training = training
 
     def tokens(self) -> Iterator[Tokens]:
         """Some tokens after the others, in the order of the examples."""

@@ -34,6 +34,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "fine-tune one base directly",
         "let one adapter choose among answers",
         "try weights on one base: fixed, by a gate, by hindsight",
+        "put adapters of several tasks on one base",
     )
     for (kind, name), text in zip(VERBS.items(), about, strict=True):
         add_flags(verbs.add_parser(name, help=text), kind)

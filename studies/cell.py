@@ -20,7 +20,7 @@ Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]
 PrefixUse = Literal["both", "scoring", "subtracted"]
 Source = Literal["trained", "expert_minus_base"]
-Spec = TypeVar("Spec", "Cell", "Reference", "Judge", "Experts")
+Spec = TypeVar("Spec", "Cell", "Reference", "Judge", "Experts", "Stack")
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,29 @@ class Experts:
         return 4000
 
 
-AnySpec = Cell | Reference | Judge | Experts
-VERBS: dict[type, str] = {Cell: "cell", Reference: "reference", Judge: "judge", Experts: "experts"}
+@dataclass(frozen=True)
+class Stack:
+    """The default adapters of several tasks on one base, each alone and all together."""
+
+    tasks: tuple[str, ...] = ("jeopardy", "natural_questions")
+    """Names of the demonstrations."""
+    target: str = "smollm2"
+    """The base."""
+
+    @property
+    def cost(self) -> float:
+        """As `Cell.cost`."""
+        return 8000
+
+
+AnySpec = Cell | Reference | Judge | Experts | Stack
+VERBS: dict[type, str] = {
+    Cell: "cell",
+    Reference: "reference",
+    Judge: "judge",
+    Experts: "experts",
+    Stack: "stack",
+}
 
 
 def settings(spec: AnySpec) -> dict[str, Any]:

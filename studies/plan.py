@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, Reference, key_of
+from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, Reference, Stack, key_of
 from studies.targets import CORE, MORE, PAIR
 
 DEFAULT = Cell(answered=60)
@@ -204,6 +204,7 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     specs += own[1:]
     if not quick and question is None:
         specs += [Experts(task, target) for task in TASKS for target in CORE]
+        specs += [Stack(target=target) for target in CORE]
         specs += [*references([DEFAULT], (*MORE, *PAIR), passes=(DEFAULT.epochs,)), *JUDGES]
     return _each_once(specs)
 

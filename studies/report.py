@@ -58,6 +58,7 @@ def makers() -> dict[str, Callable[[Store], str]]:
         "versus": tables.versus,
         "weights": weight_tables.default_weights,
         "hindsight": weight_tables.hindsight,
+        "stacks": weight_tables.stacks,
     }
     for asked in QUESTIONS:
         named[asked.name] = tables.tasks if asked.name == "tasks" else _question(asked.name)

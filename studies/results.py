@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies.cell import Cell, Experts, Reference, from_settings
+from studies.cell import VERBS, Cell, Experts, Reference, Spec, Stack, from_settings
 from studies.store import Result, Store
 from valueadapter.demonstrations.bootstrap import Bootstrap
 
@@ -84,26 +84,34 @@ class Row:
     # -- intervals, of cells whose results say what each example cost ------------------------------------------------
     def estimate(self, arm: Result) -> Estimate:
         """Bits per byte of an arm, ends included."""
-        return self._estimate(self._ratios(arm), float(arm[TOTAL]))
+        return _estimate(_ratios(arm, self.sizes), float(arm[TOTAL]))
 
     def better(self, arm: Result, other: Result) -> Estimate:
         """By how many bits per byte an arm is better than another, example by example."""
-        return self._estimate(self._ratios(other) - self._ratios(arm), float(other[TOTAL]) - float(arm[TOTAL]))
+        return difference(arm, other, self.sizes)
 
     def share(self, arm: str) -> Estimate | None:
         """`gain` with its interval."""
         value = self.gain(arm)
         if value is None or self.bound is None:
             return None
-        alone = self._ratios(self.result["alone"])
-        return self._estimate((alone - self._ratios(self.result[arm])) / (alone - self._ratios(self.bound)), value)
+        alone, own, bound = (_ratios(one, self.sizes) for one in (self.result["alone"], self.result[arm], self.bound))
+        return _estimate((alone - own) / (alone - bound), value)
 
-    def _ratios(self, arm: Result) -> np.ndarray:
-        return Bootstrap(len(self.sizes)).ratios(list(zip(arm["examples"], self.sizes, strict=True)))
 
-    def _estimate(self, values: np.ndarray, value: float) -> Estimate:
-        low, high = Bootstrap(len(self.sizes)).interval(values) or (value, value)
-        return Estimate(value, low, high)
+def difference(arm: Result, other: Result, sizes: Sequence[int]) -> Estimate:
+    """By how many bits per byte, ends included, an arm is better than another, example by example."""
+    return _estimate(_ratios(other, sizes) - _ratios(arm, sizes), float(other[TOTAL]) - float(arm[TOTAL]))
+
+
+def _ratios(arm: Result, sizes: Sequence[int]) -> np.ndarray:
+    """(resamples,) bits per byte."""
+    return Bootstrap(len(sizes)).ratios(list(zip(arm["examples"], sizes, strict=True)))
+
+
+def _estimate(values: np.ndarray, value: float) -> Estimate:
+    low, high = Bootstrap(1).interval(values) or (value, value)
+    return Estimate(value, low, high)
 
 
 def result_of(store: Store, cell: Cell) -> Result | None:
@@ -145,17 +153,19 @@ def finished(store: Store, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[R
 
 def references_of(store: Store) -> list[tuple[Reference, Result]]:
     """All finished references."""
-    return [
-        (from_settings(Reference, result["settings"]), result)
-        for result in store.all().values()
-        if result["kind"] == "reference"
-    ]
+    return _of_kind(store, Reference)
 
 
 def experts_of(store: Store) -> list[tuple[Experts, Result]]:
     """All finished looks at weights."""
-    return [
-        (from_settings(Experts, result["settings"]), result)
-        for result in store.all().values()
-        if result["kind"] == "experts"
-    ]
+    return _of_kind(store, Experts)
+
+
+def stacks_of(store: Store) -> list[tuple[Stack, Result]]:
+    """All finished stacks."""
+    return _of_kind(store, Stack)
+
+
+def _of_kind(store: Store, kind: type[Spec]) -> list[tuple[Spec, Result]]:
+    found = (result for result in store.all().values() if result["kind"] == VERBS[kind])
+    return [(from_settings(kind, result["settings"]), result) for result in found]

@@ -1,12 +1,13 @@
-"""Runs whatever the plan holds: a cell, a reference, a judge, a look at weights."""
+"""Runs whatever the plan holds: a cell, a reference, a judge, a look at weights, a stack."""
 
 from __future__ import annotations
 
-from studies.cell import AnySpec, Cell, Experts, Reference
+from studies.cell import AnySpec, Cell, Experts, Reference, Stack
 from studies.gates import run_experts
 from studies.judging import run_judge
 from studies.reference import run_reference
 from studies.running import Say, run_cell
+from studies.stacks import run_stack
 from studies.store import Result, Store
 
 
@@ -16,4 +17,6 @@ def run_spec(spec: AnySpec, store: Store, say: Say) -> Result:
         return run_cell(spec, store, say)
     if isinstance(spec, Reference):
         return run_reference(spec)
-    return run_experts(spec, store, say) if isinstance(spec, Experts) else run_judge(spec, store, say)
+    if isinstance(spec, Experts):
+        return run_experts(spec, store, say)
+    return run_stack(spec, store, say) if isinstance(spec, Stack) else run_judge(spec, store, say)

@@ -34,6 +34,13 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
+def shown_difference(found: Estimate) -> str:
+    """By how much an arm is better or worse; bold where it is beyond chance."""
+    word = "better" if found.value >= 0 else "worse"
+    shown = f"{word} by {abs(found.value):.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{shown}**" if found.low > 0 or found.high < 0 else shown
+
+
 def code(cell: AnySpec) -> str:
     """The command beside a row."""
     return f"`{command_of(cell)}`"
@@ -150,18 +157,11 @@ def versus(store: Store) -> str:
         for row in (one for one in found if not one.refusal):
             for which in ("+ adapter as loaded", "+ adapter, fitted weights"):
                 shown = [
-                    _better(row.better(row.arms[which], row.arms[other])) if (which, other) in pairs else ""
+                    shown_difference(row.better(row.arms[which], row.arms[other])) if (which, other) in pairs else ""
                     for other in (*others, "+ adapter as loaded")
                 ]
                 rows.append([cell.task, TARGETS[row.target].title, which, *shown])
     return table(["task", "base", "arm", *(f"against {o}" for o in (*others, "+ adapter as loaded"))], rows)
-
-
-def _better(found: Estimate) -> str:
-    """Bold where it is beyond chance."""
-    word = "better" if found.value >= 0 else "worse"
-    shown = f"{word} by {abs(found.value):.3f} ({found.low:+.3f} to {found.high:+.3f})"
-    return f"**{shown}**" if found.low > 0 or found.high < 0 else shown
 
 
 def _estimated(found: Estimate) -> str:

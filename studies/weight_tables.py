@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from studies.cell import Experts
+from studies.cell import Experts, Stack
 from studies.experts import ENDS, GRID
 from studies.plan import DEFAULT
-from studies.results import experts_of
+from studies.results import TOTAL, difference, experts_of, stacks_of
+from studies.stacks import NONE, TOGETHER
 from studies.store import Result, Store
-from studies.tables import bits, table
+from studies.tables import bits, shown_difference, table
 from studies.targets import TARGETS
 
 SHOWN = 5
@@ -47,6 +48,21 @@ def hindsight(store: Store) -> str:
     ways = list(dict.fromkeys(way for _, result in found for way in result["held_out"]))
     rows = [[way, *(bits(result["held_out"][way]) for _, result in found)] for way in ways]
     return table(["weights", *(_title(spec) for spec, _ in found)], rows)
+
+
+def stacks(store: Store) -> str:
+    """Two adapters on one base: each alone, both together, and both against the better one alone, task by task."""
+    rows = []
+    for spec, found in stacks_of(store):
+        for task in spec.tasks:
+            arms = {name: measured[task] for name, measured in found["arms"].items()}
+            better = min(spec.tasks, key=lambda name: float(arms[name][TOTAL]))  # used at once
+            sizes = found["sizes"][task]
+            against = difference(arms[TOGETHER], arms[better], sizes)
+            shown = [bits(arms[name][TOTAL]) for name in (NONE, *spec.tasks, TOGETHER)]
+            rows.append([TARGETS[spec.target].title, task, *shown, shown_difference(against)])
+    head = ["base", "questions of", "no adapter", *Stack().tasks, "both", "both against the better one alone"]
+    return table(head, rows)
 
 
 def _title(spec: Experts) -> str:

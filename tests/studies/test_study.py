@@ -16,9 +16,9 @@ from vocabularies import tokenizer_of
 
 from studies import experts, gates, weight_tables
 from studies.__main__ import run_all
-from studies.cell import Cell, Experts, Judge, Reference, command_of, from_settings, key_of, parse, settings
+from studies.cell import Cell, Experts, Judge, Reference, Stack, command_of, from_settings, key_of, parse, settings
 from studies.damping import damp_content, form_tokens
-from studies.plan import DEFAULT, FOUR, FULL, QUESTIONS, plan
+from studies.plan import DEFAULT, FOUR, FULL, QUESTIONS, TASKS, plan
 from studies.reference import _collated, _ResponsesOnly
 from studies.results import rows_of
 from studies.running import _arms, run_cell, trained
@@ -85,7 +85,7 @@ def test_a_key_stands_for_every_setting() -> None:
     assert key_of(Cell()) == key_of(from_settings(Cell, dict(reversed(settings(Cell()).items()))))
     change: Any = dataclasses.replace
     other = {"str": "x", "int": 99, "float": 0.5, "tuple": ("x",), "bool": False, "NoneType": 3}
-    for kind in (Cell(), Reference(), Judge(), Experts()):
+    for kind in (Cell(), Reference(), Judge(), Experts(), Stack()):
         changes = {name: other[type(getattr(kind, name)).__name__] for name in settings(kind)}
         keys = {key_of(change(kind, **{name: value})) for name, value in changes.items()}
         assert len(keys | {key_of(kind)}) == len(changes) + 1
@@ -182,6 +182,29 @@ def test_a_reference_behind_a_prefix_reads_it_as_text(bases: dict[str, Target], 
         trainer = _ResponsesOnly(each, model=base.load(), args=TrainingArguments(use_cpu=True, report_to=[]))
         losses.append(float(trainer.compute_loss(trainer.model, _collated(some))))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_stack_is_measured_alone_and_together(study: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the questions of both tasks; without adapters it is the base, and each alone leaves the other out."""
+    monkeypatch.setattr("studies.stacks.DEFAULT", TINY)
+    for task in ("words", "others"):
+        monkeypatch.setitem(SOURCES, task, lambda: TASK)
+        monkeypatch.setitem(TASKS, task, 16)
+    spec = Stack(("words", "others"), "scratch_large")
+    run_all([spec], study)
+    result = study.get(spec)
+    assert result is not None
+    assert {name: set(weights) for name, weights in result["weights"].items()} == {
+        "none": set(),
+        "words": {"words"},
+        "others": {"others"},
+        "both": {"words", "others"},
+    }
+    base = TARGETS["scratch_large"]
+    score = evaluate(base.load(), base.tokenizer, list(TASK.held_out), generate=False, stop_strings=("\n\n",))
+    assert result["arms"]["none"]["others"]["bits_per_byte"] == pytest.approx(score.bits_per_byte, abs=1e-4)
+    assert result["arms"]["words"] == result["arms"]["others"], "the same adapter under two names"
+    assert weight_tables.stacks(study).count("\n") == 4
 
 
 # -- what weights are worth --------------------------------------------------------------------------------------------

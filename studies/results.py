@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from studies.cell import VERBS, Cell, Experts, Reference, Spec, Stack, from_settings
+from studies.cell import VERBS, Cell, Experts, Reference, Spec, Stack, from_settings, settings
 from studies.store import Result, Store
 from valueadapter.demonstrations.bootstrap import Bootstrap
 
@@ -168,4 +168,5 @@ def stacks_of(store: Store) -> list[tuple[Stack, Result]]:
 
 def _of_kind(store: Store, kind: type[Spec]) -> list[tuple[Spec, Result]]:
     found = (result for result in store.all().values() if result["kind"] == VERBS[kind])
-    return [(from_settings(kind, result["settings"]), result) for result in found]
+    pairs = [(from_settings(kind, result["settings"]), result) for result in found]
+    return sorted(pairs, key=lambda pair: str(settings(pair[0])))

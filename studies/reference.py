@@ -47,9 +47,7 @@ def fine_tuned(
     set_seed(how.seed)
     tuned = with_lora(model, how.lora_rank)
     before = [] if prefix is None else list(prefix_ids(prefix, tokenizer))
-    rows = [encode(record, tokenizer, max_length=1024) for record in records]
-    if before[:1] == [tokenizer.bos_token_id]:  # which the prefix has begun the text with
-        rows = [{key: value[1:] for key, value in row.items()} for row in rows]
+    rows = _rows(records, tokenizer, before)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -71,6 +69,16 @@ def fine_tuned(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return tuned.merge_and_unload().eval()
+
+
+def _rows(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, before: Sequence[int]
+) -> list[dict[str, list[int]]]:
+    """The records' tokens and labels as they stand behind a prefix."""
+    rows = [encode(record, tokenizer, max_length=1024) for record in records]
+    if list(before[:1]) != [tokenizer.bos_token_id]:
+        return rows
+    return [{key: value[1:] for key, value in row.items()} for row in rows]  # the prefix has begun the text
 
 
 def _collated(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from studies.__main__ import run_all
 from studies.cell import Cell, Experts, Judge, Reference, Stack, command_of, from_settings, key_of, parse, settings
 from studies.damping import damp_content, form_tokens
 from studies.plan import DEFAULT, FOUR, FULL, QUESTIONS, TASKS, plan
-from studies.reference import _collated, _ResponsesOnly
+from studies.reference import _collated, _ResponsesOnly, _rows
 from studies.results import rows_of
 from studies.running import _arms, run_cell, trained
 from studies.store import Store
@@ -27,10 +27,10 @@ from studies.targets import TARGETS, Target
 from studies.tasks import SOURCES, Prefix, Task, examples_of, prefix_records, prefix_text, training_records
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.artifact.config import Weights
-from valueadapter.demonstrations.tokenized import encode
 from valueadapter.evaluation.metrics import evaluate
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.training import newton
+from valueadapter.training.recipe_settings import DEFAULT_WEIGHTS
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "it", "and", "then", "again"]
 RECORDS = tuple(
@@ -146,7 +146,7 @@ def test_arms_are_the_wrapper_at_their_weights(bases: dict[str, Target], study: 
     adapter = adapter.with_config(base_prefix=prefix, stop_strings=("\n\n",))
     model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter, tokenizer=base.tokenizer)
     fitted = Weights(arms["weights"]["base"], tuple(arms["weights"]["networks"]), arms["weights"]["end"])
-    for arm, weights in (("default", Weights(0.7, (0.6, -0.3))), ("fitted", fitted)):
+    for arm, weights in (("default", DEFAULT_WEIGHTS["lora"]), ("fitted", fitted)):
         model.set_weights("default", weights)
         score = evaluate(model, base.tokenizer, list(TASK.held_out[:8]), generate=False, stop_strings=("\n\n",))
         for metric in ("bits_per_byte", "total_bits_per_byte"):
@@ -172,11 +172,11 @@ def test_a_refusal_names_no_path(bases: dict[str, Target], study: Store) -> None
 def test_a_reference_behind_a_prefix_reads_it_as_text(bases: dict[str, Target], name: str) -> None:
     """Its loss is that of rows in which the prefix stands as ordinary text."""
     base, prefix = bases[name], "Say it: now.\n\n"
-    rows = [encode(record, base.tokenizer) for record in RECORDS[:4]]
     before = list(prefix_ids(prefix, base.tokenizer))
-    begun = before[:1] == [base.tokenizer.bos_token_id]
-    cut = [{key: value[begun:] for key, value in row.items()} for row in rows]
+    cut = _rows(RECORDS[:4], base.tokenizer, before)
+    texts = [base.tokenizer(prefix + record["prompt"])["input_ids"] for record in RECORDS[:4]]
     whole = [{"input_ids": before + row["input_ids"], "labels": [-100] * len(before) + row["labels"]} for row in cut]
+    assert [row["input_ids"][: len(text)] for row, text in zip(whole, texts, strict=True)] == texts
     losses = []
     for some, each in ((whole, []), (cut, before)):
         trainer = _ResponsesOnly(each, model=base.load(), args=TrainingArguments(use_cpu=True, report_to=[]))
@@ -244,9 +244,9 @@ def test_a_gate_learns_what_a_feature_says_and_carries_it_over() -> None:
 def test_the_least_worst_regret_is_found(tmp_path: Path) -> None:
     """Weights that are never best may be the ones that are nowhere bad; the training base has no say."""
     store = Store(tmp_path)
-    for target, good, bad in (("smollm2", 3, 70), ("gemma", 70, 3), ("smollm2_derived", 5, 9)):
+    for target, good, bad, fair in (("smollm2", 3, 70, 1.2), ("gemma", 70, 3, 1.2), ("smollm2_derived", 5, 7, 1.8)):
         grid = [[2.0] * len(experts.ENDS) for _ in experts.GRID]
-        grid[good][0], grid[bad][0], grid[9][1] = 1.0, 1.9, 1.2
+        grid[good][0], grid[bad][0], grid[9][1] = 1.0, 1.9, fair
         store.compute(Experts(target=target), lambda grid=grid: {"grid": grid, "held_out": {"way": 1.0}})  # type: ignore[misc]  # bound now
     first = weight_tables.default_weights(store).splitlines()[2]
     base, tuned, plain = experts.GRID[9]

@@ -106,8 +106,7 @@ def _with_adapter(cell: Cell, model: ValueAdapterForCausalLM, target: Target, ex
     same = found.weights[NAME] == trained
     arms["fitted"] = arms["default"] if same else measured(model, target.tokenizer, examples)
     if target.name == cell.donor:
-        model.set_weights(NAME, _small(trained))
-        arms["small"] = measured(model, target.tokenizer, examples)
+        arms["small"] = measured(_small(model, trained), target.tokenizer, examples)
     return arms | {
         "weights": dataclasses.asdict(found.weights[NAME]),
         "believed": found.fitted,
@@ -116,10 +115,13 @@ def _with_adapter(cell: Cell, model: ValueAdapterForCausalLM, target: Target, ex
     }
 
 
-def _small(trained: Weights) -> Weights:
-    """Those at which the training base with the adapter is the tuned model itself, as training left it."""
-    pair = len(trained.networks) > 1
-    return Weights(0.0, (1.0, 0.0)) if pair else Weights(1.0, (1.0,))
+def _small(model: ValueAdapterForCausalLM, trained: Weights) -> Any:
+    """The small tuned model, as training left it: of a pair the first network; else the training base with it."""
+    networks = model.adapters[NAME].networks
+    if len(networks) > 1:
+        return networks[0]
+    model.set_weights(NAME, trained)
+    return model
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

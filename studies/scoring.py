@@ -19,6 +19,8 @@ _KEPT = {
     "first_token_bits": "first",
     "middle_token_bits": "middle",
     "last_token_bits": "last",
+    "ends": "ends",
+    "exact_match": "exact_match",
 }
 
 
@@ -46,21 +48,24 @@ def measured(model: Any, tokenizer: Any, examples: Examples) -> Result:
         token of the `first`, `middle` and `last` token; `examples`, the bits of each with its end; and, where some are
         answered, `ends` and `exact_match`, shares of these.
     """
-    score = evaluate(model, tokenizer, examples.held_out, generate=False, stop_strings=examples.stop_strings)
-    found: Result = {
-        name: round(value, 5) for metric, name in _KEPT.items() if (value := score.value(metric)) is not None
-    }
-    found["examples"] = [round(bits, 2) for bits, _ in _pairs(score)]
-    if examples.answered:
-        said = evaluate(
+    parts = examples.held_out[: examples.answered], examples.held_out[examples.answered :]
+    scores = [
+        evaluate(
             model,
             tokenizer,
-            examples.held_out[: examples.answered],
+            part,
+            generate=part is parts[0],
             max_new_tokens=examples.longest,
             stop_strings=examples.stop_strings,
         )
-        found |= {"ends": said.value("ends"), "exact_match": said.value("exact_match")}
-    return found
+        for part in parts
+        if part
+    ]
+    score = Score(tuple(example for one in scores for example in one.examples))
+    found: Result = {
+        name: round(value, 5) for metric, name in _KEPT.items() if (value := score.value(metric)) is not None
+    }
+    return found | {"examples": [round(bits, 2) for bits, _ in _pairs(score)]}
 
 
 def behind(model: ValueAdapterForCausalLM, prefix: str | None) -> AbstractContextManager[None]:

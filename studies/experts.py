@@ -29,7 +29,7 @@ from valueadapter.forward.stops import end_tokens
 from valueadapter.training.expert_logits import Reading
 from valueadapter.training.newton import Tokens
 
-BASE, TUNED, PLAIN = (0.0, 0.4, 0.55, 0.7, 0.85, 1.0), (0.0, 0.3, 0.45, 0.6, 0.8, 1.0), (0.0, 0.15, 0.3, 0.45)
+BASE, TUNED, PLAIN = (0.0, 0.6, 0.7, 0.8, 0.9, 1.0), (0.0, 0.4, 0.5, 0.6, 0.8, 1.0), (0.0, 0.1, 0.2, 0.3)
 GRID = tuple(itertools.product(BASE, TUNED, PLAIN))
 """Weights of base, tuned and plain model; the plain one's is subtracted."""
 ENDS = (0.0, 1.0, 2.0, 3.0)
@@ -78,7 +78,7 @@ def _looked(cell: Cell, base: str, store: Store, say: Say, *, held_out: bool) ->
     adapter, _ = trained(cell, store, say)
     target, examples = TARGETS[base], examples_of(cell, load_task(cell.task))
     model = attached(cell, adapter, target, target.load(), examples)
-    records = _first(examples.held_out if held_out else examples.calibration, target.tokenizer)
+    records = _first(examples.held_out if held_out else load_task(cell.task).calibration, target.tokenizer)
     ends, raised = (_ends(model, texts, records) for texts in (examples.stop_strings, ()))
     with Reading(model, [NAME], records, target.tokenizer, 8, None) as reading:
         parts = [(*_of(some, ends, raised), some.examples) for some in reading.tokens()]

@@ -100,8 +100,8 @@ def run_experts(spec: Experts, store: Store, say: Say) -> Result:
     best = divmod(int(torch.tensor(grid).argmin()), len(ENDS))
     ways = {
         "default weights": held_out.nats[:, *default],
-        "best weights of the grid on the calibration examples": held_out.nats[:, *best],
-        "best weights of the grid for each token, by hindsight": held_out.nats[:, :, 0].amin(1),
+        "the best of the grid on the calibration examples": held_out.nats[:, *best],
+        "the best of the grid for each token, by hindsight": held_out.nats[:, :, 0].amin(1),
     }
     for name, columns in FEATURES.items():
         ways[f"a gate on {name}, fitted on the training base"] = fitted(donor, columns).nats(held_out)

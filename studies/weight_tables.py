@@ -28,18 +28,21 @@ def regrets(store: Store) -> tuple[list[Experts], np.ndarray]:
 
 
 def default_weights(store: Store) -> str:
-    """The weights of the grid whose worst regret is least, which the recipe records for bases that nobody measured."""
+    """The triples of the grid whose worst regret is least; the recipe records the first for bases that nobody measured.
+
+    What a weight of the end would make of it stands beside it: an end is weighed only where examples of a base say so.
+    """
     specs, each = regrets(store)
-    worst = each.max(axis=0) if specs else np.zeros((0, 0))
+    worst = each.max(axis=0, initial=0.0)
     rows = []
-    for place in np.argsort(worst, axis=None)[:SHOWN]:
-        row, column = np.unravel_index(place, worst.shape)
-        where = int(each[:, row, column].argmax())
+    for row in np.argsort(worst[:, 0])[:SHOWN] if specs else ():
         base, tuned, plain = GRID[row]
-        shown = [bits(float(value)) for value in each[:, row, column]]
-        rows.append([f"{base:g} {tuned:+g} {-plain:+g}, end {ENDS[column]:g}", bits(float(worst[row, column]))])
-        rows[-1] += [_title(specs[where]), *shown]
-    return table(["base, tuned, plain", "worst regret", "where", *map(_title, specs)], rows)
+        shown = [bits(float(value)) for value in each[:, row, 0]]
+        where = _title(specs[int(each[:, row, 0].argmax())])
+        with_end = [bits(float(value)) for value in worst[row, 1:]]
+        rows.append([f"{base:g} {tuned:+g} {-plain:+g}", bits(float(worst[row, 0])), where, *shown, *with_end])
+    ends = [f"worst with an end of {end:g}" for end in ENDS[1:]]
+    return table(["base, tuned, plain", "worst regret", "where", *map(_title, specs), *ends], rows)
 
 
 def hindsight(store: Store) -> str:

@@ -246,11 +246,12 @@ def test_the_least_worst_regret_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for target, good, bad, fair in (("smollm2", 3, 70, 1.2), ("gemma", 70, 3, 1.2), ("smollm2_derived", 5, 7, 1.8)):
         grid = [[2.0] * len(experts.ENDS) for _ in experts.GRID]
-        grid[good][0], grid[bad][0], grid[9][1] = 1.0, 1.9, fair
+        grid[good][0], grid[bad][0], grid[9][0], grid[9][1] = 1.0, 1.9, fair, 1.1
         store.compute(Experts(target=target), lambda grid=grid: {"grid": grid, "held_out": {"way": 1.0}})  # type: ignore[misc]  # bound now
     first = weight_tables.default_weights(store).splitlines()[2]
     base, tuned, plain = experts.GRID[9]
-    assert first.startswith(f"| {base:g} {tuned:+g} {-plain:+g}, end 1 | 0.200 |")
+    assert first.startswith(f"| {base:g} {tuned:+g} {-plain:+g} | 0.200 |")
+    assert first.endswith("| 0.100 | 1.000 | 1.000 |"), "what weights of the end would make of it"
 
 
 # -- prefixes ----------------------------------------------------------------------------------------------------------

@@ -98,9 +98,10 @@ class Store:
         return dict(sorted((self._published() | here).items()))
 
     def publish(self) -> None:
-        """Writes `published` anew, with what is finished here."""
+        """Writes `published` anew, with what is finished here; a result is a line."""
         if self.published is not None:
-            write_json(self.published, {key: _published_part(result) for key, result in self.all().items()})
+            lines = [f"{json.dumps(key)}: {json.dumps(_published_part(one))}" for key, one in self.all().items()]
+            _write(self.published, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def _published(self) -> dict[str, Result]:
         if self.published is None or not self.published.exists():
@@ -133,6 +134,10 @@ def _without_examples(arm: Result) -> Result:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that at every moment the old file or the new one is there."""
+    _write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

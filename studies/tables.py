@@ -11,7 +11,7 @@ from studies.results import TEXT, TOTAL, Estimate, Row, finished, references_of,
 from studies.store import Store
 from studies.targets import TARGETS
 
-NOTHING = "No cell of this table is finished yet.\n"
+NOTHING = "No cell of this table is finished yet: `make study` runs it.\n"
 SHORT, LONG = (0.95, 0.95, 0.9), (0.9, 0.85, 0.85)
 """What is to be reached on the training base, other sizes and other vocabularies where answers are short or long."""
 

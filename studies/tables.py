@@ -36,6 +36,8 @@ def share(value: float | None) -> str:
 
 def shown_difference(found: Estimate) -> str:
     """By how much an arm is better or worse; bold where it is beyond chance."""
+    if found.low == found.high == 0:
+        return "the same"
     word = "better" if found.value >= 0 else "worse"
     shown = f"{word} by {abs(found.value):.3f} ({found.low:+.3f} to {found.high:+.3f})"
     return f"**{shown}**" if found.low > 0 or found.high < 0 else shown

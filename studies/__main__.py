@@ -27,7 +27,7 @@ console = Console(soft_wrap=True, highlight=False)
 def main(words: Sequence[str] | None = None) -> None:
     """Parses the command and does it."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__)
-    parser.add_argument("--root", type=Path, default=Store().root, help="where results and hidden states are kept")
+    parser.add_argument("--root", type=Path, default=Store().root, help="where results and adapters are kept")
     verbs = parser.add_subparsers(dest="verb", required=True)
     about = (
         "train and score one adapter",

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 RECIPE_VERSION = 2
-"""Raise it when code alters what a cell's settings mean: older results are then computed again."""
+"""Raise it when code alters what a cell's settings mean, the recipe's default weights or the grid of weights among it:
+older results are then computed again."""
 
 Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]

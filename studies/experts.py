@@ -8,6 +8,7 @@ log(exp Z + exp Z_r (exp w - 1)) is the sum under w.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ class Look(NamedTuple):
 
 def look(cell: Cell, base: str, store: Store, say: Say, *, held_out: bool) -> Look:
     """The table of a cell's adapter on a base, from disk if it is there."""
-    path = store.root / "experts" / f"{key_of(cell)}-{base}-{'held-out' if held_out else 'calibration'}.safetensors"
+    what = hashlib.sha256(repr([key_of(cell), base, held_out, GRID, ENDS, TOKENS]).encode()).hexdigest()[:16]
+    path = store.root / "experts" / f"{cell.task}-{base}-{what}.safetensors"
     with store.locked(f"experts-{path.stem}"):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

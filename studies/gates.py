@@ -88,8 +88,9 @@ def run_experts(spec: Experts, store: Store, say: Say) -> Result:
     """What weights are worth on one base.
 
     Returns:
-        `grid`, calibration bits per byte of each weights of `GRID` (rows) and of the end (`ENDS`, columns); `held_out`,
-        way to choose weights -> held-out bits per byte. Ends of responses are counted.
+        `grid`, calibration bits per byte of each weights of `GRID` (rows) and of the end (`ENDS`, columns); `triples`,
+        held-out bits per byte of each weights of `GRID` without one of the end; `held_out`, way to choose weights ->
+        held-out bits per byte; `examples`, how many to calibrate, and how many held out. Ends are counted.
     """
     cell = of_task(spec.task, DEFAULT)
     calibration, held_out = (look(cell, spec.target, store, say, held_out=which) for which in (False, True))
@@ -106,4 +107,9 @@ def run_experts(spec: Experts, store: Store, say: Say) -> Result:
     for name, columns in FEATURES.items():
         ways[f"a gate on {name}, fitted on the training base"] = fitted(donor, columns).nats(held_out)
     ways["a gate on all, fitted on this base"] = fitted(calibration, FEATURES["all"]).nats(held_out)
-    return {"grid": grid, "held_out": {name: round(held_out.bits_per_byte(nats), 5) for name, nats in ways.items()}}
+    return {
+        "grid": grid,
+        "triples": [round(held_out.bits_per_byte(nats), 5) for nats in held_out.nats[:, :, 0].T],
+        "held_out": {name: round(held_out.bits_per_byte(nats), 5) for name, nats in ways.items()},
+        "examples": [len(calibration.sizes), len(held_out.sizes)],
+    }

@@ -168,9 +168,9 @@ def references(
     """The fine-tuned bases that the gain of these cells is measured against, for each of their tasks: as they are, and
     behind the prefix that the adapter's base reads."""
     found = []
-    for task in dict.fromkeys(cell.task for cell in cells):
+    for task, cell in {cell.task: cell for cell in cells}.items():
         like = of_task(task, DEFAULT)
-        sizes = {"held_out": like.held_out, "calibration": like.calibration, "answered": like.answered}
+        sizes = {"held_out": cell.held_out, "calibration": cell.calibration, "answered": like.answered}
         found += [
             Reference(
                 task=task,
@@ -205,7 +205,7 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
     if not quick and question is None:
         specs += [Experts(task, target) for task in TASKS for target in CORE]
         specs += [Stack(target=target) for target in CORE]
-        specs += [*references([DEFAULT], (*MORE, *PAIR), passes=(DEFAULT.epochs,)), *JUDGES]
+        specs += [*references([DEFAULT], (*MORE, *PAIR)), *JUDGES]
     return _each_once(specs)
 
 

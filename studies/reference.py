@@ -5,6 +5,7 @@ What it reaches bounds the gain: the share that an adapter recovers is measured 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from valueadapter.demonstrations.tokenized import IGNORED, encode
 from valueadapter.forward.prefix_tokens import prefix_ids
 
 _TOGETHER = 4
-"""Rows per forward pass: the logits of more, over 262,144 columns, do not fit beside those of a second process."""
+"""Rows per forward pass at most: logits of more, over 262,144 columns, do not fit beside those of a second process."""
 
 
 def fine_tuned(
@@ -52,8 +53,8 @@ def fine_tuned(
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=how.epochs,
-            per_device_train_batch_size=min(_TOGETHER, how.batch_size),
-            gradient_accumulation_steps=max(1, how.batch_size // _TOGETHER),
+            per_device_train_batch_size=(together := math.gcd(_TOGETHER, how.batch_size)),
+            gradient_accumulation_steps=how.batch_size // together,
             learning_rate=how.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=5,

@@ -58,6 +58,7 @@ def makers() -> dict[str, Callable[[Store], str]]:
         "versus": tables.versus,
         "weights": weight_tables.default_weights,
         "hindsight": weight_tables.hindsight,
+        "without": weight_tables.without_the_base,
         "stacks": weight_tables.stacks,
     }
     for asked in QUESTIONS:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studies.cell import VERBS, Cell, Experts, Reference, Spec, Stack, from_settings, settings
+from studies.plan import references
 from studies.store import Result, Store
 from valueadapter.demonstrations.bootstrap import Bootstrap
 
@@ -41,6 +42,8 @@ class Row:
     """The same behind the default's prefix."""
     bound: Result | None
     """The better of the two on the calibration examples, which bounds the gain."""
+    complete: bool
+    """Whether all references that are planned for this task and base are there."""
 
     @property
     def relation(self) -> str:
@@ -96,7 +99,8 @@ class Row:
         if value is None or self.bound is None:
             return None
         alone, own, bound = (_ratios(one, self.sizes) for one in (self.result["alone"], self.result[arm], self.bound))
-        return _estimate((alone - own) / (alone - bound), value)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which there is nothing to gain is left out
+            return _estimate((alone - own) / (alone - bound), value)
 
 
 def difference(arm: Result, other: Result, sizes: Sequence[int]) -> Estimate:
@@ -115,8 +119,9 @@ def _estimate(values: np.ndarray, value: float) -> Estimate:
 
 
 def result_of(store: Store, cell: Cell) -> Result | None:
-    """A cell's result; one that was scored on more bases answers for it too."""
-    return store.known(replace(cell, targets="all")) or store.known(cell)
+    """A cell's result; one that was scored on more bases answers for it too. What was computed here goes first."""
+    wider = replace(cell, targets="all")
+    return store.get(wider) or store.get(cell) or store.known(wider) or store.known(cell)
 
 
 def rows_of(store: Store, cell: Cell) -> list[Row]:
@@ -126,29 +131,36 @@ def rows_of(store: Store, cell: Cell) -> list[Row]:
         return []
     rows = []
     for name, found in result["targets"].items():
-        both = [_best_reference(store, cell, name, behind=behind) for behind in (False, True)]
-        bound = min((one for one in both if one), key=lambda one: float(one["calibration"]), default=None)
-        held_out = [None if one is None else one["held_out"] for one in (*both, bound)]
-        rows.append(Row(cell, name, found, result["targets"][cell.donor], result["sizes"], *held_out))
+        planned = references([cell], (name,))
+        known = [(how, one) for how in planned if (one := store.known(how)) is not None]
+        plain, behind = (_best([one for how, one in known if bool(how.prefix_examples) == it]) for it in (False, True))
+        rows.append(
+            Row(
+                cell=cell,
+                target=name,
+                result=found,
+                donor=result["targets"][cell.donor],
+                sizes=result["sizes"],
+                tuned=plain,
+                tuned_behind=behind,
+                bound=_best([one for _, one in known]),
+                complete=len(known) == len(planned),
+            )
+        )
     return rows
 
 
-def _best_reference(store: Store, cell: Cell, target: str, *, behind: bool) -> Result | None:
-    """Of the references of this task and base, the one best on the calibration examples."""
-    wanted = {"task": cell.task, "target": target, "held_out": cell.held_out}
-    found = [
-        result
-        for how, result in references_of(store)
-        if all(getattr(how, name) == value for name, value in wanted.items()) and bool(how.prefix_examples) == behind
-    ]
-    return min(found, key=lambda result: float(result["calibration"]), default=None)
+def _best(references: Sequence[Result]) -> Result | None:
+    """What the one that is best on the calibration examples gives on the held-out ones."""
+    best = min(references, key=lambda one: float(one["calibration"]), default=None)
+    return None if best is None else best["held_out"]
 
 
 def finished(store: Store, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Row]]]:
-    """The cells that have results, with their rows."""
+    """The cells that have results, as these were computed, with their rows."""
     for cell in cells:
-        if rows := rows_of(store, cell):
-            yield cell, rows
+        if (result := result_of(store, cell)) is not None:
+            yield from_settings(Cell, result["settings"]), rows_of(store, cell)
 
 
 def references_of(store: Store) -> list[tuple[Reference, Result]]:

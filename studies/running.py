@@ -25,7 +25,7 @@ from valueadapter.artifact.config import Weights
 from valueadapter.demonstrations.responses import response_bytes
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
 from valueadapter.training.recipe import run
-from valueadapter.training.recipe_settings import DEFAULT_WEIGHTS, Recipe
+from valueadapter.training.recipe_settings import Recipe
 
 FEWSHOT = 4
 """Examples in the prompt of the few-shot arm where the cell's own prefix has none."""
@@ -83,8 +83,8 @@ def attached(
     text = prefix_text(prefix_records(load_task(cell.task), Prefix(cell.prefix_examples, cell.prefix_policy)))
     model = ValueAdapterForCausalLM(base, tokenizer=target.tokenizer)
     model.add_adapter(adapter.with_config(base_prefix=text, stop_strings=examples.stop_strings), NAME)
-    own = adapter.config.weights if target.name == cell.donor else ()
-    model.set_weights(NAME, own[0].weights if own else DEFAULT_WEIGHTS["full" if cell.lora_rank is None else "lora"])
+    own = adapter.config.weights if target.name == cell.donor else ()  # it lies in a folder of another name
+    model.set_weights(NAME, own[0].weights if own else adapter.config.default_weights)
     model.eval()
     return model
 

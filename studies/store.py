@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from studies.cell import RECIPE_VERSION, VERBS, AnySpec, key_of, settings
+from studies.cell import RECIPE_VERSION, VERBS, AnySpec, from_settings, key_of, settings
 
 PUBLISHED = Path(__file__).parent / "results.json"
 """Key -> result of every cell behind docs/transfer.md, without what each example cost."""
@@ -95,7 +95,7 @@ class Store:
         here = {
             path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (self.root / "cells").glob("*.json")
         }
-        return dict(sorted((self._published() | here).items()))
+        return dict(sorted((self._published() | {key: one for key, one in here.items() if _is_of(key, one)}).items()))
 
     def publish(self) -> None:
         """Writes `published` anew, with what is finished here; a result is a line."""
@@ -107,7 +107,7 @@ class Store:
         if self.published is None or not self.published.exists():
             return {}
         found: dict[str, Result] = json.loads(self.published.read_text(encoding="utf-8"))
-        return found
+        return {key: one for key, one in found.items() if _is_of(key, one)}
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -115,6 +115,16 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f"{name}.lock"):
             yield
+
+
+def _is_of(key: str, result: Result) -> bool:
+    """Whether a result is one of today's recipe; of an older one its settings may not even be settings."""
+    kind = next(kind for kind, verb in VERBS.items() if verb == result["kind"])
+    try:
+        spec: AnySpec = from_settings(kind, result["settings"])
+        return key_of(spec) == key
+    except TypeError:
+        return False
 
 
 def _published_part(result: Result) -> Result:

@@ -138,10 +138,19 @@ def goals(store: Store) -> str:
         for row in (one for one in found if not one.refusal):
             goal = _goal(row)
             reached, fitted = row.share("default"), row.share("fitted")
-            verdict = "" if reached is None else "reached" if reached.value >= goal else "missed"
+            verdict = _verdict(row, reached, goal)
             shown = [_shares(one) for one in (reached, fitted)]
             rows.append([cell.task, TARGETS[row.target].title, share(goal), shown[0], verdict, shown[1]])
     return table(["task", "base", "goal", "gain recovered as loaded", "", "at fitted weights"], rows)
+
+
+def _verdict(row: Row, reached: Estimate | None, goal: float) -> str:
+    """Whether a goal is reached, as far as that can be told."""
+    if reached is None or not row.complete:
+        return "references are missing"
+    if reached.low < goal <= reached.high:
+        return "within chance of it"
+    return "reached" if reached.value >= goal else "missed"
 
 
 def _goal(row: Row) -> float:

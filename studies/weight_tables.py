@@ -36,13 +36,32 @@ def default_weights(store: Store) -> str:
     worst = each.max(axis=0, initial=0.0)
     rows = []
     for row in np.argsort(worst[:, 0])[:SHOWN] if specs else ():
-        base, tuned, plain = GRID[row]
         shown = [bits(float(value)) for value in each[:, row, 0]]
         where = _title(specs[int(each[:, row, 0].argmax())])
         with_end = [bits(float(value)) for value in worst[row, 1:]]
-        rows.append([f"{base:g} {tuned:+g} {-plain:+g}", bits(float(worst[row, 0])), where, *shown, *with_end])
+        rows.append([_triple(int(row)), bits(float(worst[row, 0])), where, *shown, *with_end])
     ends = [f"worst with an end of {end:g}" for end in ENDS[1:]]
     return table(["base, tuned, plain", "worst regret", "where", *map(_title, specs), *ends], rows)
+
+
+def without_the_base(store: Store) -> str:
+    """What the choice is worth to a base that has no part in it: the triple that the other bases' regrets choose."""
+    found = [(spec, result) for spec, result in experts_of(store) if spec.target != DEFAULT.donor]
+    specs, each = regrets(store)
+    chosen = int(each[:, :, 0].max(axis=0, initial=0.0).argmin()) if specs else 0
+    rows = []
+    for spec, result in found:
+        others = [place for place, other in enumerate(specs) if other.target != spec.target]
+        row = int(each[others, :, 0].max(axis=0, initial=0.0).argmin())
+        shown = [bits(result["triples"][one]) for one in (chosen, row)]
+        rows.append([_title(spec), *map(str, result["examples"]), _triple(chosen), shown[0], _triple(row), shown[1]])
+    head = ["task and base", "examples to choose by", "held out", "default", "bits per byte", "chosen without the base"]
+    return table([*head, "bits per byte"], rows)
+
+
+def _triple(row: int) -> str:
+    base, tuned, plain = GRID[row]
+    return f"{base:g} {tuned:+g} {-plain:+g}"
 
 
 def hindsight(store: Store) -> str:
@@ -59,7 +78,7 @@ def stacks(store: Store) -> str:
     for spec, found in stacks_of(store):
         for task in spec.tasks:
             arms = {name: measured[task] for name, measured in found["arms"].items()}
-            better = min(spec.tasks, key=lambda name: float(arms[name][TOTAL]))  # used at once
+            better = min(spec.tasks, key=lambda name: float(arms[name][TOTAL]))
             sizes = found["sizes"][task]
             against = difference(arms[TOGETHER], arms[better], sizes)
             shown = [bits(arms[name][TOTAL]) for name in (NONE, *spec.tasks, TOGETHER)]

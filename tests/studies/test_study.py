@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
@@ -18,15 +19,15 @@ from studies import experts, gates, weight_tables
 from studies.__main__ import run_all
 from studies.cell import Cell, Experts, Judge, Reference, Stack, command_of, from_settings, key_of, parse, settings
 from studies.damping import damp_content, form_tokens
-from studies.plan import DEFAULT, FOUR, FULL, QUESTIONS, TASKS, plan
+from studies.plan import DEFAULT, FOUR, FULL, QUESTIONS, TASKS, plan, references
 from studies.reference import _collated, _ResponsesOnly, _rows
 from studies.results import rows_of
 from studies.running import _arms, run_cell, trained
-from studies.store import Store
+from studies.store import PUBLISHED, Store, write_json
 from studies.targets import TARGETS, Target
 from studies.tasks import SOURCES, Prefix, Task, examples_of, prefix_records, prefix_text, training_records
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.artifact.config import Weights
+from valueadapter.artifact.config import RecommendedWeights, Weights
 from valueadapter.evaluation.metrics import evaluate
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.training import newton
@@ -60,6 +61,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 def study(bases: dict[str, Target], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store, and tiny models and demonstrations under the names of TINY."""
     monkeypatch.setitem(SOURCES, "words", lambda: TASK)
+    monkeypatch.setitem(TASKS, "words", 16)
     for name, base in (("scratch_small", "same"), ("scratch_large", "larger")):
         monkeypatch.setitem(TARGETS, name, dataclasses.replace(bases[base], name=name))
     return Store(tmp_path)
@@ -139,14 +141,22 @@ def test_arms_are_the_wrapper_at_their_weights(bases: dict[str, Target], study: 
     """Behind the prefix and with the separator as an end, what a cell says of an arm is what `evaluate` says."""
     base, cell = bases[name], dataclasses.replace(TINY, donor="same")
     networks = [tiny_model("llama", seed=9, width=len(bases["same"].tokenizer)), bases["same"].load()]
-    how = {"base_model_name_or_path": "same", "coefficients": [1.0, -1.0], "reads_prefix": [False, True]}
-    adapter = ValueAdapter.from_networks(networks, bases["same"].tokenizer, **how)  # type: ignore[arg-type]  # as keywords
+    how = {"base_model_name_or_path": "same", "coefficients": [0.5, -0.2], "reads_prefix": [False, True]}
+    adapter = ValueAdapter.from_networks(networks, bases["same"].tokenizer, base_weight=0.8, **how)  # type: ignore[arg-type]  # as keywords
+    own = Weights(0.9, (0.7, -0.6))
+    record = RecommendedWeights(
+        adapter.config.vocabulary.byte_fingerprint, "same", own, "words", 0, for_vocabulary=False
+    )
+    adapter = adapter.with_config(weights=(record,))
+    loaded = (
+        own if name == "same" else Weights(0.8, (0.5, -0.2))
+    )  # what is recorded for the training base is for it alone
     arms = _arms(cell, adapter, base, examples_of(cell, TASK), study)
     prefix = "".join(f"{record['prompt']}{record['completion']}\n\n" for record in TASK.train[:4])
     adapter = adapter.with_config(base_prefix=prefix, stop_strings=("\n\n",))
     model = ValueAdapterForCausalLM.from_pretrained(base.load(), adapter, tokenizer=base.tokenizer)
     fitted = Weights(arms["weights"]["base"], tuple(arms["weights"]["networks"]), arms["weights"]["end"])
-    for arm, weights in (("default", DEFAULT_WEIGHTS["lora"]), ("fitted", fitted)):
+    for arm, weights in (("default", loaded), ("fitted", fitted)):
         model.set_weights("default", weights)
         score = evaluate(model, base.tokenizer, list(TASK.held_out[:8]), generate=False, stop_strings=("\n\n",))
         for metric in ("bits_per_byte", "total_bits_per_byte"):
@@ -247,11 +257,41 @@ def test_the_least_worst_regret_is_found(tmp_path: Path) -> None:
     for target, good, bad, fair in (("smollm2", 3, 70, 1.2), ("gemma", 70, 3, 1.2), ("smollm2_derived", 5, 7, 1.8)):
         grid = [[2.0] * len(experts.ENDS) for _ in experts.GRID]
         grid[good][0], grid[bad][0], grid[9][0], grid[9][1] = 1.0, 1.9, fair, 1.1
-        store.compute(Experts(target=target), lambda grid=grid: {"grid": grid, "held_out": {"way": 1.0}})  # type: ignore[misc]  # bound now
+        triples = [row / 100 for row in range(len(grid))]
+        more = {"triples": triples, "held_out": {"way": 1.0}, "examples": [7, 8]}
+        store.compute(Experts(target=target), lambda grid=grid, more=more: {"grid": grid, **more})  # type: ignore[misc]  # bound now
     first = weight_tables.default_weights(store).splitlines()[2]
     base, tuned, plain = experts.GRID[9]
     assert first.startswith(f"| {base:g} {tuned:+g} {-plain:+g} | 0.200 |")
     assert first.endswith("| 0.100 | 1.000 | 1.000 |"), "what weights of the end would make of it"
+    gemma, smollm2 = weight_tables.without_the_base(store).splitlines()[2:]
+    # without gemma smollm2's best is chosen, row 3 of the grid, and the other way about; the default is row 9
+    assert gemma.split(" | ")[1:3] == ["7", "8"]
+    assert [row.split(" | ")[4] for row in (gemma, smollm2)] == ["0.090"] * 2
+    assert gemma.endswith("| 0.030 |")
+    assert smollm2.endswith("| 0.700 |")
+
+
+def test_the_default_weights_are_those_of_the_published_choice() -> None:
+    """The recipe records what the page says."""
+    base, tuned, plain = map(
+        float, weight_tables.default_weights(Store(Path("none"), PUBLISHED)).splitlines()[2].split()[1:4]
+    )
+    assert Weights(base, (tuned, plain)) == DEFAULT_WEIGHTS["lora"]
+
+
+def test_results_of_an_older_recipe_are_not_taken(study: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither here nor published; nor is one whose settings are no longer settings."""
+    store = Store(study.root, study.root / "results.json")
+    store.compute(Reference(), lambda: {"held_out": {}, "calibration": 1.0})
+    store.publish()
+    assert len(store.all()) == 1
+    monkeypatch.setattr("studies.cell.RECIPE_VERSION", 99)
+    assert store.all() == {}
+    assert Store(study.root / "none", store.published).all() == {}
+    monkeypatch.undo()
+    write_json(study.root / "cells" / f"{'0' * 16}.json", {"kind": "cell", "settings": {"gone": 1}})
+    assert len(store.all()) == 1
 
 
 # -- prefixes ----------------------------------------------------------------------------------------------------------
@@ -334,12 +374,22 @@ def test_a_run_goes_on_where_it_stopped(study: Store) -> None:
 
 def test_fine_tuning_the_donor_and_subtracting_it_is_the_fine_tuned_donor(study: Store) -> None:
     """The small tuned model of expert - base is the expert; the reference says the same."""
-    cell = dataclasses.replace(TINY, network="expert_minus_base", epochs=3, prefix_examples=0)
-    sizes = {"num_demonstrations": 16, "epochs": 3, "held_out": 8, "calibration": 4, "answered": 2}
-    how = Reference("words", "scratch_small", **sizes)
-    run_all([cell, how, dataclasses.replace(how, prefix_examples=4)], study)
+    cell = dataclasses.replace(TINY, network="expert_minus_base", epochs=2, prefix_examples=0)
+    (*_, how, behind) = references([cell], ["scratch_small"])
+    other = dataclasses.replace(how, learning_rate=1.0, num_demonstrations=4, prefix_examples=3)
+    run_all([cell, how, behind, other], study)
     (donor, _) = rows_of(study, cell)
     assert donor.tuned is not None
     assert donor.result["small"]["total_bits_per_byte"] == pytest.approx(donor.tuned["total_bits_per_byte"], abs=1e-3)
-    assert donor.tuned_behind is not None
-    assert donor.share("fitted") is not None
+    assert donor.tuned_behind == (study.get(behind) or {})["held_out"], "no reference of other settings"
+    assert not donor.complete, "those of one pass are missing"
+    loaded = donor.result["default"]["total_bits_per_byte"]
+    assert loaded == pytest.approx(donor.result["small"]["total_bits_per_byte"], abs=1e-3), "at +1 and -1, as it loads"
+    found = donor.share("default")
+    assert found is not None
+    alone, bound = donor.result["alone"], donor.bound or {}
+    picks = np.random.default_rng(0).integers(0, 8, size=(2000, 8))  # the same for every arm
+    sums = [np.array(arm["examples"])[picks].sum(1) for arm in (alone, donor.result["default"], bound)]
+    gained = sums[0] != sums[2]
+    shares = ((sums[0] - sums[1])[gained]) / (sums[0] - sums[2])[gained]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(shares, (0.025, 0.975))))

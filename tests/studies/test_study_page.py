@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from studies import tables
 from studies.__main__ import run_all
 from studies.plan import DEFAULT, FOUR, JUDGES, references
 from studies.report import filled, makers, write_report
-from studies.results import rows_of
+from studies.results import Estimate, rows_of
 from studies.store import Store
 from valueadapter import ConfigError
 
@@ -59,6 +60,25 @@ def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) ->
     assert "100%, 50%" in makers()["ends"](study)
     assert "0.200" in makers()["text"](study)
     assert makers()["prefix"](study).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "verdict"),
+    [(0.9, 0.96, 1.0, "within chance of it"), (0.96, 0.97, 1.0, "reached"), (0.8, 0.9, 0.94, "missed")],
+)
+def test_a_verdict_is_as_wide_as_its_interval(
+    study: Store, low: float, value: float, high: float, verdict: str
+) -> None:
+    """And there is none while a reference is missing."""
+    study.compute(DEFAULT, lambda: _made_up(0.5))
+    first, *others = references([DEFAULT])
+    for how in others:
+        study.compute(how, lambda: {"held_out": _made_up(0.4)["targets"]["gemma"]["fitted"], "calibration": 0.4})
+    (own, *_) = rows_of(study, DEFAULT)
+    assert tables._verdict(dataclasses.replace(own, complete=True), Estimate(value, low, high), 0.95) == verdict
+    missing = [row.target for row in rows_of(study, DEFAULT) if not row.complete]
+    assert missing == [first.target]
+    assert makers()["goals"](study).count("references are missing") == 1
 
 
 def test_page_and_tables_belong_together() -> None:

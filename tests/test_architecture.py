@@ -18,8 +18,15 @@ LIGHT = ["vocabulary", "artifact", "hub", "cli"]
 """Packages that import no torch, all of their modules but the commands (which import it when they run)."""
 MOST_ARROWS = 40
 OWN = ("self", "cls")
-OF_OTHERS = {"_replace", "_asdict", "_get_name", "_prepare_cache_for_generation", "_get_candidate_generator"}
-"""Methods of named tuples and of transformers' own classes, which are overridden and called here."""
+OF_OTHERS = {
+    "_replace",
+    "_asdict",
+    "_apply",
+    "_get_name",
+    "_prepare_cache_for_generation",
+    "_get_candidate_generator",
+}
+"""Methods of named tuples and of torch's and transformers' own classes, which are overridden and called here."""
 
 
 def test_every_file_is_in_a_package() -> None:

@@ -191,14 +191,14 @@ def test_positions_of_another_shape_are_refused() -> None:
     reader = model.attached.terms()[0].reader(model.attached.terms()[0].parts[0])
     network, counted = model.adapters["default"].networks[0], torch.arange(6)
     with torch.no_grad():
-        reader.read(network, ids, None, [5], position_ids=counted.expand(3, 1, 6))
+        reader.call(network, ids, None, [5], position_ids=counted.expand(3, 1, 6))
         with pytest.raises(UnsupportedModeError, match=r"\(1, 6\)"):
-            model.attached.terms()[0].reader("default.0.0").read(
+            model.attached.terms()[0].reader("default.0.0").call(
                 network, ids, None, [5], position_ids=counted[None, :4]
             )
         planes = torch.stack([counted, counted, counted // 2])[:, None]
         with pytest.raises(UnsupportedModeError, match="around images"):
-            model.attached.terms()[0].reader("default.0.0").read(network, ids, None, [5], position_ids=planes)
+            model.attached.terms()[0].reader("default.0.0").call(network, ids, None, [5], position_ids=planes)
 
 
 def test_padded_batches_keep_their_positions() -> None:

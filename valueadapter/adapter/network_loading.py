@@ -5,6 +5,7 @@ The model is made without memory first, so that what its configuration asks for 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import tempfile
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from valueadapter.adapter.lora import quiet_peft
+from valueadapter.adapter.shared_tensors import share, twin
 from valueadapter.artifact import file_names
 from valueadapter.artifact.network_files import OpenedNetwork
 from valueadapter.artifact.network_settings import check_implementations, check_settings
@@ -36,13 +38,20 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+KnownBodies = dict[tuple[str, str], PreTrainedModel]
+"""Repository and commit -> the model there."""
 _SPARE_BYTES = 128 << 20
 """What tables that are computed, not stored (positions, masks), may take beside the weights."""
 
 
 @torch.inference_mode(mode=False)  # what is loaded within it would never take gradients
 def load_network(
-    network: OpenedNetwork, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
+    network: OpenedNetwork,
+    *,
+    dtype: torch.dtype | str = "auto",
+    token: str | bool | None = None,
+    known: KnownBodies | None = None,
+    **download: Any,
 ) -> PreTrainedModel:
     """Loads a network of an opened artifact; its weights are read once, and then have the recorded checksum.
 
@@ -50,6 +59,7 @@ def load_network(
         network: a transformers checkpoint, or a PEFT one (its base is loaded from the Hub).
         dtype: dtype of the weights; `auto` as they are stored.
         token: Hub token, for the base of a PEFT network.
+        known: what was loaded from the Hub before for the same adapter, for the same.
         download: `cache_dir`, `local_files_only`, for the same.
 
     Raises:
@@ -57,7 +67,7 @@ def load_network(
             which nothing can be made; a weight file that has changed since it was saved.
     """
     if network.is_lora:
-        return _load_peft(network, dtype=dtype, token=token, **download)
+        return _load_peft(network, dtype=dtype, token=token, known=known, **download)
     shell, tensors = _without_memory(network), _tensors(network)
     with _makes(network, "transformers can make no model"):
         model, info = type(shell).from_pretrained(
@@ -77,7 +87,13 @@ def load_network(
 
 @torch.inference_mode(mode=False)
 def load_hub_network(
-    repo: str, revision: str, *, dtype: torch.dtype | str = "auto", token: str | bool | None = None, **download: Any
+    repo: str,
+    revision: str,
+    *,
+    dtype: torch.dtype | str = "auto",
+    token: str | bool | None = None,
+    known: KnownBodies | None = None,
+    **download: Any,
 ) -> PreTrainedModel:
     """Loads a network that an adapter names by Hub ID, at its pinned commit.
 
@@ -86,12 +102,15 @@ def load_hub_network(
         revision: commit hash, 40 hex digits.
         dtype: dtype of the weights; `auto` as they are stored.
         token: Hub token.
+        known: what was loaded before for the same adapter: it is not loaded again, and its tensors are held once.
         download: `cache_dir`, `local_files_only`, `force_download`, as transformers takes them.
 
     Raises:
         ArtifactError: a tensor is missing, superfluous or of another shape; its configuration asks for kernels.
         OSError, huggingface_hub.errors: as transformers raises them.
     """
+    if known is not None and (repo, revision) in known:
+        return twin(known[repo, revision])
     settings, _ = PreTrainedConfig.get_config_dict(repo, revision=revision, token=token, **download)
     check_implementations(settings, f"{repo} at {revision}")
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -105,7 +124,11 @@ def load_hub_network(
         **download,
     )
     _check_loaded(info, repo)
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    if known is None:
+        return loaded
+    known[repo, revision] = loaded.requires_grad_(False)  # PEFT, and whoever trains, gets weights of their own
+    return twin(loaded)
 
 
 def check_savable(network: PreTrainedModel) -> None:
@@ -193,14 +216,19 @@ def _check_shell(model: PreTrainedModel, network: OpenedNetwork) -> None:
 
 
 def _load_peft(
-    network: OpenedNetwork, *, dtype: torch.dtype | str, token: str | bool | None, **download: Any
+    network: OpenedNetwork,
+    *,
+    dtype: torch.dtype | str,
+    token: str | bool | None,
+    known: KnownBodies | None,
+    **download: Any,
 ) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict  # slow to import, and few adapters need it
 
     config, directory = network.settings, network.directory
-    base = load_hub_network(
-        str(config.get("base_model_name_or_path")), config["revision"], dtype=dtype, token=token, **download
-    )
+    repo, revision = str(config.get("base_model_name_or_path")), config["revision"]
+    body = load_hub_network(repo, revision, dtype=dtype, token=token, known=known, **download)
+    base = body if known is None else copy.deepcopy(body)  # PEFT may write into it (biases, PiSSA)
     with tempfile.TemporaryDirectory() as folder:  # PEFT reads paths; what it finds there is what was checked
         for name, data in network.files.items():
             Path(folder, name).write_bytes(data)
@@ -209,6 +237,7 @@ def _load_peft(
         with _makes(network, "PEFT can make no LoRA"), quiet_peft():
             warnings.simplefilter("ignore", UserWarning)  # of missing tensors, which are an error below
             model: PreTrainedModel = PeftModel.from_pretrained(base, folder).eval()
+    share(model, [] if known is None else [body])
     expected = {
         name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }

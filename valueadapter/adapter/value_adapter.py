@@ -19,9 +19,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import hub
 from valueadapter.adapter.causal_lm import logits_width
-from valueadapter.adapter.network_loading import check_savable, load_hub_network, load_network
+from valueadapter.adapter.network_loading import KnownBodies, check_savable, load_hub_network, load_network
 from valueadapter.adapter.network_saving import save_network
 from valueadapter.adapter.provenance import Provenance
+from valueadapter.adapter.shared_tensors import copied
 from valueadapter.adapter.tokenizer_loading import (
     LoadedTokenizer,
     check_tokenizer,
@@ -33,6 +34,7 @@ from valueadapter.artifact import card, file_names, verification
 from valueadapter.artifact.atomic_directory import staged
 from valueadapter.artifact.config import Connection, Message, NetworkSpec, ValueAdapterConfig, Weights
 from valueadapter.artifact.config.prefix import as_prefix
+from valueadapter.artifact.cost import cost_in
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, IncompatibleBaseError
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 from valueadapter.vocabulary.bridge import VocabularyBridge, connect, why_unreadable
@@ -193,11 +195,14 @@ class ValueAdapter:
         """
         config = opened.config
         own = tokenizer or load_tokenizer(opened)
-        places = {"cache_dir": download.cache_dir, "local_files_only": download.local_files_only}
+        known: KnownBodies = {}
+        places: dict[str, Any] = {"cache_dir": download.cache_dir, "local_files_only": download.local_files_only}
         networks = [
-            load_network(network, dtype=dtype, token=download.token, **places)
+            load_network(network, dtype=dtype, token=download.token, known=known, **places)
             if network is not None
-            else load_hub_network(str(spec.repo), str(spec.revision), dtype=dtype, token=download.token, **places)
+            else load_hub_network(
+                str(spec.repo), str(spec.revision), dtype=dtype, token=download.token, known=known, **places
+            )
             for spec, network in zip(config.networks, opened.networks, strict=True)
         ]
         if (width := max(logits_width(network) for network in networks)) != config.vocabulary.logits_width:
@@ -250,7 +255,8 @@ class ValueAdapter:
             (staging / file_names.CONFIG).write_text(config.to_json(), encoding="utf-8")
             old_card = target / file_names.CARD
             if not old_card.exists() or card.is_generated(old_card.read_text(encoding="utf-8")):
-                (staging / file_names.CARD).write_text(card.render_card(config, repo_id=None), encoding="utf-8")
+                text = card.render_card(config, repo_id=None, cost=cost_in(staging, config))
+                (staging / file_names.CARD).write_text(text, encoding="utf-8")
             verification.verify(staging)
         return config
 
@@ -317,6 +323,13 @@ class ValueAdapter:
     def reads_prefix(self) -> bool:
         """Whether one of the networks reads the prefix as the base does."""
         return any(spec.reads_prefix for spec in self.config.networks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ValueAdapter:
+        """A copy whose networks have in common what these have."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copied(vars(self), self.networks, memo))
+        return twin
 
     def copy(self) -> ValueAdapter:
         """An adapter whose weights are independent of this one's."""

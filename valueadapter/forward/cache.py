@@ -7,12 +7,13 @@ all of them, and each model is handed its own part, which shares the layer objec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticCache
 
+from valueadapter.adapter.shared_body import SharedBody
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.steps import has_read
 
@@ -39,6 +40,8 @@ class ValueAdapterCache(Cache):
     Attributes:
         prefixes: part -> what that model has read besides the caller's tokens; lengths told here are without it.
         longest: tokens that a row may get, where known.
+        bodies: what several networks have in common, so that they speak in one pass; None where nobody has
+            looked yet. They are the models', not the text's: a cache that is stored is without them.
         parts: `base` and `<adapter>.<serial>.<index of the network>` -> the cache that model reads and writes, or the
             `TextReader` of a network that reads the text in tokens of its own.
     """
@@ -47,8 +50,12 @@ class ValueAdapterCache(Cache):
         self.parts = dict(parts)
         self.prefixes: dict[str, PrefixState] = {}
         self.longest: int | None = None
+        self.bodies: Sequence[SharedBody] | None = None
         self.layer_class_to_replicate = None  # layers are the parts' business
         self.offloading = False  # and so is moving them
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bodies": None}
 
     @property
     def layers(self) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from valueadapter.adapter.causal_lm import execution_device, fit_width, longest_text
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring, refined, trials
+from valueadapter.forward.one_pass import NetworkSaid, Pass, Refined
 from valueadapter.forward.positions import check_goes_on, places_of
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.ragged_cache import RowLayer, Slots
@@ -27,25 +28,6 @@ from valueadapter.vocabulary.retokenizer import Retokenizer, RetokenizingRules
 
 _ROWS_KEPT = 4
 """Last rows of logits that refinements find without computing them again: most tokens take back fewer."""
-
-
-class Refined(NamedTuple):
-    """A base token that got a better value than the map's."""
-
-    row: int
-    position: int
-    """Its number among the wanted positions."""
-    token: int
-    value: float
-
-
-class NetworkSaid(NamedTuple):
-    """What a network says at the positions that are wanted."""
-
-    logits: torch.Tensor
-    """(batch, positions, value_vocab); 0 where there is no text yet."""
-    refined: Sequence[Refined] = ()
-    """In mode `chain`."""
 
 
 class TextReader(CacheLayerMixin):
@@ -86,7 +68,7 @@ class TextReader(CacheLayerMixin):
         return [self]
 
     # -- reading -----------------------------------------------------------------------------------------------------
-    def read(
+    def call(
         self,
         network: PreTrainedModel,
         input_ids: torch.Tensor,
@@ -97,8 +79,8 @@ class TextReader(CacheLayerMixin):
         prompts: Sequence[Prompt] | None = None,
         candidates: list[list[list[int]]] | None = None,
         remember: bool = True,
-    ) -> NetworkSaid:
-        """Reads more of the base's tokens.
+    ) -> Pass:
+        """The network's call that reads more of the base's tokens; it is to be run before anything else is asked.
 
         Args:
             network: the value network.
@@ -132,7 +114,7 @@ class TextReader(CacheLayerMixin):
         ]
         _check_length(network, plans, None if self.longest is None else self.longest - length)
         self.longest = None
-        return self._run(network, plans, execution_device(network), remember=remember or self.prefix is not None)
+        return self._pass(network, plans, execution_device(network), remember=remember or self.prefix is not None)
 
     def _note_places(self, places: list[list[int]] | None, text: list[list[bool]]) -> None:
         """Takes note of where the base reads the tokens of this call, once each row is known to go on as one text."""
@@ -207,25 +189,31 @@ class TextReader(CacheLayerMixin):
         row.prompt = prompt
         return whole[size:], False
 
-    def _run(self, network: PreTrainedModel, plans: list[Plan], device: torch.device, *, remember: bool) -> NetworkSaid:
-        """One forward pass for all rows; what was wanted of it."""
+    def _pass(self, network: PreTrainedModel, plans: list[Plan], device: torch.device, *, remember: bool) -> Pass:
+        """One forward pass for all rows, and what is made of its logits."""
         count = max(len(plan.nodes) for plan in plans)
-        if count:
-            # the head is run from the first position on that anybody asks for: what callers want, the row's last
-            # tokens (the next call may begin with their logits), and what trials are made of
-            recent = _ROWS_KEPT if self.refinement else 1
-            asked = [
-                node + count - len(plan.nodes)  # rows are padded on the left
-                for plan in plans
-                for node in (*plan.wanted, *plan.stack[-recent:], *(n for trial in plan.trials for n in trial.rows()))
-                if node >= 0
-            ]
-            first = min(asked, default=0)
-            logits = self._forward(network, plans, count, device, keep=count - first, remember=remember)
-            logits = fit_width(logits, self.width)
-        else:  # nothing new to read, as where the base's tokens end within a character
-            first, logits = 0, network.get_output_embeddings().weight.new_zeros(len(plans), 1, self.width)
+        if not count:  # nothing new to read, as where the base's tokens end within a character
+            nothing = network.get_output_embeddings().weight.new_zeros(len(plans), 1, self.width)
+            return Pass(network, None, lambda _: self._said(plans, nothing, count, 0, remember=remember))
+        # the head is run from the first position on that anybody asks for: what callers want, the row's last
+        # tokens (the next call may begin with their logits), and what trials are made of
+        recent = _ROWS_KEPT if self.refinement else 1
+        asked = [
+            node + count - len(plan.nodes)  # rows are padded on the left
+            for plan in plans
+            for node in (*plan.wanted, *plan.stack[-recent:], *(n for trial in plan.trials for n in trial.rows()))
+            if node >= 0
+        ]
+        first = min(asked, default=0)
+        arguments = self._arguments(network, plans, count, device, keep=count - first, remember=remember)
+        return Pass(
+            network,
+            arguments,
+            lambda logits: self._said(plans, fit_width(logits, self.width), count, first, remember=remember),
+        )
 
+    def _said(self, plans: list[Plan], logits: torch.Tensor, count: int, first: int, *, remember: bool) -> NetworkSaid:
+        """What was wanted of a pass, whose logits begin at its column `first`."""
         # from a row's own count of its nodes to places in the logits; what is below 0 was kept by an earlier call
         shifts = [count - len(plan.nodes) - first for plan in plans]
         places = [
@@ -262,7 +250,7 @@ class TextReader(CacheLayerMixin):
             }
         return found
 
-    def _forward(
+    def _arguments(
         self,
         network: PreTrainedModel,
         plans: list[Plan],
@@ -271,8 +259,8 @@ class TextReader(CacheLayerMixin):
         *,
         keep: int,
         remember: bool,
-    ) -> torch.Tensor:
-        """The network over the new tokens, padded on the left; the last `keep` columns of its logits."""
+    ) -> dict[str, Any]:
+        """For the network over the new tokens, padded on the left; the last `keep` columns of its logits."""
         ids = np.zeros((len(plans), count), dtype=np.int64)
         depths = np.zeros_like(ids)
         slots = np.zeros_like(ids)
@@ -291,16 +279,14 @@ class TextReader(CacheLayerMixin):
         self._slots.side_by_side = uniform
         self._slots.of = torch.from_numpy(slots).to(device)
         mask = None if uniform else masks(network, plans, slots, depths, in_columns=not remember)
-        out = network(
-            input_ids=torch.from_numpy(ids).to(device),
-            position_ids=torch.from_numpy(depths).to(device),
-            attention_mask=mask,
-            cache=self._cache if remember else None,
-            use_cache=remember,
-            logits_to_keep=keep,
-            return_dict=True,
-        )
-        return out.logits  # type: ignore[no-any-return]
+        return {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "position_ids": torch.from_numpy(depths).to(device),
+            "attention_mask": mask,
+            "cache": self._cache if remember else None,
+            "use_cache": remember,
+            "logits_to_keep": keep,
+        }
 
     def _gather(self, logits: torch.Tensor, nodes: list[list[int]]) -> torch.Tensor:
         """(batch, wanted, value_vocab): columns of `logits`, kept ones, or 0."""
@@ -374,7 +360,7 @@ class TextReader(CacheLayerMixin):
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Not a layer that a model writes to."""
-        raise NotImplementedError("a TextReader holds a whole network's cache; the network runs inside `read`")
+        raise NotImplementedError("a TextReader holds a whole network's cache; the network has one of its own")
 
 
 def _last(attention_mask: torch.Tensor, length: int) -> list[list[bool]]:

@@ -6,6 +6,7 @@ correspond one to one; or they read the base's text in tokens of their own.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +16,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
+from valueadapter.adapter.shared_body import SharedBody
 from valueadapter.artifact.config import Connection, Weights
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.alignment_modes import CANDIDATES, Centring
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.cascade import read_embeddings
+from valueadapter.forward.one_pass import NetworkSaid, Pass, Refined
 from valueadapter.forward.positions import check_not_packed
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.row_plan import Prompt
-from valueadapter.forward.steps import Steps, logits_of
-from valueadapter.forward.text_reader import NetworkSaid, Refined, TextReader
+from valueadapter.forward.steps import Steps
+from valueadapter.forward.text_reader import TextReader
 from valueadapter.vocabulary.bridge import VocabularyBridge
 from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
@@ -106,7 +109,9 @@ class Inputs:
     prompts: Sequence[Prompt] | None = None
     """Each row's prompt in both forms, where the term reads it so."""
     said_by_part: dict[str, NetworkSaid] = field(default_factory=dict)
-    """What networks of several terms have said in this call, by name."""
+    """What networks of several terms, or of one body with others, have said in this call, by name."""
+    passes: dict[str, Pass] = field(default_factory=dict)
+    """Calls of networks that are made and not run yet, by name."""
     shared: frozenset[str] = frozenset()
     """Names of these networks."""
     packing: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +120,13 @@ class Inputs:
     """(batch, seq, base_vocab): the base's own logits at every position, where a term reads them."""
     steps: Steps = field(default_factory=dict)
     """What the own preparation of each network that reads in step with the base made of this call."""
+
+    @functools.cached_property
+    def bodies(self) -> Sequence[SharedBody]:
+        """What networks of this call have in common, where they can speak together: without gradients."""
+        if self.cache is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return ()
+        return [body for body in self.cache.bodies or () if body.is_as_it_was()]
 
     def keep(self, part: str, said: NetworkSaid) -> NetworkSaid:
         """What a network said; remembered where another term has the same network."""
@@ -140,19 +152,15 @@ def value_logits(
     """
     weights = term.weights.networks
     if term.link is None:
-        for said, weight in zip(_in_step(term, inputs, inputs.input_ids), weights, strict=True):
+        for said, weight in zip(_said(term, inputs), weights, strict=True):
             if apart is not None:
                 apart.append(said.logits)
             yield said.logits, term.scale * weight
         return
     alignment = term.link.alignment
-    if term.link.reading is None:
-        each = _in_step(term, inputs, alignment.value_ids(inputs.input_ids))
-    else:
-        each = _as_text(term, inputs)
     total: torch.Tensor | None = None
     refined: list[Refined] = []
-    for said, weight in zip(each, weights, strict=True):
+    for said, weight in zip(_said(term, inputs), weights, strict=True):
         own = fit_width(said.logits, alignment.value.logits_width)
         if apart is not None:
             apart.append(_projected(term, own, said.refined))
@@ -171,38 +179,74 @@ def _projected(term: Term, logits: torch.Tensor, refined: Sequence[Refined]) -> 
     return projected
 
 
-def _in_step(term: Term, inputs: Inputs, ids: torch.Tensor) -> Iterator[NetworkSaid]:
-    """The networks over one id for each of the base's, in the base's positions."""
-    common = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep, **inputs.packing}
-    if inputs.position_ids is not None:
-        common["position_ids"] = inputs.position_ids
+def passes_of_bodies(
+    terms: Sequence[Term], inputs: Inputs, prompts: Sequence[Sequence[Prompt] | None]
+) -> dict[str, Pass]:
+    """The calls of networks that are of one body with others, which `value_logits` makes for the others when they run.
+
+    Args:
+        terms: the acting adapters.
+        inputs: of the call, which keep these calls for those that are not run elsewhere.
+        prompts: for each adapter each row's prompt as its networks read it, or None.
+
+    Returns:
+        Name -> call.
+    """
+    shared = {id(network) for body in inputs.bodies for network in body.networks}
+    for term, inputs.prompts in zip(terms, prompts if shared else (), strict=bool(shared)):
+        parts = zip(term.parts, term.networks, strict=True)
+        own = {part: network for part, network in parts if id(network) in shared and part not in inputs.passes}
+        inputs.passes |= dict(_passes(term, inputs, own))
+    return dict(inputs.passes)
+
+
+def _said(term: Term, inputs: Inputs) -> Iterator[NetworkSaid]:
+    """What each network says, at the kept positions in the order asked for."""
     for part, network in zip(term.parts, term.networks, strict=True):
         if part in inputs.said_by_part:
             yield inputs.said_by_part[part]
             continue
-        device = execution_device(network)
-        read = {"input_ids": readable(ids.to(device), network, inputs.base_logits.shape[-1])}
-        if (prefix := term.prefix_of(part)) is not None:
-            yield inputs.keep(part, NetworkSaid(_after_prefix(network, prefix, read["input_ids"], inputs)))
-            continue
-        arguments = moved({**of_part(part, inputs.attention_mask, inputs.cache), **common}, device)
-        arguments |= {**read, **inputs.steps.get(part, {})}
-        if term.reads_prediction:
-            alignment = term.link.alignment if term.link is not None else None
-            prediction = cast(torch.Tensor, inputs.prediction)
-            # own preparation may have cut the ids to what the network has not read; the prediction must be of the same
-            text = arguments.pop("input_ids")
-            if text.shape[1] != prediction.shape[1]:
-                raise UnsupportedModeError(
-                    f"a {type(network).__name__} reads {text.shape[1]} tokens where the base reads "
-                    f"{prediction.shape[1]}, so that it cannot read the base's prediction of each (connection "
-                    f"'{term.connection}')"
-                )
-            arguments["inputs_embeds"] = read_embeddings(term.connection, network, text, prediction, alignment)
-        yield inputs.keep(part, NetworkSaid(logits_of(network, arguments).logits))
+        made = inputs.passes.pop(part, None)
+        one = dict(_passes(term, inputs, {part: network}))[part] if made is None else made
+        yield inputs.keep(part, one.alone())
 
 
-def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+def _passes(term: Term, inputs: Inputs, networks: Mapping[str, PreTrainedModel]) -> Iterator[tuple[str, Pass]]:
+    """The calls of some of an adapter's networks, by name."""
+    if term.reads_text:
+        yield from _as_text(term, inputs, networks)
+        return
+    ids = inputs.input_ids if term.link is None else term.link.alignment.value_ids(inputs.input_ids)
+    for part, network in networks.items():
+        yield part, _in_step(term, inputs, part, network, ids.to(execution_device(network)))
+
+
+def _in_step(term: Term, inputs: Inputs, part: str, network: PreTrainedModel, ids: torch.Tensor) -> Pass:
+    """A network over one id for each of the base's, in the base's positions."""
+    common = {"use_cache": inputs.use_cache, "logits_to_keep": inputs.logits_to_keep, **inputs.packing}
+    if inputs.position_ids is not None:
+        common["position_ids"] = inputs.position_ids
+    read = {"input_ids": readable(ids, network, inputs.base_logits.shape[-1])}
+    if (prefix := term.prefix_of(part)) is not None:
+        return _after_prefix(network, prefix, read["input_ids"], inputs)
+    arguments = moved({**of_part(part, inputs.attention_mask, inputs.cache), **common}, ids.device)
+    arguments |= {**read, **inputs.steps.get(part, {})}
+    if term.reads_prediction:
+        alignment = term.link.alignment if term.link is not None else None
+        prediction = cast(torch.Tensor, inputs.prediction)
+        # own preparation may have cut the ids to what the network has not read; the prediction must be of the same
+        text = arguments.pop("input_ids")
+        if text.shape[1] != prediction.shape[1]:
+            raise UnsupportedModeError(
+                f"a {type(network).__name__} reads {text.shape[1]} tokens where the base reads "
+                f"{prediction.shape[1]}, so that it cannot read the base's prediction of each (connection "
+                f"'{term.connection}')"
+            )
+        arguments["inputs_embeds"] = read_embeddings(term.connection, network, text, prediction, alignment)
+    return Pass(network, arguments, NetworkSaid)
+
+
+def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> Pass:
     """A network that reads the prefix as the base does."""
     _check_frozen(network)
     mask, positions, keep = moved(
@@ -210,7 +254,7 @@ def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tenso
     ).values()
     call = prefix.call(ids, mask, positions, inputs.cache, keep)
     arguments = {**call.arguments, **inputs.steps.get(prefix.part, {})}
-    return call.cut(logits_of(network, arguments).logits)
+    return Pass(network, arguments, lambda logits: NetworkSaid(call.cut(logits)))
 
 
 def _check_frozen(network: PreTrainedModel) -> None:
@@ -221,8 +265,8 @@ def _check_frozen(network: PreTrainedModel) -> None:
         )
 
 
-def _as_text(term: Term, inputs: Inputs) -> Iterator[NetworkSaid]:
-    """The networks over their own tokens of the base's text, at the kept positions in the order asked for."""
+def _as_text(term: Term, inputs: Inputs, networks: Mapping[str, PreTrainedModel]) -> Iterator[tuple[str, Pass]]:
+    """Networks over their own tokens of the base's text, at the kept positions in the order asked for."""
     mask = inputs.attention_mask
     if isinstance(mask, Mapping):
         raise UnsupportedModeError(
@@ -238,15 +282,12 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[NetworkSaid]:
         base = inputs.base_logits if places is None else inputs.base_logits[:, places]
         count = min(CANDIDATES, base.shape[-1])
         candidates = base.topk(count, dim=-1).indices.tolist()
-    for part, network in zip(term.parts, term.networks, strict=True):
-        if part in inputs.said_by_part:
-            yield inputs.said_by_part[part]
-            continue
+    for part, network in networks.items():
         if term.prefix_of(part) is not None:
             _check_frozen(network)
         # without a cache a reader lives for this call alone
         reader = cast(TextReader, inputs.cache.parts[part]) if inputs.cache is not None else term.reader(part)
-        said = reader.read(
+        one = reader.call(
             network,
             inputs.input_ids,
             mask,
@@ -256,7 +297,12 @@ def _as_text(term: Term, inputs: Inputs) -> Iterator[NetworkSaid]:
             candidates=candidates,
             remember=inputs.cache is not None,
         )
-        yield inputs.keep(part, said if order is None else _reordered(said, order))
+        yield part, one if order is None else _in_order(one, order)
+
+
+def _in_order(one: Pass, order: list[int]) -> Pass:
+    """The same call, and what it says in the order in which it was asked for."""
+    return one._replace(said=lambda logits: _reordered(one.said(logits), order))
 
 
 def _reordered(said: NetworkSaid, order: list[int]) -> NetworkSaid:

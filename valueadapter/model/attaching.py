@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from valueadapter.adapter.causal_lm import execution_device, is_placed, set_trainable
 from valueadapter.adapter.combining import combined
 from valueadapter.adapter.model_state import same_model, settings_of
+from valueadapter.adapter.shared_tensors import make_own, move, swap_weights
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Weights
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
@@ -96,7 +97,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
         Its networks move to the base's device and dtype, unless accelerate or a quantizer has placed them. They are not
         copied: attach `adapter.copy()` to a second base.
-        A network that is attached already, with equal weights and not trained, is held and run once for both adapters.
+        A network that is attached already, with equal weights and not trained, is held and run once for both adapters;
+        of one that differs from another, or from the base, in its LoRA alone, the rest is held once.
         An adapter that is not to be trained is run on a few tokens first: one that changes nothing is warned of.
         Arguments as in `load_adapter`.
 
@@ -118,15 +120,19 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         own = recommended if scale is None else scale
         self.attached.check_scale(adapter_name, own)
         device = execution_device(self.base)
-        held = {id(network) for one in self.adapters.values() for network in one.networks}
-        for network in adapter.networks:
-            if id(network) not in held:  # what another adapter holds, perhaps to train it, stays as it is
-                if not is_placed(network):
-                    network.to(device=device, dtype=self.base.dtype)
-                set_trainable(network, is_trainable)
+        attached = self.attached.networks()
+        held = set(map(id, attached))
+        # what another adapter holds, perhaps to train it, stays as it is
+        new = [network for network in adapter.networks if id(network) not in held]
+        move([network for network in new if not is_placed(network)], device=device, dtype=self.base.dtype)
+        for network in new:
+            if is_trainable:
+                make_own(network)
+            set_trainable(network, is_trainable)
         if not is_trainable:
             check_effect(adapter, adapter_name)
             adapter = self._sharing(adapter)
+            self.attached.bodies.hold_once(adapter.networks, self.base, attached)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
         self.attached.by_name[adapter_name] = Attached(
             adapter, float(own), next(_serials), link, weights, prefix=prefix
@@ -177,11 +183,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         own = recommended if scale is None else scale
         self.attached.check_scale(adapter_name, own)
         check_effect(adapter, adapter_name)
-        with torch.no_grad():
-            for mine, theirs in zip(old.networks, adapter.networks, strict=True):
-                state = theirs.state_dict()
-                for name, tensor in mine.state_dict().items():
-                    tensor.copy_(state[name])
+        for mine, theirs in zip(old.networks, adapter.networks, strict=True):
+            swap_weights(mine, theirs)
         attached.adapter = adapter.replaced(networks=old.networks)
         attached.prefix, attached.trained_behind = prefix, RECORDED
         attached.scale, attached.weights = float(own), weights
@@ -236,7 +239,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
     def _sharing(self, adapter: ValueAdapter) -> ValueAdapter:
         """The adapter with networks that are attached already in the place of equal ones, to be held and run once."""
-        attached = [network for one in self.adapters.values() for network in one.networks]
+        attached = self.attached.networks()
         frozen = [network for network in attached if not any(p.requires_grad for p in network.parameters())]
         networks = [next((one for one in frozen if same_model(one, own)), own) for own in adapter.networks]
         if all(one is own for one, own in zip(networks, adapter.networks, strict=True)):
@@ -285,8 +288,9 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             self._delete(name)
 
     def _delete(self, adapter_name: str) -> None:
-        serial = self.attached.by_name.pop(adapter_name).serial
-        self.attached.prefixes.forget(serial)
+        gone = self.attached.by_name.pop(adapter_name)
+        self.attached.prefixes.forget(gone.serial)
+        self.attached.bodies.part(gone.adapter.networks, self.base, self.attached.networks())
         del self.value_networks[adapter_name]
         self.output_head.parts = ()  # which may still hold its networks
         if self.attached.active == (adapter_name,) and self.attached.by_name:

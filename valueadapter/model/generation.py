@@ -115,6 +115,8 @@ class GenerationMethods(WrappedModel):
             own = DynamicCache(config=self.base.config) if cache is None else cache
             cache = ValueAdapterCache.around(own, serving)
         cache.check_parts([BASE, *dict(_networks(terms))])
+        if cache.bodies is None:
+            cache.bodies = self.attached.bodies.of(network for _, network in _networks(terms))
         return cache
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
@@ -125,6 +127,7 @@ class GenerationMethods(WrappedModel):
             model_kwargs.update({} if cache is None else {"cache": cache})
             return
         terms = self.attached.terms()
+        self.attached.bodies.check()
         prefix = self.attached.acting_prefix()
         if prefix is not None:
             prefix.check_length(generation_config.max_length)
@@ -156,6 +159,7 @@ class GenerationMethods(WrappedModel):
         if parts:
             model_kwargs["cache"] = ValueAdapterCache(parts)
             model_kwargs["cache"].longest = generation_config.max_length
+            model_kwargs["cache"].bodies = self.attached.bodies.of(network for _, network in _networks(terms))
 
     def prepare_inputs_for_generation(
         self,
@@ -260,6 +264,8 @@ class GenerationMethods(WrappedModel):
         if use_cache is None:
             own = bool(getattr(self.base.config.get_text_config(), "use_cache", True))
             use_cache = own and not self.training and _without_cache(self.base, terms) is None
+        if not isinstance(cache, ValueAdapterCache):
+            self.attached.bodies.check()
         return use_cache, self._cache_parts(cache, terms) if use_cache or cache is not None else None
 
     def steps_of_call(

@@ -1,20 +1,23 @@
 """Another choice of adapters for each row of a batch: rows that agree run together, each group with its own cache.
 
 A group is an ordinary call of the model for some of the rows, with just its adapters acting. So every row gets what it
-gets when it runs alone: its adapters, the prefix that they bring, and nothing of its neighbours'. Computes no logits.
+gets when it runs alone: its adapters, the prefix that they bring, and nothing of its neighbours'. The calls go side by
+side, so that the base runs once for all rows, and so does a body of several networks. Computes no logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from valueadapter.errors import AdapterNameError, UnsupportedModeError
 from valueadapter.forward.cache import ValueAdapterCache
+from valueadapter.forward.one_pass import OneModel, Pass, can_join, run_together
 from valueadapter.forward.steps import STEPS
 from valueadapter.model.chat import of_rows
 from valueadapter.model.outputs import ValueAdapterOutput
@@ -145,6 +148,7 @@ def rows_cache(model: WrappedModel, config: Any, groups: list[Group], given: Any
         caches[group.names] = prepared.get("cache")
     if any(cache is None for cache in caches.values()):
         return None
+    _find_bodies(model, list(caches.values()), groups)
     return RowsCache(caches, {group.names: group.rows for group in groups})
 
 
@@ -165,12 +169,10 @@ def forward_rows(
     if input_ids is None:
         raise UnsupportedModeError("adapter_names choose among networks, which read token ids; pass input_ids")
     groups = groups_of(model.attached, adapter_names, len(input_ids), repeated=repeated)
-    kwargs["return_dict"] = True
     if len(groups) == 1:
+        how = {"cache": cache, "messages": messages, "labels": labels, "return_dict": True, **kwargs}
         with model.attached.scoped(groups[0].names):
-            return model(  # type: ignore[no-any-return]
-                input_ids, attention_mask, position_ids, cache=cache, messages=messages, labels=labels, **kwargs
-            )
+            return model(input_ids, attention_mask, position_ids, **how)  # type: ignore[no-any-return]
     if attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
         raise UnsupportedModeError("adapter_names need the attention_mask of (batch, past + seq)")
     if cache is not None:
@@ -193,15 +195,48 @@ def _run_groups(
 ) -> list[ValueAdapterOutput]:
     """One call of the model for each group, with its rows of everything and its adapters acting."""
     batch, steps = len(given["input_ids"]), given.pop(STEPS, {})
-    outputs: list[ValueAdapterOutput] = []
+    calls = []
     for group in groups:
         own = {**_of_rows(given, group, batch), **steps.get(group.names, {})}
         own["logits_to_keep"] = given["logits_to_keep"]
         own["messages"] = None if messages is None else of_rows(messages, group.rows, batch)
         own["cache"] = None if cache is None else cache.groups[group.names]
         with model.attached.scoped(group.names):
-            outputs.append(model(**own))
+            model.attached.note_training()
+            calls.append(cast(Any, model).begin(**own))
+    if cache is None:
+        _find_bodies(model, [call.inputs.cache for call in calls], groups)
+    for call in calls[1:]:
+        call.inputs.bodies = calls[0].inputs.bodies  # which looks at the networks of all
+    joins = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    config = model.base.config
+    joins_base = joins and can_join(model.base) and not (config.output_hidden_states or config.output_attentions)
+    base = [OneModel(model.base)] if joins_base else []
+    of_base = run_together(dict(enumerate(call.base_pass for call in calls)), base)
+    made: dict[tuple[int, str], Pass] = {}
+    for index, (group, call) in enumerate(zip(groups, calls, strict=True)):
+        with model.attached.scoped(group.names):
+            call.run_base(of_base[index].logits if index in of_base else None)
+            made |= {(index, part): one for part, one in call.passes().items()}
+    said = run_together(made, calls[0].inputs.bodies)
+    outputs = []
+    for index, (group, call) in enumerate(zip(groups, calls, strict=True)):
+        with model.attached.scoped(group.names):
+            outputs.append(call.finish({part: one for (of, part), one in said.items() if of == index}))
     return outputs
+
+
+def _find_bodies(model: WrappedModel, caches: Sequence[Any], groups: list[Group]) -> None:
+    """Has the caches of all groups know what the networks of all of them have in common."""
+    if any(not isinstance(cache, ValueAdapterCache) for cache in caches):
+        return
+    networks: list[PreTrainedModel] = []
+    for group in groups:
+        with model.attached.scoped(group.names):
+            networks += [network for term in model.attached.terms() for network in term.networks]
+    bodies = model.attached.bodies.of(networks)
+    for cache in caches:
+        cache.bodies = bodies
 
 
 def _joined(

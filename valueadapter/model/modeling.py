@@ -24,19 +24,16 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
 from valueadapter.adapter.injected_lora import check_no_lora_on_lora
+from valueadapter.adapter.shared_tensors import is_shared, together
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import MODEL_TYPE
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix
 from valueadapter.errors import ConfigError, UnsupportedModeError
-from valueadapter.forward.cache import BASE
-from valueadapter.forward.positions import PACKING, check_not_packed
-from valueadapter.forward.prefix_reading import BaseCall
-from valueadapter.forward.row_plan import Prompt
-from valueadapter.forward.steps import STEPS, logits_of
-from valueadapter.forward.sum import BASE_LOGITS, Apart, kept_positions, summed
-from valueadapter.forward.value_logits import Inputs, Term, of_part, shared_parts
+from valueadapter.forward.one_pass import run_together
+from valueadapter.forward.sum import Apart
 from valueadapter.model.attaching import AdapterMethods, check_name
-from valueadapter.model.chat import ChatMethods, Messages, prompts_of
+from valueadapter.model.call import Call
+from valueadapter.model.chat import ChatMethods, Messages
 from valueadapter.model.generation import NO_IDS, GenerationMethods
 from valueadapter.model.joint_head import HeadMethods, OutputHead
 from valueadapter.model.loading import load_both
@@ -192,77 +189,27 @@ class ValueAdapterForCausalLM(
             asked |= {"messages": messages, "labels": labels, "output_value_logits": output_value_logits}
             asked["repeated"] = adapter_names is None
             return forward_rows(self, rows, input_ids, attention_mask, position_ids, **asked)
-        terms = self.attached.terms()
-        if terms and input_ids is None:
+        if input_ids is None and self.attached.terms():
             raise UnsupportedModeError(NO_IDS)
         self.attached.note_training()
         if value_loss is not None:
-            return ValueAdapterOutput(value_loss(terms[0], input_ids, attention_mask, position_ids))
-        self.check_base()
+            return ValueAdapterOutput(value_loss(self.attached.terms()[0], input_ids, attention_mask, position_ids))
         for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
-        use_cache, parts = self.cache_of_call(use_cache, cache, terms)
-        inputs = Inputs(
-            input_ids=cast(torch.Tensor, input_ids),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=logits_to_keep,
-            use_cache=use_cache,
-            cache=parts,
-            packing={key: kwargs[key] for key in PACKING if kwargs.get(key) is not None},
-            shared=shared_parts(terms),
-            steps=self.steps_of_call(kwargs.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
-        )
-        base_output = self._run_base(inputs, terms, inputs_embeds, kwargs)
-        prompts = [None] * len(terms) if messages is None else self._prompts(messages, terms, inputs)
-        logits, added = summed(terms, inputs, prompts, apart=output_value_logits)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss)
-        return ValueAdapterOutput(
-            loss,
-            logits,
-            parts,
-            base_output.get("hidden_states"),
-            base_output.get("attentions"),
-            _all_added(added, logits) if output_value_logits else None,
-            added if output_value_logits in ("each", "networks") else None,
+        how = {"use_cache": use_cache, "logits_to_keep": logits_to_keep, "inputs_embeds": inputs_embeds, **kwargs}
+        how |= {"output_value_logits": output_value_logits, "messages": messages}
+        call = self.begin(input_ids, attention_mask, position_ids, cache=cache, **how)
+        call.run_base()
+        said = run_together(call.passes(), call.inputs.bodies)
+        if labels is None:
+            return call.finish(said)
+        return call.finish(
+            said,
+            lambda logits: self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **for_loss),
         )
 
-    def _run_base(
-        self, inputs: Inputs, terms: list[Term], inputs_embeds: torch.Tensor | None, more: dict[str, Any]
-    ) -> Any:
-        """Runs the base, puts its logits into `inputs`, and returns all that it gave."""
-        everywhere = any(term.reads_prediction for term in terms)  # a network reads them at every position
-        keep = 0 if everywhere else inputs.logits_to_keep
-        call = BaseCall({"inputs_embeds": inputs_embeds}) if inputs.input_ids is None else self._base_call(inputs, keep)
-        arguments: dict[str, Any] = {"use_cache": inputs.use_cache, "logits_to_keep": keep}
-        if inputs.position_ids is not None:
-            arguments["position_ids"] = inputs.position_ids
-        arguments |= of_part(BASE, inputs.attention_mask, inputs.cache)
-        with torch.no_grad():
-            out = logits_of(self.base, {**arguments, **call.arguments, **inputs.steps.get(BASE, {}), **more})
-        logits = call.cut(out.logits)
-        inputs.base_logits = kept_positions(logits, inputs.logits_to_keep) if everywhere else logits
-        inputs.prediction = logits if everywhere else None
-        return out
-
-    def _base_call(self, inputs: Inputs, keep: int | torch.Tensor) -> BaseCall:
-        """What the base is called with besides its mask and cache: the prompt, or prefix and prompt."""
-        prefix = self.attached.acting_prefix()
-        if prefix is not None:
-            check_not_packed(inputs.packing, len(inputs.input_ids))
-            return prefix.call(inputs.input_ids, inputs.attention_mask, inputs.position_ids, inputs.cache, keep)
-        if inputs.cache is not None and BASE in inputs.cache.prefixes:
-            raise UnsupportedModeError(
-                "this cache was begun with a base prefix, and now none acts. Start with a new cache after changing the "
-                "prefix or the active adapters"
-            )
-        return BaseCall({"input_ids": inputs.input_ids})
-
-    def _prompts(self, messages: Messages, terms: list[Term], inputs: Inputs) -> list[list[Prompt] | None]:
-        """For each adapter each row's prompt as its networks read it."""
-        count, tokenizer = len(inputs.base_logits), self.attached.tokenizer
-        return [prompts_of(messages, term, count, tokenizer, inputs.cache) for term in terms]
+    def begin(self, *what: Any, **how: Any) -> Call:
+        """A call of which no model has run yet; arguments as `forward`, but labels and rows of their own."""
+        return Call(self, *what, **how)
 
     # -- being a PreTrainedModel -------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> ValueAdapterForCausalLM:
@@ -277,15 +224,29 @@ class ValueAdapterForCausalLM(
                 "into it, name the networks: target_modules=r'value_networks\\..*(q_proj|v_proj)'; else freeze it: "
                 "model.base.requires_grad_(False)"
             )
+        networks = [one for adapter in self.attached.adapters().values() for one in adapter.networks]
+        if mode and any(p.requires_grad and is_shared(p) for network in networks for p in network.parameters()):
+            raise ConfigError(
+                "weights that several models hold in common take gradients, so that training one would change others; "
+                "attach the adapter that is trained with is_trainable=True, which gives it weights of its own"
+            )
         if mode and (configs := getattr(self, "peft_config", None)):
-            networks = [(name, enumerate(one.networks)) for name, one in self.attached.adapters().items()]
-            held = {f"value_networks.{name}.{index}": one for name, own in networks for index, one in own}
+            named = [(name, enumerate(one.networks)) for name, one in self.attached.adapters().items()]
+            held = {f"value_networks.{name}.{index}": one for name, own in named for index, one in own}
             check_no_lora_on_lora(held, configs)
         super().train(mode)
         self.base.eval()
-        for network in (one for adapter in self.attached.adapters().values() for one in adapter.networks):
+        for network in networks:
             if not any(p.requires_grad for p in network.parameters()):
                 network.eval()
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Moves or casts base and networks together: what they hold in common they go on holding once."""
+        self.attached.bodies.check()
+        with together():
+            super()._apply(*args, **kwargs)
+        self.attached.bodies.note([self.base, *self.attached.networks()])
         return self
 
     @property
@@ -309,14 +270,6 @@ class ValueAdapterForCausalLM(
             UnsupportedModeError: always, naming what to do instead.
         """
         raise UnsupportedModeError("resize the base before attaching adapters; they speak a fixed vocabulary")
-
-
-def _all_added(added: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-    """The value logits, from what `summed` gives beside the sum."""
-    if BASE_LOGITS in added:
-        own = added[BASE_LOGITS]
-        return (logits - own).where(~own.isneginf(), 0.0)
-    return sum(added.values(), torch.zeros_like(logits))
 
 
 AutoConfig.register(MODEL_TYPE, ValueAdapterModelConfig)

@@ -27,6 +27,7 @@ from valueadapter.forward.alignment_modes import Centring
 from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.stops import stop_tokens
 from valueadapter.forward.value_logits import Term
+from valueadapter.model.bodies import Bodies
 from valueadapter.model.loading import find_tokenizer
 from valueadapter.model.prefix_memory import PrefixMemory
 from valueadapter.model.thread_scope import Block, Names, Scope, current_scope, scoped
@@ -94,6 +95,7 @@ class AttachedAdapters:
         self.enabled = True
         self.given_prefix: Prefix | Recorded | None = RECORDED
         self.prefixes = PrefixMemory(self._prefixes_in_use)
+        self.bodies = Bodies()
         self.told_of_stop_strings = False
         self._side: ModelVocabulary | None = None
         self._side_of: tuple[Any, ...] | None = None  # the tokenizer, how many tokens it has, its end, the base's width
@@ -140,6 +142,10 @@ class AttachedAdapters:
     def adapters(self) -> dict[str, ValueAdapter]:
         """Name -> adapter."""
         return {name: attached.adapter for name, attached in self.by_name.items()}
+
+    def networks(self) -> list[PreTrainedModel]:
+        """Those of all adapters, one that several have more than once."""
+        return [network for attached in self.by_name.values() for network in attached.adapter.networks]
 
     # -- which act, and how strongly ---------------------------------------------------------------------------------
     def scope(self) -> Scope | None:

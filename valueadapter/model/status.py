@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from valueadapter.adapter.shared_tensors import held_bytes
 from valueadapter.artifact.config import Weights
 from valueadapter.forward.prefix_tokens import prefix_ids
+from valueadapter.model.bodies import why_apart
 from valueadapter.model.wrapped import WrappedModel
 
 
@@ -34,6 +36,12 @@ class AdapterStatus:
     """Tokens of the prefix that it brings for the base; 0 without one."""
     devices: tuple[str, ...]
     dtypes: tuple[str, ...]
+    held_bytes: int
+    """Of its networks' weights and buffers that neither the base nor an adapter attached before it holds."""
+    passes: int
+    """Of its networks per token that is generated while no other adapter acts: networks of one body speak in one."""
+    apart: tuple[str, ...]
+    """Why a network runs in a pass of its own, whatever the others are: `<index>: <reason>`."""
 
 
 class StatusMethods(WrappedModel):
@@ -73,4 +81,20 @@ class StatusMethods(WrappedModel):
             0 if prefix is None else len(prefix_ids(prefix, self.attached.base_tokenizer())),
             tuple(sorted({str(p.device) for p in weights})),
             tuple(sorted({str(p.dtype).removeprefix("torch.") for p in weights})),
+            self._held_by(name),
+            len(set(map(id, adapter.networks)))
+            - sum(len(body.networks) - 1 for body in self.attached.bodies.of(adapter.networks)),
+            tuple(
+                f"{index}: {reason}"
+                for index, network in enumerate(adapter.networks)
+                if (reason := why_apart(network)) is not None
+            ),
         )
+
+    def _held_by(self, name: str) -> int:
+        """Bytes that come to the base, and to the adapters before this one, with it."""
+        names = list(self.attached.by_name)
+        before = [self.base]
+        for other in names[: names.index(name)]:
+            before += self.attached.by_name[other].adapter.networks
+        return held_bytes([*before, *self.attached.by_name[name].adapter.networks]) - held_bytes(before)

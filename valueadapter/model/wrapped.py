@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from valueadapter.adapter.causal_lm import execution_device
+from valueadapter.adapter.shared_tensors import copied
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.model.registry import AttachedAdapters
 
@@ -29,6 +30,13 @@ class WrappedModel(PreTrainedModel, GenerationMixin):
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.attached = self.attached.for_copy(twin._modules)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copied(self.__dict__, [self], memo))
+        twin.attached.bodies.note([twin.base, *twin.attached.networks()])
         return twin
 
     @property

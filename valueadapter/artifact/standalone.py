@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from valueadapter.artifact import card, file_names, verification
 from valueadapter.artifact.atomic_directory import copy_adapter, staged
 from valueadapter.artifact.config import ValueAdapterConfig
+from valueadapter.artifact.cost import cost_in
 from valueadapter.errors import ConfigError
 
 Target = Literal["custom_generate", "logits_processor"]
@@ -93,7 +94,8 @@ def _copy(source: Path, target: Path, config: ValueAdapterConfig, *, runs_alone:
     place = target / file_names.CARD
     if not place.exists() or card.is_generated(place.read_text(encoding="utf-8")):
         runs_alone = runs_alone or (source / file_names.CUSTOM_GENERATE).is_dir()
-        place.write_text(card.render_card(config, repo_id=None, runs_alone=runs_alone), encoding="utf-8")
+        text = card.render_card(config, repo_id=None, runs_alone=runs_alone, cost=cost_in(target, config))
+        place.write_text(text, encoding="utf-8")
 
 
 def _has_lora(directory: Path, config: ValueAdapterConfig) -> bool:

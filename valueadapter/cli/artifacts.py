@@ -13,6 +13,7 @@ import typer
 from valueadapter import hub
 from valueadapter.artifact import file_names, verification
 from valueadapter.artifact.config import ValueAdapterConfig, prefix_text
+from valueadapter.artifact.cost import Cost, cost_of
 from valueadapter.cli import output
 from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
@@ -87,15 +88,19 @@ def inspect(
     """Show what an adapter is, and with --base how it goes with a model; downloads no weights."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # two small files
     facts = hub.repository_facts(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
+    mine = SmallFiles(adapter, facts.commit, subfolder=subfolder, token=token)
+    cost = _cost(facts, mine)
+    there = None if base is None else base_place(base, base_revision, token)
     shown: dict[str, object] = {"adapter": adapter, "commit": facts.commit}
     if as_json:
         shown |= {"files": dict(facts.files), "bytes": sum(facts.files.values()), **json.loads(facts.config.to_json())}
+        shown["cost"] = cost.to_dict(base or "", there.revision if there else None)
     else:
         shown |= _described(facts.config)
         shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
-    if base is not None:
-        mine = SmallFiles(adapter, facts.commit, subfolder=subfolder, token=token)
-        found, more, refusal = _verdict(facts, mine, base_place(base, base_revision, token))
+        shown |= _costs(cost, base or "", there.revision if there else None)
+    if base is not None and there is not None:
+        found, more, refusal = _verdict(facts, mine, there, cost)
         if as_json:
             shown["compatibility"] = {"base": base, **found.to_dict(), **more, **refusal}
         else:
@@ -166,7 +171,7 @@ def _cost_rows(found: Compatibility, more: Mapping[str, int | None]) -> dict[str
 
 
 def _verdict(
-    facts: hub.RepositoryFacts, adapter: SmallFiles, base: SmallFiles
+    facts: hub.RepositoryFacts, adapter: SmallFiles, base: SmallFiles, of_adapter: Cost
 ) -> tuple[Compatibility, dict[str, int | None], dict[str, str]]:
     """How the two go together, what it costs, and why it cannot be, where it cannot."""
     theirs = base_vocabulary(base)
@@ -177,22 +182,44 @@ def _verdict(
     refusal = why_unreadable(facts.config.connection, link)
     cost = {
         "map_in_artifact": f"{file_names.ALIGNMENTS}/{alignment_name(theirs)}{file_names.SAFETENSORS}" in facts.files,
-        "network_bytes": _network_bytes(facts),
+        "network_bytes": of_adapter.memory_bytes(),
         "base_bytes": base.weight_bytes(),
     }
     return found, cost, {} if refusal is None else {"cannot_be_attached": refusal}
 
 
-def _network_bytes(facts: hub.RepositoryFacts) -> int | None:
-    """Weights that the adapter's networks read for each token; None where not all of them lie in the artifact."""
-    folders = [f"{network.path}/" for network in facts.config.networks if network.path is not None]
-    partial = any(f"{folder}{file_names.PEFT_CONFIG}" in facts.files for folder in folders)
-    if partial or len(folders) < len(facts.config.networks):
-        return None
-    sizes = facts.files.items()
-    return sum(
-        size for name, size in sizes if name.startswith(tuple(folders)) and name.endswith(file_names.SAFETENSORS)
+def _cost(facts: hub.RepositoryFacts, adapter: SmallFiles) -> Cost:
+    def settings(network: str) -> dict[str, object]:
+        with readable(Asked(adapter.name, adapter.revision, adapter.token)):
+            return adapter.settings(f"{network}/{file_names.PEFT_CONFIG}")
+
+    def body_bytes(name: str, commit: str) -> int | None:
+        return SmallFiles(name, commit, token=adapter.token).weight_bytes()
+
+    return cost_of(facts.config, facts.files, settings, body_bytes)
+
+
+def _costs(cost: Cost, base: str, commit: str | None) -> dict[str, object]:
+    """For a person: what is downloaded, held and run beside the base."""
+    elsewhere = [body for body in cost.bodies if body.revision is not None]
+    bodies = " and ".join(
+        f"{_megabytes(body.num_bytes)} of {body.name}@{str(body.revision)[:12]}" for body in elsewhere
     )
+    held = _megabytes(cost.memory_bytes(base, commit))
+    one = [body.name for body in elsewhere]
+    if cost.lora_bytes and elsewhere and cost.memory_bytes(base, commit) == cost.memory_bytes():
+        held += f"; {_megabytes(cost.lora_bytes)} where the base is {' or '.join(one)} itself"
+    networks = sum(body.num_networks for body in cost.bodies)
+    rows = f", with a row for each of {networks} networks" if networks > cost.num_passes else ""
+    return {
+        "to_download": _megabytes(cost.adapter_bytes) + (f" here and {bodies}" if bodies else ""),
+        "in_memory": f"{held}, as stored, beside the base",
+        "per_token": f"{cost.num_passes} pass{'' if cost.num_passes == 1 else 'es'} beside the base's own{rows}",
+    }
+
+
+def _megabytes(size: int | None) -> str:
+    return "the weights (of a size that nobody tells)" if size is None else f"{size / 1e6:,.1f} MB"
 
 
 def _described(config: ValueAdapterConfig) -> dict[str, object]:

@@ -62,6 +62,16 @@ class SmallFiles:
             return None
         return Path(found)
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """A JSON file, {} where there is none.
+
+        Raises:
+            ConfigError: it holds no JSON object.
+            MissingFileError, huggingface_hub.errors: as `file`.
+        """
+        path = self.file(name)
+        return {} if path is None else _json(path)
+
     def weight_bytes(self) -> int | None:
         """Size of the model's safetensors weights; None where it cannot be told."""
         inside = f"{self.subfolder}/model" if self.subfolder else "model"

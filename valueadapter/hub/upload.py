@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from valueadapter.artifact import card, file_names, standalone, verification
 from valueadapter.artifact.config import ValueAdapterConfig
+from valueadapter.artifact.cost import cost_in
 from valueadapter.errors import ArtifactError, ConfigError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
+from valueadapter.hub.small_files import SmallFiles
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -254,4 +256,5 @@ def _card(api: HfApi, head: ModelInfo, directory: Path, *, config: ValueAdapterC
     if own.exists() and not card.is_generated(text := own.read_text(encoding="utf-8")):
         return text
     runs_alone = any(name.startswith(file_names.CUSTOM_GENERATE) for name in standalone.code_in(directory, head.id))
-    return card.render_card(config, repo_id=head.id, tags=how.tags, runs_alone=runs_alone)
+    cost = cost_in(directory, config, lambda name, commit: SmallFiles(name, commit, token=how.token).weight_bytes())
+    return card.render_card(config, repo_id=head.id, tags=how.tags, runs_alone=runs_alone, cost=cost)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 import valueadapter
-from benchmarks import cached_training, prefix, scoring, training
+from benchmarks import cached_training, one_body, prefix, scoring, training
 from benchmarks.harness import Measured, interval, machine, rounds
 from testkit.reference_models import gemma_3_270m, smollm2_instruct
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
@@ -40,6 +40,7 @@ def main() -> None:
             decoding,
             other_vocabulary,
             loading,
+            *one_body.GROUPS,
             *prefix.GROUPS,
             *training.GROUPS,
             *cached_training.GROUPS,

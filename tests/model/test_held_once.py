@@ -315,6 +315,13 @@ def test_a_repository_that_two_networks_name_is_loaded_once(
     assert held_bytes(found.networks) < 1.5 * held_bytes([body])
     for mine, theirs in zip(found.networks, made.networks, strict=True):
         assert torch.equal(mine(IDS).logits, theirs(IDS).logits)
+    trained = ValueAdapter.from_pretrained(tmp_path / "adapter")
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer)
+    model.add_adapter(trained, "a", is_trainable=True)
+    with torch.no_grad():
+        for parameter in trained.networks[0].parameters():
+            parameter.add_(1)
+    assert torch.equal(trained.networks[1](IDS).logits, body(IDS).logits)
     own = found.copy()
     assert held_bytes(own.networks) > 1.9 * held_bytes([body])
     found.networks[0].merge_and_unload()

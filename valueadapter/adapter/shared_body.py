@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from valueadapter.adapter.model_state import has_hooks, settings_of
-from valueadapter.adapter.shared_tensors import plain_name, twin
+from valueadapter.adapter.shared_tensors import of_body, plain_name, twin
 
 
 class _Voices(threading.local):
@@ -149,7 +149,7 @@ def why_alone(network: PreTrainedModel) -> str | None:
 
 def of_one_body(a: PreTrainedModel, b: PreTrainedModel) -> bool:
     """Whether two networks, of neither of which `why_alone` says anything, differ in their LoRAs alone."""
-    mine, theirs = _body_tensors(a), _body_tensors(b)
+    mine, theirs = of_body(a), of_body(b)
     if mine.keys() != theirs.keys() or any(theirs[name] is not own for name, own in mine.items()):
         return False
     one, other = without_lora(a), without_lora(b)
@@ -192,11 +192,6 @@ def _lora_layers(network: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     for name, layer in network.named_modules():
         if hasattr(layer, "lora_A") and layer.active_adapters[0] in layer.lora_A:
             yield name, layer
-
-
-def _body_tensors(network: PreTrainedModel) -> dict[str, nn.Parameter]:
-    named = network.named_parameters(remove_duplicate=False)
-    return {plain_name(name): parameter for name, parameter in named if ".lora_" not in name}
 
 
 def _same_buffers(a: nn.Module, b: nn.Module) -> bool:

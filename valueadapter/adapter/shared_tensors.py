@@ -29,7 +29,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def twin(model: _Model) -> _Model:
     """Modules of their own that hold the same tensors."""
     kept = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    for parameter in _of_body(model).values():
+    for parameter in of_body(model).values():
         setattr(parameter, _SHARED, getattr(parameter, _SHARED, _TWINS))
     found = copy.deepcopy(model, kept)  # what is in the memo is not copied
     guard(model)
@@ -48,9 +48,9 @@ def share(model: nn.Module, others: Sequence[nn.Module]) -> None:
         model: what is changed; what it computes stays the same to the last bit.
         others: models that hold theirs already; the first that is the same gives them.
     """
-    mine = _of_body(model)
+    mine = of_body(model)
     for other in others:
-        theirs = _of_body(other)
+        theirs = of_body(other)
         if mine.keys() == theirs.keys() and all(_same(own, theirs[name]) for name, own in mine.items()):
             for parameter in theirs.values():
                 setattr(parameter, _SHARED, _MODELS)
@@ -152,6 +152,11 @@ def held_bytes(models: Iterable[nn.Module]) -> int:
     return sum(tensor.nbytes for tensor in found.values())
 
 
+def of_body(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name, apart from what PEFT adds -> parameter, but for those of a LoRA."""
+    return {plain_name(name): one for name, one in _named(model) if ".lora_" not in name}
+
+
 def plain_name(name: str) -> str:
     """A parameter's name, or a module's, as it is in a model that PEFT has not changed."""
     for part in _PEFT:
@@ -161,11 +166,6 @@ def plain_name(name: str) -> str:
 
 def _named(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     return model.named_parameters(remove_duplicate=False)  # a tied one under each of its names
-
-
-def _of_body(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name, apart from what PEFT adds -> parameter, but for those of a LoRA."""
-    return {plain_name(name): one for name, one in _named(model) if ".lora_" not in name}
 
 
 def _same(a: nn.Parameter, b: nn.Parameter) -> bool:

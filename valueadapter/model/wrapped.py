@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from valueadapter.adapter.causal_lm import execution_device
-from valueadapter.adapter.shared_tensors import copied
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.model.registry import AttachedAdapters
 
@@ -35,7 +35,7 @@ class WrappedModel(PreTrainedModel, GenerationMixin):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update(copied(self.__dict__, [self], memo))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         twin.attached.bodies.note([twin.base, *twin.attached.networks()])
         return twin
 

@@ -42,6 +42,8 @@ class ValueAdapterCache(Cache):
         longest: tokens that a row may get, where known.
         bodies: what several networks have in common, so that they speak in one pass; None where nobody has
             looked yet. They are the models', not the text's: a cache that is stored is without them.
+        ahead: part -> what that network has said of the tokens that come next, which it has read alone while it drafted
+            them; the call that reads them takes it up.
         parts: `base` and `<adapter>.<serial>.<index of the network>` -> the cache that model reads and writes, or the
             `TextReader` of a network that reads the text in tokens of its own.
     """
@@ -51,6 +53,7 @@ class ValueAdapterCache(Cache):
         self.prefixes: dict[str, PrefixState] = {}
         self.longest: int | None = None
         self.bodies: Sequence[SharedBody] | None = None
+        self.ahead: dict[str, Any] = {}
         self.layer_class_to_replicate = None  # layers are the parts' business
         self.offloading = False  # and so is moving them
 
@@ -123,6 +126,11 @@ class ValueAdapterCache(Cache):
         length = int(cache.get_seq_length())
         return length - self.prefixes[part].lead if part in self.prefixes and length > 0 else length
 
+    def take_ahead(self) -> dict[str, Any]:
+        """What networks have said ahead; once."""
+        ahead, self.ahead = self.ahead, {}
+        return ahead
+
     def crop(self, tokens_to_remove: int) -> None:
         """Takes back the last tokens, minus as many as `tokens_to_remove` says; with the first, also the prefix."""
         super().crop(tokens_to_remove)
@@ -133,6 +141,7 @@ class ValueAdapterCache(Cache):
         """Empties all parts."""
         super().reset()
         self.prefixes.clear()
+        self.ahead.clear()
 
 
 def _counts(cache: Any) -> bool:

@@ -179,6 +179,18 @@ def _projected(term: Term, logits: torch.Tensor, refined: Sequence[Refined]) -> 
     return projected
 
 
+def said_by(term: Term, inputs: Inputs, part: str) -> NetworkSaid:
+    """What one network of an adapter says, from a pass of its own."""
+    return dict(_passes(term, inputs, {part: term.networks[term.parts.index(part)]}))[part].alone()
+
+
+def in_base_vocabulary(term: Term, said: NetworkSaid, width: int) -> torch.Tensor:
+    """What a network of an adapter said, (batch, positions, width), `width` being that of the base's logits."""
+    if term.link is None:
+        return fit_width(said.logits, width)
+    return _projected(term, fit_width(said.logits, term.link.alignment.value.logits_width), said.refined)
+
+
 def passes_of_bodies(
     terms: Sequence[Term], inputs: Inputs, prompts: Sequence[Sequence[Prompt] | None]
 ) -> dict[str, Pass]:
@@ -195,7 +207,8 @@ def passes_of_bodies(
     shared = {id(network) for body in inputs.bodies for network in body.networks}
     for term, inputs.prompts in zip(terms, prompts if shared else (), strict=bool(shared)):
         parts = zip(term.parts, term.networks, strict=True)
-        own = {part: network for part, network in parts if id(network) in shared and part not in inputs.passes}
+        known = inputs.passes.keys() | inputs.said_by_part.keys()
+        own = {part: network for part, network in parts if id(network) in shared and part not in known}
         inputs.passes |= dict(_passes(term, inputs, own))
     return dict(inputs.passes)
 

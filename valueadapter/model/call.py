@@ -63,6 +63,8 @@ class Call:
             shared=shared_parts(self.terms),
             steps=model.steps_of_call(more.pop(STEPS, None), input_ids, attention_mask, position_ids, parts),
         )
+        if parts is not None:
+            self.inputs.said_by_part |= parts.take_ahead()
         self._everywhere = any(term.reads_prediction for term in self.terms)  # a network reads the base at every token
         keep = 0 if self._everywhere else logits_to_keep
         self._base_call = BaseCall({"inputs_embeds": inputs_embeds}) if input_ids is None else self._reads(keep)

@@ -11,21 +11,17 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.pytorch_utils import move_to_device
 
-from valueadapter.adapter.causal_lm import execution_device, logits_width, longest_text
+from valueadapter.adapter.causal_lm import execution_device, longest_text
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
-from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.forward.steps import STEPS, Steps, has_read, keeps_cache, prepared_by, prepares_otherwise
-from valueadapter.forward.value_logits import Term, readable
+from valueadapter.forward.value_logits import Term
+from valueadapter.model.drafting import DraftedCandidates, OwnDraft, own_draft
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
-from valueadapter.model.stopping import cut_at_ends, ends_of, is_stopping, stopping
+from valueadapter.model.preparing import COMMON, OWN_ARGUMENTS, in_step, in_term, networks_of, own_steps, prefixes_of
+from valueadapter.model.stopping import cut_at_ends, ends_here, ends_of, stopping
 from valueadapter.model.wrapped import WrappedModel
-
-_COMMON = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-
-_OWN_ARGUMENTS = ("messages", "adapter_names", "output_value_logits", "value_loss")
-"""Arguments of `forward` that no other model has."""
 
 _POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
 """What `generate` takes behind the prompt, in order."""
@@ -50,6 +46,7 @@ class GenerationMethods(WrappedModel):
         *args: Any,
         adapter_names: AdapterNames | None = None,
         stop_strings: str | Sequence[str] | Recorded | None = RECORDED,
+        speculative: bool = False,
         **kwargs: Any,
     ) -> Any:
         """As `transformers.GenerationMixin.generate`; while no adapter acts, it is the base's own `generate`.
@@ -63,12 +60,17 @@ class GenerationMethods(WrappedModel):
             stop_strings: texts that end an answer too; those of the adapters that act on a row by default (a blank
                 line, which stands between the examples of their prefix), unless `generation_config` names some, which
                 always act. None or `[]` is none of the adapters'. Text of the prompt is no part of the answer.
+            speculative: the adapter's own network drafts tokens, which the base and the other networks verify in one
+                pass each: the same answer, greedy or by the same distribution, sooner where the base is the larger
+                model. For one prompt. How many it drafts follows from what was taken before; `num_assistant_tokens`
+                fixes it.
             kwargs: as there.
 
         Raises:
             AdapterNameError: unknown names, or not one entry for each prompt.
             ConfigError: `stop_strings` that are no texts, or empty ones, which would end every answer at once.
-            UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts.
+            UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts; `speculative` for
+                several prompts or beams, or where no adapter that acts can draft.
         """
         kwargs |= dict(zip(_POSITIONAL, args, strict=False))
         ids = kwargs.get("input_ids") if inputs is None else inputs
@@ -76,7 +78,9 @@ class GenerationMethods(WrappedModel):
         groups = [] if adapter_names is None else groups_of(self.attached, adapter_names, batch)
         if len(groups) == 1:  # nothing is mixed, so that assistants need not know
             with self.attached.scoped(groups[0].names):
-                return self.generate(inputs, stop_strings=stop_strings, **kwargs)
+                return self.generate(inputs, stop_strings=stop_strings, speculative=speculative, **kwargs)
+        if speculative:
+            kwargs["assistant_model"] = self._own_draft(batch, kwargs)
         named: dict[int, tuple[str, ...]] = {row: group.names for group in groups for row in group.rows}
         rows: list[tuple[str, ...] | None] = [named[row] for row in sorted(named)] or [None]
         ends = ends_of(self.attached, rows, stop_strings, ids=ids, arguments=kwargs)
@@ -86,15 +90,22 @@ class GenerationMethods(WrappedModel):
             with self.attached.scoped(tuple(self.attached.active_names()), rows=adapter_names):
                 return super().generate(inputs, **how)
 
+    def _own_draft(self, rows: int, kwargs: dict[str, Any]) -> OwnDraft:
+        """The network that drafts, by the settings that hold in this call."""
+        settings = kwargs.get("generation_config") or self.generation_config
+        names = ("use_cache", "num_assistant_tokens", "num_beams", "num_return_sequences", "prompt_lookup_num_tokens")
+        given = {name: getattr(settings, name, None) for name in names} | kwargs
+        return own_draft(self, given["num_assistant_tokens"], rows=rows, others=given)
+
     def _generate(self, inputs: torch.Tensor | None, **kwargs: Any) -> Any:
         mixed = (scope := self.attached.scope()) is not None and scope.rows is not None
         guesses = kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None
-        cuts = guesses and is_stopping()  # which the base's own generate does not know to do with its guesses
+        cuts = guesses and ends_here() is not None  # which the base's own generate does not know to do with its guesses
         if mixed or cuts or self.attached.terms() or self.attached.acting_prefix() is not None:
             if kwargs.get("inputs_embeds") is not None:
                 raise UnsupportedModeError(NO_IDS)
             return super().generate(inputs, **kwargs)
-        kwargs = {key: value for key, value in kwargs.items() if key not in _OWN_ARGUMENTS}
+        kwargs = {key: value for key, value in kwargs.items() if key not in OWN_ARGUMENTS}
         if isinstance(cache := kwargs.get("cache"), ValueAdapterCache):
             cache.check_parts([BASE])
             kwargs["cache"] = cache.parts[BASE]
@@ -114,9 +125,9 @@ class GenerationMethods(WrappedModel):
             }
             own = DynamicCache(config=self.base.config) if cache is None else cache
             cache = ValueAdapterCache.around(own, serving)
-        cache.check_parts([BASE, *dict(_networks(terms))])
+        cache.check_parts([BASE, *dict(networks_of(terms))])
         if cache.bodies is None:
-            cache.bodies = self.attached.bodies.of(network for _, network in _networks(terms))
+            cache.bodies = self.attached.bodies.of(network for _, network in networks_of(terms))
         return cache
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
@@ -134,10 +145,10 @@ class GenerationMethods(WrappedModel):
         if _without_cache(self.base, terms) is not None and model_kwargs.get("cache") is None:
             generation_config.use_cache = False  # every step reads the whole text
         if terms:
-            in_step = [(part, network) for term in terms if not term.reads_text for part, network in _in_term(term)]
-            for name, model in [("the base", self.base), *in_step]:
+            aligned = [one for term in terms if not term.reads_text for one in in_term(term)]
+            for name, model in [("the base", self.base), *aligned]:
                 _check_length(name, model, generation_config.max_length)
-            for reader in _prefixes(terms).values():
+            for reader in prefixes_of(terms).values():
                 reader.check_length(generation_config.max_length)
         if model_kwargs.get("cache") is not None:
             model_kwargs["cache"] = self._cache_parts(model_kwargs["cache"], terms)
@@ -145,8 +156,8 @@ class GenerationMethods(WrappedModel):
             return
         parts: dict[str, Any] = {}
         readers = {part: term.reader(part) for term in terms if term.reads_text for part in term.parts}
-        before = _prefixes(terms) | ({BASE: prefix} if prefix is not None else {})
-        for part, model in [(BASE, self.base), *_networks(terms)]:
+        before = prefixes_of(terms) | ({BASE: prefix} if prefix is not None else {})
+        for part, model in [(BASE, self.base), *networks_of(terms)]:
             if part in readers:
                 readers[part].longest = generation_config.max_length
                 parts.update({part: readers[part]} if parts else {})
@@ -159,7 +170,7 @@ class GenerationMethods(WrappedModel):
         if parts:
             model_kwargs["cache"] = ValueAdapterCache(parts)
             model_kwargs["cache"].longest = generation_config.max_length
-            model_kwargs["cache"].bodies = self.attached.bodies.of(network for _, network in _networks(terms))
+            model_kwargs["cache"].bodies = self.attached.bodies.of(network for _, network in networks_of(terms))
 
     def prepare_inputs_for_generation(
         self,
@@ -185,11 +196,11 @@ class GenerationMethods(WrappedModel):
             if cache is not None and made.get("cache") is None and has_read(cache):
                 cache.reset()  # the base reads everything anew
             return {**made, "cache": cache}
-        steps, anew = self._own_steps(input_ids, next_sequence_length, **given)
+        steps, anew = own_steps(self, input_ids, next_sequence_length, **given)
         if anew and cache is not None and has_read(cache):
             cache.reset()
             next_sequence_length, given["is_first_iteration"] = None, True
-            steps, _ = self._own_steps(input_ids, None, **given)
+            steps, _ = own_steps(self, input_ids, None, **given)
         common: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -199,63 +210,13 @@ class GenerationMethods(WrappedModel):
             common["input_ids"] = input_ids[:, -next_sequence_length:]
         if position_ids is not None:
             common["position_ids"] = position_ids[..., -common["input_ids"].shape[1] :]
-        of_base = {key: value for key, value in steps.get(BASE, kwargs).items() if key not in _COMMON}
-        about = {key: kwargs[key] for key in (*_OWN_ARGUMENTS, "use_cache", "logits_to_keep") if key in kwargs}
+        of_base = {key: value for key, value in steps.get(BASE, kwargs).items() if key not in COMMON}
+        about = {key: kwargs[key] for key in (*OWN_ARGUMENTS, "use_cache", "logits_to_keep") if key in kwargs}
         made = {**of_base, **{key: one for key, one in common.items() if one is not None}}
         device = execution_device(self.base)
         made = move_to_device(made, device) if device.type != "meta" else made
         made.pop("is_first_iteration", None)
         return {**made, **about, "cache": cache, STEPS: steps}
-
-    def _own_steps(
-        self,
-        input_ids: torch.Tensor,
-        count: int | None,
-        *,
-        cache: Cache | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        **how: Any,
-    ) -> tuple[dict[str, dict[str, Any]], bool]:
-        """What each model's own preparation makes of a step, and whether one of them wants to read all anew.
-
-        A model that is about to read its prefix, and a network that reads text, prepare themselves in `forward`.
-        """
-        terms, steps, anew = self.attached.terms(), {}, False
-        own = cache if isinstance(cache, ValueAdapterCache) else None
-        prefix = self.attached.acting_prefix()
-        before = _prefixes(terms) | ({BASE: prefix} if prefix is not None else {})
-        for part, model, ids in self._in_step(terms, input_ids):
-            whole: tuple[Any, Any, Any] | None = ids, attention_mask, position_ids
-            if part in before:
-                whole = None
-                if own is not None:
-                    whole = _behind(before[part], ids, attention_mask, position_ids, cache=own, count=count)
-            if whole is None:
-                continue
-            more = {key: value for key, value in how.items() if part == BASE and key not in _OWN_ARGUMENTS}
-            more |= {key: how[key] for key in ("use_cache", "logits_to_keep", "is_first_iteration") if key in how}
-            steps[part], reads_anew = prepared_by(
-                model,
-                whole[0],
-                cache=None if own is None else own.parts[part],
-                attention_mask=whole[1],
-                position_ids=whole[2],
-                next_sequence_length=count,
-                **more,
-            )
-            anew = anew or reads_anew
-        return steps, anew
-
-    def _in_step(self, terms: list[Term], ids: torch.Tensor) -> list[tuple[str, PreTrainedModel, torch.Tensor]]:
-        """The base, and the networks that read a token for each of its, with what they read."""
-        found = {BASE: (self.base, ids)}
-        for term in terms:
-            if not term.reads_text:
-                own = ids if term.link is None else term.link.alignment.value_ids(ids)
-                width = logits_width(self.base)
-                found |= {part: (network, readable(own, network, width)) for part, network in _in_term(term)}
-        return [(part, model, own) for part, (model, own) in found.items()]
 
     def cache_of_call(
         self, use_cache: bool | None, cache: Cache | None, terms: list[Term]
@@ -285,7 +246,7 @@ class GenerationMethods(WrappedModel):
             return steps or {}
         input_ids = cast(torch.Tensor, input_ids)
         made = {}
-        for part, model, ids in self._in_step(terms, input_ids):
+        for part, model, ids in in_step(self, terms, input_ids):
             if part not in cache.prefixes and prepares_otherwise(model) and has_read(cache.parts[part]):
                 given = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache.parts[part]}
                 made[part], _ = prepared_by(model, ids, use_cache=True, is_first_iteration=False, **given)
@@ -295,11 +256,14 @@ class GenerationMethods(WrappedModel):
         self, *args: Any, model_kwargs: dict[str, Any], assistant_model: PreTrainedModel | None = None, **kwargs: Any
     ) -> Any:
         """As in transformers; an assistant is given only what it can take, and a chat only if it has its template."""
+        if isinstance(assistant_model, OwnDraft):
+            how = (kwargs["generation_config"], kwargs["logits_processor"])
+            return DraftedCandidates(self, assistant_model, *how, ends=ends_here())
         own = getattr(self, "base_tokenizer", None)
         its = getattr(assistant_model, "base_tokenizer", None)
         alike = own is not None and its is not None and own.chat_template == its.chat_template
         if not (isinstance(assistant_model, GenerationMethods) and alike) or kwargs.get("assistant_tokenizer"):
-            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in _OWN_ARGUMENTS}
+            model_kwargs = {key: value for key, value in model_kwargs.items() if key not in OWN_ARGUMENTS}
         return cut_at_ends(
             super()._get_candidate_generator(
                 *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
@@ -322,53 +286,6 @@ NO_IDS = (
     "value networks read token ids, and only `inputs_embeds` came, which are the base's own. Pass `input_ids`, or use "
     "the base alone with disable_adapter()"
 )
-
-
-def _behind(
-    prefix: BasePrefix,
-    input_ids: torch.Tensor,
-    mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    *,
-    cache: ValueAdapterCache,
-    count: int | None,
-) -> tuple[Any, Any, Any] | None:
-    """The whole text with its prefix, with which the cache begins: ids, mask and positions as the model counts them.
-
-    Args:
-        prefix: what the model reads before the text.
-        input_ids: (batch, seq) the whole text, or where `count` is None what is read next.
-        mask: (batch, past + seq), or None.
-        position_ids: (batch, seq), or None.
-        cache: the cache.
-        count: how many of the tokens are read next.
-
-    Returns:
-        None where the model is about to read the prefix itself (`BasePrefix.call`).
-    """
-    new = input_ids if count is None else input_ids[:, -count:]
-    begun, state = prefix.begin(new, mask, cache, reads_now=False)
-    if state.after_padding and not has_read(cache.parts[prefix.part]):
-        return None
-    ids = begun
-    if count is not None:
-        lead = input_ids.new_tensor(prefix.ids[: state.lead]).expand(len(new), -1)
-        ids = torch.cat([lead, input_ids[:, :-count], begun], dim=1)
-    return ids, prefix.mask(mask, state), None if position_ids is None else position_ids + state.lead
-
-
-def _networks(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:
-    return list({part: network for term in terms for part, network in _in_term(term)}.items())
-
-
-def _prefixes(terms: list[Term]) -> dict[str, BasePrefix]:
-    """Part -> the prefix of each network that reads one in step with the base."""
-    in_step = [(term, part) for term in terms if not term.reads_text for part in term.parts]
-    return {part: prefix for term, part in in_step if (prefix := term.prefix_of(part)) is not None}
-
-
-def _in_term(term: Term) -> list[tuple[str, PreTrainedModel]]:
-    return list(zip(term.parts, term.networks, strict=True))
 
 
 def _without_cache(base: PreTrainedModel, terms: list[Term]) -> PreTrainedModel | None:

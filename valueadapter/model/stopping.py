@@ -146,9 +146,9 @@ def _set_padding(arguments: dict[str, Any], token: int) -> None:
         arguments["generation_config"].pad_token_id = token
 
 
-def is_stopping() -> bool:
-    """Whether the call of `generate` that runs here stops at texts."""
-    return _ENDS.get() is not None
+def ends_here() -> AnswerEnds | None:
+    """The texts that the call of `generate` that runs here stops at."""
+    return _ENDS.get()
 
 
 def cut_at_ends(generator: Any) -> Any:

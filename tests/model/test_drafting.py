@@ -1,0 +1,259 @@
+"""The adapter drafts for its base: the same answers, each model's work done once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from bodies import pair_of
+from kinds import model_of
+from test_alignment import permuted
+from tiny import tiny_model
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast
+from vocabularies import tokenizer_of
+
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.errors import UnsupportedModeError
+from valueadapter.model.drafting import DraftedCandidates, own_draft
+
+IDS = torch.randint(3, 97, (1, 7), generator=torch.Generator().manual_seed(0))
+GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+def close(base: str, body: str, tokenizer: Any, prefix: str | None = None) -> ValueAdapterForCausalLM:
+    """A model whose sum is near to what its network says, so that some drafts are taken and some are not."""
+    model = pair_of(tiny_model(base, seed=1), tokenizer, tokenizer, tiny_model(body, seed=9, width=97), prefix)
+    model.set_adapter(["a"])
+    model.set_scale("a", 8.0)
+    return model
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Drafted and taken in each round, while the test runs."""
+    found: list[tuple[int, int]] = []
+    update = DraftedCandidates.update_candidate_strategy
+
+    def noted(self: DraftedCandidates, input_ids: Any, scores: Any, num_matches: int) -> None:
+        found.append((self._drafted, int(num_matches)))
+        update(self, input_ids, scores, num_matches)
+
+    monkeypatch.setattr(DraftedCandidates, "update_candidate_strategy", noted)
+    return found
+
+
+def check_equal(model: ValueAdapterForCausalLM, ids: torch.Tensor, **how: Any) -> Any:
+    """What drafting gives is what plain decoding gives, token by token and in its logits."""
+    arguments = {**GREEDY, "output_logits": True, "return_dict_in_generate": True, **how}
+    number = arguments.pop("num_assistant_tokens", None)
+    plain = model.generate(ids, **arguments)
+    drafted = model.generate(ids, **arguments, speculative=True, num_assistant_tokens=number)
+    assert torch.equal(plain.sequences, drafted.sequences)
+    for mine, theirs in zip(drafted.logits, plain.logits, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    return drafted
+
+
+@pytest.mark.parametrize("number", [None, 1, 4])
+@pytest.mark.parametrize("prefix", [None, "Q:A "])
+@pytest.mark.parametrize(
+    ("base", "body"), [("llama", "qwen3"), ("llama", "gpt2"), ("gemma3", "gemma3"), ("gpt2", "llama"), ("gpt2", "gpt2")]
+)
+def test_drafting_changes_no_token(
+    base: str, body: str, prefix: str | None, number: int | None, tokenizer: Any, rounds: list[tuple[int, int]]
+) -> None:
+    model = close(base, body, tokenizer, prefix)
+    check_equal(model, IDS, num_assistant_tokens=number)
+    assert any(taken for _, taken in rounds), "a draft was taken"
+    assert any(taken < drafted for drafted, taken in rounds), "and one was not"
+    assert number is None or max(drafted for drafted, _ in rounds) == number
+
+
+@pytest.mark.parametrize("kind", ["phi3", "bloom", "ctrl"])
+@pytest.mark.parametrize("role", ["base", "network"])
+def test_models_that_prepare_a_step_in_a_way_of_their_own(kind: str, role: str, tokenizer: Any) -> None:
+    """Phi-3 turns all positions otherwise where the text passes its switch, which no draft may pass."""
+    models = {"base": tiny_model("llama", seed=1), "network": tiny_model("qwen3", seed=2)}
+    models[role] = model_of(kind, seed=3)
+    model = ValueAdapterForCausalLM(models["base"], tokenizer=tokenizer).eval()
+    adapter = ValueAdapter.from_networks([models["network"]], tokenizer, base_model_name_or_path="a/b")
+    model.add_adapter(adapter, "a", scale=3.0)
+    for number in (1, 2, 3, 5):
+        check_equal(model, IDS, num_assistant_tokens=number)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "jamba", "openai-gpt"])
+def test_a_state_that_cannot_be_taken_back_is_said(kind: str, tokenizer: Any) -> None:
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer).eval()
+    adapter = ValueAdapter.from_networks([model_of(kind, seed=3)], tokenizer, base_model_name_or_path="a/b")
+    model.add_adapter(adapter, "a")
+    with pytest.raises((ValueError, UnsupportedModeError), match=r"crop|stateful|keeps none"):
+        model.generate(IDS, **GREEDY, speculative=True)
+
+
+@pytest.mark.parametrize("prefix", [None, "Q:A "])
+def test_each_model_reads_each_token_once(prefix: str | None, tokenizer: Any) -> None:
+    """The network that drafts runs in drafting alone, token by token; the base and the body once in each round."""
+    model = close("llama", "qwen3", tokenizer, prefix)
+    (term,) = model.attached.terms()
+    read: dict[str, list[int]] = {"base": [], "network": [], "body": []}
+    for name, one in (("base", model.base), ("network", term.networks[0]), ("body", term.networks[1])):
+        one.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: read[name].append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+    model.generate(IDS, **GREEDY, speculative=True, num_assistant_tokens=3)
+    lead = len(tokenizer(prefix)["input_ids"]) if prefix else 0
+    assert read["network"][0] == 7
+    assert set(read["network"][1:]) == {1}
+    rounds = len(read["base"]) - bool(lead)  # the prefix is read before
+    assert read["base"][-rounds:] == read["body"][-rounds:]
+    assert rounds < 24
+    assert len(read["network"]) == sum(read["base"][-rounds:]) - 6, "as many tokens as the sum needs, none twice"
+
+
+def test_tokens_under_other_ids() -> None:
+    """A base that has the network's tokens in another order gets drafts in its own."""
+    theirs = permuted("bytes")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(theirs.tokenizer_json), eos_token="</s>", pad_token="<pad>"
+    )
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=theirs.width), tokenizer=tokenizer).eval()
+    network = tiny_model("qwen3", seed=2, width=len(tokenizer_of("bytes")) + 8)
+    adapter = ValueAdapter.from_networks([network], tokenizer_of("bytes"), base_model_name_or_path="a/b")
+    model.add_adapter(adapter, "a", scale=5.0)
+    assert model.attached.terms()[0].link is not None
+    check_equal(model, IDS)
+
+
+def test_an_answer_ends_where_plain_decoding_ends_it(tokenizer: Any, rounds: list[tuple[int, int]]) -> None:
+    """At a token, at a text, at the last token that may be, and by another prompt's choice of adapters."""
+    model = close("llama", "qwen3", tokenizer)
+    said = model.generate(IDS, **GREEDY)[0, 7:].tolist()
+    for number in (None, 2, 6):
+        for end in said[3:9]:
+            check_equal(model, IDS, eos_token_id=end, num_assistant_tokens=number)
+            check_equal(model, IDS, stop_strings=[tokenizer.decode([end])], num_assistant_tokens=number)
+            check_equal(model, IDS, max_new_tokens=end % 5 + 1, num_assistant_tokens=number)
+    out = model.generate(IDS, **GREEDY, adapter_names=["b"], speculative=True)
+    with model.only("b", scale=model.scales["b"]):
+        assert torch.equal(out, model.generate(IDS, **GREEDY))
+    assert rounds
+
+
+def test_padding_before_the_prompt(tokenizer: Any) -> None:
+    for prefix in (None, "Q:A "):
+        for base in ("llama", "gemma3"):
+            model = close(base, "gemma3", tokenizer, prefix)
+            check_equal(model, IDS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1, 1]]))
+
+
+def test_a_conversation_goes_on_from_its_cache(tokenizer: Any) -> None:
+    """What an earlier answer left in the cache is read by no model again."""
+    model = close("llama", "qwen3", tokenizer, "Q:A ")
+    first = model.generate(IDS, **GREEDY, return_dict_in_generate=True)
+    longer = torch.cat([first.sequences, IDS], dim=1)
+    plain = model.generate(longer, **GREEDY, cache=first.cache)
+    first = model.generate(IDS, **GREEDY, return_dict_in_generate=True, speculative=True)
+    assert torch.equal(plain, model.generate(longer, **GREEDY, cache=first.cache, speculative=True))
+
+
+def test_stacked_adapters(tokenizer: Any) -> None:
+    """Two of one body, and one of another vocabulary, which reads the verified text."""
+    model = close("llama", "qwen3", tokenizer, "Q:A ")
+    model.set_adapter(["a", "b"])
+    check_equal(model, IDS)
+    theirs = tokenizer_of("sentencepiece")
+    other = ValueAdapter.from_networks(
+        [tiny_model("gpt2", seed=4, width=len(theirs))], theirs, base_model_name_or_path="a/b"
+    )
+    model.add_adapter(other, "c", scale=2.0)
+    model.set_adapter(["c", "a"])
+    check_equal(model, IDS)
+
+
+def test_sampled_answers_have_the_distribution_of_plain_sampling(tokenizer: Any) -> None:
+    """Pearson's chi-square of two sampled tokens against what they should be; fails once in ten thousand sound runs."""
+    model = close("llama", "qwen3", tokenizer)
+    model.set_scale("a", 2.0)
+    how = {"do_sample": True, "top_k": 4, "max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": None}
+    first = torch.softmax(model(IDS).logits[0, -1].topk(4).values, dim=-1)
+    tokens = model(IDS).logits[0, -1].topk(4).indices
+    expected: dict[tuple[int, ...], float] = {}
+    for token, share in zip(tokens.tolist(), first.tolist(), strict=True):
+        behind = model(torch.cat([IDS, torch.tensor([[token]])], dim=1)).logits[0, -1].topk(4)
+        for after, part in zip(behind.indices.tolist(), torch.softmax(behind.values, dim=-1).tolist(), strict=True):
+            expected[token, after] = share * part
+    count = 1500
+    torch.manual_seed(0)
+    seen = Counter(
+        tuple(model.generate(IDS, **how, speculative=True, num_assistant_tokens=1)[0, 7:].tolist())
+        for _ in range(count)
+    )
+    assert set(seen) <= set(expected)
+    chi = sum((seen[one] - count * share) ** 2 / (count * share) for one, share in expected.items())
+    assert chi < 44.3  # 15 degrees of freedom
+
+
+def test_how_much_is_drafted_follows_what_is_taken(tokenizer: Any) -> None:
+    """More where drafts are taken, one where they are not, and never more than there is room for."""
+    model = close("llama", "qwen3", tokenizer)
+    candidates = drafting(model)
+    candidates._cost = 0.1
+    usual = candidates.how_many(7)
+    for _ in range(20):
+        candidates._drafted = usual
+        candidates.update_candidate_strategy(IDS, IDS, usual)
+    assert candidates.how_many(7) > usual
+    assert candidates.how_many(28) == 2
+    for _ in range(40):
+        candidates.update_candidate_strategy(IDS, IDS, 0)
+    assert candidates.how_many(7) == 1
+
+
+def drafting(model: ValueAdapterForCausalLM) -> DraftedCandidates:
+    """What drafts for a text of 31 tokens at most."""
+    draft = own_draft(model, None, rows=1, others={})
+    return DraftedCandidates(model, draft, GenerationConfig(max_length=31), LogitsProcessorList(), ends=None)
+
+
+def test_the_network_that_counts_most_drafts(tokenizer: Any) -> None:
+    model = close("llama", "qwen3", tokenizer)
+    model.set_scale("b", 9.0)
+    model.set_adapter(["a", "b"])
+    assert own_draft(model, None, rows=1, others={}).term.name == "b"
+    model.set_scale("b", -9.0)  # then the body, which is taken away twice, is added
+    assert own_draft(model, None, rows=1, others={}).term.name == "a"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"num_beams": 2}, "num_beams=2"),
+        ({"num_return_sequences": 3, "do_sample": True}, "3 texts"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens by another"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
+        ({"use_cache": False}, "use_cache is False"),
+    ],
+)
+def test_what_cannot_be_drafted_is_said(how: dict[str, Any], message: str, tokenizer: Any) -> None:
+    model = close("llama", "qwen3", tokenizer)
+    with pytest.raises(UnsupportedModeError, match=message):
+        model.generate(IDS, **GREEDY | how, speculative=True)
+
+
+def test_nobody_drafts(tokenizer: Any) -> None:
+    """Several prompts, no adapter, one of another vocabulary, one that is taken away."""
+    model = close("llama", "qwen3", tokenizer)
+    with pytest.raises(UnsupportedModeError, match="2 texts"):
+        model.generate(IDS.expand(2, -1), **GREEDY, speculative=True)
+    with model.disable_adapter(), pytest.raises(UnsupportedModeError, match="acting: none"):
+        model.generate(IDS, **GREEDY, speculative=True)
+    theirs = tokenizer_of("sentencepiece")
+    network = tiny_model("gpt2", seed=4, width=len(theirs))
+    model.add_adapter(ValueAdapter.from_networks([network], theirs, base_model_name_or_path="a/b"), "c")
+    model.set_adapter("c")
+    with pytest.raises(UnsupportedModeError, match=r"of the base's vocabulary.* acting: c"):
+        model.generate(IDS, **GREEDY, speculative=True)

@@ -10,7 +10,7 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.harness import Interval, Measured, interval, rounds
 from testkit.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
@@ -73,13 +73,15 @@ def mixed_batch() -> Measured:
 
 
 def _model(base: str, count: int) -> ValueAdapterForCausalLM:
+    return with_adapters(AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base), count)
+
+
+def with_adapters(base: PreTrainedModel, its: PreTrainedTokenizerBase, count: int) -> ValueAdapterForCausalLM:
     """A base with so many adapters of one body, all of them active."""
     folder = smollm2_derived()
     body = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = ValueAdapterForCausalLM(
-        AutoModelForCausalLM.from_pretrained(base), tokenizer=AutoTokenizer.from_pretrained(base)
-    )
+    model = ValueAdapterForCausalLM(base, tokenizer=its)
     for index in range(count):
         network = build_lora_network(body, rank=16, name="bench/body")
         for name, parameter in network.named_parameters():

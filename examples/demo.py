@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cost
 import stack
 from rich.console import Console
 from rich.table import Table
@@ -151,6 +152,9 @@ def use_published_adapter() -> None:
     measured.push_to_hub(ADAPTER, commit_message="Weights for two bases, and what was measured on them")
     for result in report.results:
         check_claim(result)
+    step("What the adapter costs")
+    for result in report.results:
+        cost.say_cost(result.base, ADAPTER, BUILD / "training" / "adapter", held_out[0]["prompt"])
 
 
 def record_of(adapter: Any, result: Any) -> Any:

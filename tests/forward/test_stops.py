@@ -112,6 +112,7 @@ def test_the_command_stops_at_texts_and_leaves_them_out(
 
     assert spoken_by() == shown(2)
     assert spoken_by("--no-stop") == shown(5)
+    assert spoken_by("--speculative") == shown(2)
     assert spoken_by("--stop", tokenizer.decode(said[1 : 1 + size]), "--stop", "QQ") == shown(1)
     for wrong, message in ((["--stop", "a", "--no-stop"], "exclude each other"), (["--stop", ""], "is empty")):
         with pytest.raises(ConfigError, match=message):

@@ -38,6 +38,10 @@ def generate(
     no_stop: Annotated[
         bool, typer.Option("--no-stop", help="End the answer at no text, only where the model ends it.")
     ] = False,
+    speculative: Annotated[
+        bool,
+        typer.Option("--speculative", help="Let the adapter draft tokens: the same answer, sooner on a larger base."),
+    ] = False,
 ) -> None:
     """Generate text with a base model and any number of adapters."""
     import torch
@@ -85,6 +89,7 @@ def generate(
         **sampling,
         max_new_tokens=max_new_tokens,
         stop_strings=ends,
+        speculative=speculative,
         pad_token_id=padding(tokenizer),
         eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
         streamer=Said(tokenizer, skip_prompt=True, skip_special_tokens=True),

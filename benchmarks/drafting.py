@@ -1,0 +1,136 @@
+"""The adapter drafts for its base: how often its drafts are taken, and what that brings beside larger bases.
+
+Taken drafts are measured with the demo's adapter on SmolLM2. Larger bases have the shapes of SmolLM2-360M and 1.7B and
+random weights, which cost what trained ones do; which drafts are taken there is replayed from the measured ones.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LogitsProcessor
+
+from benchmarks.harness import Interval, Measured, interval, rounds
+from benchmarks.one_body import GREEDY, PROMPT, with_adapters
+from testkit.demonstrations import jeopardy
+from testkit.reference_models import smollm2_derived, smollm2_instruct
+from valueadapter import ValueAdapterForCausalLM
+from valueadapter.model.drafting import DraftedCandidates
+from valueadapter.training.recipe import Recipe, run
+
+QUESTIONS, TOKENS = 40, 24
+ASSISTANT = 4
+"""Tokens that the assistant drafts in a round; transformers' default of 20 would be slower here."""
+SHAPES = {
+    "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15},
+    "1.7B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32},
+}
+_HEADS = {"360M": 5, "1.7B": 32}
+ADAPTER = Path("build/bench/jeopardy/adapter")
+
+
+def drafted_tokens() -> Measured:
+    """How many of the drafted tokens are not taken, on SmolLM2 with the demo's adapter and greedy answers."""
+    return {"P4 drafted tokens that are refused, SmolLM2": (_share(_refused()), 0.5)}
+
+
+def drafting() -> Measured:
+    """P4: an answer that the adapter drafts / without drafts / of the base alone, and with its network as
+    `assistant_model`; which drafts are taken is replayed."""
+    refused = _refused()
+    rate = sum(refused) / len(refused)
+    found: Measured = {}
+    for name, shape in SHAPES.items():
+        config = LlamaConfig(**shape, vocab_size=49_152, num_key_value_heads=_HEADS[name], tie_word_embeddings=True)
+        base = LlamaForCausalLM(config).eval()
+        model = with_adapters(base, AutoTokenizer.from_pretrained(smollm2_instruct()), 1)
+        ids = dict(model.base_tokenizer(PROMPT, return_tensors="pt"))
+        how = {**GREEDY, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+        alone = {key: value for key, value in how.items() if key != "stop_strings"}
+        replay = _Replay(model, model.generate(**ids, **how)[0], rate)
+        network = model.adapters["a0"].networks[0]
+        network.generation_config.num_assistant_tokens = ASSISTANT
+        variants: dict[str, Any] = {
+            "plain": lambda m=model, i=ids, h=how: m.generate(**i, **h),
+            "base": lambda b=base, i=ids, a=alone: b.generate(**i, **a),
+            "drafted": lambda m=model, h=ids | how, r=replay: r.run(m, **h, speculative=True),
+            "assistant": lambda m=model, h=ids | how, r=replay, n=network: r.run(m, **h, assistant_model=n),
+        }
+        done = rounds(variants, number=3)
+        for other, goal in (("plain", 1.0), ("base", 1.0), ("assistant", 1.0)):
+            title = {"plain": "without drafts", "base": "the base alone", "assistant": "the same by assistant_model"}
+            ratios = [one["drafted"] / one[other] for one in done]
+            found[f"P4 adapter on {name}, drafting / {title[other]}"] = interval(ratios), goal
+    return found
+
+
+def _refused() -> list[bool]:
+    """For each drafted token that was looked at whether the sum chose another one."""
+    if not ADAPTER.exists():
+        arguments = {"save_strategy": "no", "use_cpu": True}
+        how = {"base": str(smollm2_derived()), "base_name": "bench/body", "output_dir": ADAPTER.parent}
+        recipe = Recipe(**how, data=jeopardy().train[:400], data_name="Jeopardy", arguments=arguments)
+        run(recipe, overwrite=True, say=print)
+    model = ValueAdapterForCausalLM.from_pretrained(str(smollm2_instruct()), str(ADAPTER))
+    found: list[bool] = []
+    update = DraftedCandidates.update_candidate_strategy
+
+    def noted(self: DraftedCandidates, input_ids: Any, scores: Any, num_matches: int) -> None:
+        taken, drafted = int(num_matches), scores.shape[1] - 1
+        found.extend([False] * taken + [True] * (taken < drafted))
+        update(self, input_ids, scores, num_matches)
+
+    DraftedCandidates.update_candidate_strategy = noted  # type: ignore[method-assign]  # to be counted
+    try:
+        for record in jeopardy().held_out[:QUESTIONS]:
+            ids = model.base_tokenizer(record["prompt"], return_tensors="pt")
+            model.generate(**ids, max_new_tokens=32, do_sample=False, speculative=True)
+    finally:
+        DraftedCandidates.update_candidate_strategy = update  # type: ignore[method-assign]
+    return found
+
+
+def _share(found: list[bool]) -> Interval:
+    generator = random.Random(0)
+    shares = sorted(sum(generator.choices(found, k=len(found))) / len(found) for _ in range(1000))
+    return sum(found) / len(found), shares[50], shares[949]
+
+
+class _Replay(LogitsProcessor):
+    """Has whoever drafts say the text that the sum says, but at places that are drawn at a rate, one token else.
+
+    Args:
+        model: the model that is drafted for.
+        text: (seq,) prompt and plain answer.
+        rate: how often a drafted token is another one.
+    """
+
+    def __init__(self, model: ValueAdapterForCausalLM, text: torch.Tensor, rate: float) -> None:
+        self.text = text
+        generator = random.Random(0)
+        self.other = [generator.random() < rate for _ in text]
+        self.drafting = False
+        model.adapters["a0"].networks[0].register_forward_hook(lambda *_: self._now(drafting=True))
+        model.register_forward_hook(lambda *_: self._now(drafting=False))
+
+    def run(self, model: ValueAdapterForCausalLM, **how: Any) -> None:
+        """Generates, and checks that drafts change no token."""
+        if not torch.equal(model.generate(**how, logits_processor=[self])[0], self.text):
+            raise RuntimeError("a draft has changed the answer")
+
+    def _now(self, *, drafting: bool) -> None:
+        self.drafting = drafting
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(1, seq) and (1, vocab) -> (1, vocab)."""
+        place = input_ids.shape[1]
+        if not self.drafting or place >= len(self.text):
+            return scores
+        token = (int(self.text[place]) + self.other[place]) % scores.shape[-1]
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
+
+
+GROUPS = (drafted_tokens, drafting)

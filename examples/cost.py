@@ -1,0 +1,50 @@
+"""What the demo's adapter costs on a base: files, memory, passes, time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from valueadapter import ValueAdapterForCausalLM
+
+TOKENS, ROUNDS = 24, 3
+console = Console(soft_wrap=True, highlight=False)
+
+
+def say_cost(base: str, adapter: str, directory: Path, prompt: str) -> None:
+    """Loads the adapter onto a base and says what it costs there.
+
+    Args:
+        base: Hub ID.
+        adapter: Hub ID.
+        directory: where its files lie.
+        prompt: what both go on from.
+    """
+    model = ValueAdapterForCausalLM.from_pretrained(base, adapter)
+    (status,) = model.get_adapter_status()
+    files = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    ids = model.base_tokenizer(prompt, return_tensors="pt").to(model.device)
+    length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+    alone: list[float] = []
+    adapted: list[float] = []
+    for _ in range(1 + ROUNDS):  # the first one also reads the prefix, whose keys and values are then kept
+        with model.disable_adapter():
+            alone.append(_seconds(lambda: model.generate(**ids, **length)))
+        adapted.append(_seconds(lambda: model.generate(**ids, **length, stop_strings=None)))
+    ratios = sorted(with_it / without for with_it, without in zip(adapted[1:], alone[1:], strict=True))
+    console.print(
+        f"{base.split('/')[1]}: the adapter is {files / 1e6:.1f} MB of files; beside the base it holds "
+        f"{status.held_bytes / 1e6:.0f} MB and runs {status.passes} more pass per token; {TOKENS} tokens take "
+        f"{statistics.median(ratios):.1f} times the base's own time here ({ratios[0]:.1f} to {ratios[-1]:.1f})",
+        markup=False,
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun

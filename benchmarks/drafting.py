@@ -22,7 +22,7 @@ from valueadapter.model.drafting import DraftedCandidates
 from valueadapter.training.recipe import Recipe, run
 
 QUESTIONS, TOKENS = 40, 24
-ASSISTANT = 4
+ASSISTANT, LARGEST = 4, "1.7B"
 """Tokens that the assistant drafts in a round; transformers' default of 20 would be slower here."""
 SHAPES = {
     "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15},
@@ -50,7 +50,8 @@ def drafting() -> Measured:
         ids = dict(model.base_tokenizer(PROMPT, return_tensors="pt"))
         how = {**GREEDY, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
         alone = {key: value for key, value in how.items() if key != "stop_strings"}
-        replay = _Replay(model, model.generate(**ids, **how)[0], rate)
+        text = model.generate(**ids, **how)[0]
+        replay, agreed = _Replay(model, text, rate), _Replay(model, text, 0.0)
         network = model.adapters["a0"].networks[0]
         network.generation_config.num_assistant_tokens = ASSISTANT
         variants: dict[str, Any] = {
@@ -59,11 +60,16 @@ def drafting() -> Measured:
             "drafted": lambda m=model, h=ids | how, r=replay: r.run(m, **h, speculative=True),
             "assistant": lambda m=model, h=ids | how, r=replay, n=network: r.run(m, **h, assistant_model=n),
         }
+        if name == LARGEST:
+            variants["agreed"] = lambda m=model, h=ids | how, r=agreed: r.run(m, **h, speculative=True)
         done = rounds(variants, number=3)
+        title = {"plain": "without drafts", "base": "the base alone", "assistant": "the same by assistant_model"}
         for other, goal in (("plain", 1.0), ("base", 1.0), ("assistant", 1.0)):
-            title = {"plain": "without drafts", "base": "the base alone", "assistant": "the same by assistant_model"}
             ratios = [one["drafted"] / one[other] for one in done]
             found[f"P4 adapter on {name}, drafting / {title[other]}"] = interval(ratios), goal
+        for other, goal in (("plain", 0.45), ("base", 0.5)) if "agreed" in variants else ():
+            ratios = [one["agreed"] / one[other] for one in done]
+            found[f"P4 adapter on {name}, every draft taken / {title[other]}"] = interval(ratios), goal
     return found
 
 

@@ -19,7 +19,7 @@ older results are then computed again."""
 
 Penalty = Literal["none", "l1", "l2", "entropy"]
 PrefixPolicy = Literal["first", "next", "short"]
-PrefixUse = Literal["both", "scoring", "subtracted"]
+PrefixUse = Literal["both", "scoring", "subtracted", "all", "all_by_the_body"]
 Source = Literal["trained", "expert_minus_base"]
 Spec = TypeVar("Spec", "Cell", "Reference", "Judge", "Experts", "Stack")
 
@@ -66,7 +66,8 @@ class Cell:
     """Which: the first of the training split, the next as many, or its shortest."""
     prefix_use: PrefixUse = "subtracted"
     """Who reads it: `scoring` the scored bases; `both` also the base in training; `subtracted` besides the scored bases
-    the network that is subtracted from them."""
+    the network that is subtracted from them; `all` also the network that is added, in training, too; `all_by_the_body`
+    the same, but what stands in for the prefix there are the keys and values of the body without its LoRA."""
     content_weight: float = 1.0
     """Weight of the value logits, centred, of tokens that are content: all but those that responses share."""
     network: Source = "trained"

@@ -9,7 +9,8 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from valueadapter import ValueAdapter, ValueAdapterForCausalLM, calibrate
 from valueadapter.artifact.config import Weights
 from valueadapter.demonstrations.responses import response_bytes
 from valueadapter.errors import AlignmentError, IncompatibleBaseError, UnsupportedModeError
+from valueadapter.model import prefix_memory
 from valueadapter.training.recipe import run
 from valueadapter.training.recipe_settings import Recipe
 
@@ -40,6 +42,13 @@ def run_cell(cell: Cell, store: Store, say: Say) -> Result:
         `training`, the recipe's summary; `sizes`, UTF-8 bytes of each held-out response; `targets`, for each base what
         `_arms` says.
     """
+    if cell.prefix_use == "all_by_the_body":
+        with _read_by_the_body():
+            return _run_cell(cell, store, say)
+    return _run_cell(cell, store, say)
+
+
+def _run_cell(cell: Cell, store: Store, say: Say) -> Result:
     targets = targets_of(cell.donor, cell.targets)
     for target in targets:
         _ = target.folder  # what is missing shows before anything is trained
@@ -122,6 +131,24 @@ def _small(model: ValueAdapterForCausalLM, trained: Weights) -> Any:
         return networks[0]
     model.set_weights(NAME, trained)
     return model
+
+
+@contextmanager
+def _read_by_the_body() -> Iterator[None]:
+    """Within the block, the network that is added goes on from what the one that is subtracted made of the prefix."""
+    original = prefix_memory.network_prefixes
+
+    def by_the_body(*arguments: Any) -> Any:
+        added, subtracted = original(*arguments)
+        if added is not None and subtracted is not None:
+            added._read = subtracted._read
+        return added, subtracted
+
+    prefix_memory.network_prefixes = by_the_body
+    try:
+        yield
+    finally:
+        prefix_memory.network_prefixes = original
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -208,6 +235,7 @@ def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path, s
         dropout=cell.dropout or None,
         other_bases=tuple(str(TARGETS[name].folder) for name in cell.other_bases),
         base_prefix=prefix if cell.prefix_use != "scoring" else None,
+        lora_reads_prefix=cell.prefix_use in ("all", "all_by_the_body"),
         base_prefix_examples=0,
         arguments=arguments,
     )

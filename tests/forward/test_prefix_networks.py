@@ -79,13 +79,17 @@ def test_without_a_prefix_such_a_network_is_like_any_other() -> None:
     torch.testing.assert_close(model(IDS).logits, ends[0] + plain(IDS).logits - 0.5 * ends[1])
 
 
-def test_a_network_behind_a_prefix_takes_no_gradients() -> None:
-    """What it read of the prefix would be out of date after a step."""
+def test_gradients_go_to_the_prompt_and_not_into_the_prefix() -> None:
+    """In tokens of its own they do neither: its reader computes what it reads once."""
     model = prefixed()
     model.add_adapter(model.adapters["default"].copy(), "trained", is_trainable=True)
     model.set_adapter("trained")
+    assert model(IDS).logits.requires_grad
+    model = reading_text("llama", ("coarse bytes", "bytes"))
+    model.add_adapter(model.adapters["default"].copy(), "trained", is_trainable=True)
+    model.set_adapter("trained")
     with pytest.raises(UnsupportedModeError, match="takes no gradients"):
-        model(IDS)
+        model(ids_of(model, "The cat sat."))
 
 
 def test_a_flag_for_each_network() -> None:

@@ -308,10 +308,9 @@ def test_a_record_names_no_path(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"torch_compile": True, "torch_compile_backend": "eager"}, "torch_compile"),
-        ({"networks": 2, "prefix": "A", "reads_prefix": [False, True]}, "a network reads the base prefix"),
         ({"networks": 2, "wider": 3}, "the networks' logits have different widths"),
     ],
-    ids=["compiled", "network behind the prefix", "widths"],
+    ids=["compiled", "widths"],
 )
 def test_otherwise_logits_are_computed_and_the_log_says_why(
     make: Make, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], reason: str

@@ -222,7 +222,8 @@ class BasePrefix:
 
     def _must_read(self, padding: torch.Tensor, length: int, cache: ValueAdapterCache | None) -> bool:
         """Whether the prefix's keys and values, put before the padding, would not give what reading it gives."""
-        if not self._keys_and_values:
+        # with gradient checkpointing transformers leaves a cache out, and the prefix with it
+        if not self._keys_and_values or _is_checkpointed(self.base):
             return True
         # a window counts slots, so with padding between them a prompt would lose sight of its prefix too soon
         if self._window is None or not bool((padding > 0).any()):
@@ -282,27 +283,40 @@ class BasePrefix:
         """Gives back the memory of keys and values; they are computed again where they are needed."""
         self._states.clear()
 
-    @torch.no_grad()
     def _computed(self, lead: int) -> States:
-        """Keys and values of the prefix's first `lead` tokens; computed once while the model computes alike."""
+        """Keys and values of the prefix's first `lead` tokens; computed once while the model computes alike.
+
+        Of weights that are trained, in each call anew and with gradients: the prefix is text like any other.
+        """
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.base.parameters()):
+            return self._read(lead)
         # while torch traces a call there is no telling what the model is, so nothing is kept
         now = None if torch.compiler.is_compiling() else moment(self.base)
         kept = self._states.get(lead)
         if kept is not None and kept[0] == now:
             return kept[1]
-        cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
-        ids = torch.tensor([self.ids[:lead]], device=execution_device(self.base))
-        self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
-        states = [(layer.keys, layer.values) for layer in cache.layers]
+        with torch.no_grad():
+            states = self._read(lead)
         if now is not None:
             self._states[lead] = (now, states)
         return states
+
+    def _read(self, lead: int) -> States:
+        cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
+        ids = torch.tensor([self.ids[:lead]], device=execution_device(self.base))
+        self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+        return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 _MIXED = (
     "some rows begin with the token that begins a text, and some do not, so the base prefix would end differently for "
     "them; tokenize all prompts the same way"
 )
+
+
+def _is_checkpointed(model: PreTrainedModel) -> bool:
+    """Whether a training model computes its layers a second time for their gradients."""
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _checked(mask: torch.Tensor | Mapping[str, Any] | None) -> torch.Tensor | None:

@@ -261,7 +261,6 @@ def _in_step(term: Term, inputs: Inputs, part: str, network: PreTrainedModel, id
 
 def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tensor, inputs: Inputs) -> Pass:
     """A network that reads the prefix as the base does."""
-    _check_frozen(network)
     mask, positions, keep = moved(
         {0: inputs.attention_mask, 1: inputs.position_ids, 2: inputs.logits_to_keep}, ids.device
     ).values()
@@ -273,8 +272,8 @@ def _after_prefix(network: PreTrainedModel, prefix: BasePrefix, ids: torch.Tenso
 def _check_frozen(network: PreTrainedModel) -> None:
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in network.parameters()):
         raise UnsupportedModeError(
-            "a network that reads the prefix takes no gradients: the prefix's keys and values are computed once. Train "
-            "with base_prefix=None, and record the prefix afterwards"
+            "a network that reads the prefix in tokens of its own takes no gradients: the prefix's keys and values are "
+            "computed once. Train on a base of its vocabulary, or with base_prefix=None"
         )
 
 

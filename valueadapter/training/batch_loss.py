@@ -154,7 +154,7 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
     networks_to_run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
     # bodies run once for the whole batch; the heads only where a response token is predicted, part by part
-    value_hidden = {index: known.hidden(term.networks[index])[:, :-1] for index in networks_to_run}
+    value_hidden = {index: _hidden(term, index, known)[:, :-1] for index in networks_to_run}
     networks = _summands(term, request, networks_to_run)
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
     totals: list[torch.Tensor] = []
@@ -182,6 +182,12 @@ def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
     if not totals:  # a batch without a response has gradients too, of zero, which other processes wait for
         return 0 * torch.stack([hidden.sum(dtype=torch.float32) for hidden in value_hidden.values()]).sum()
     return functools.reduce(torch.add, totals)
+
+
+def _hidden(term: Term, index: int, inputs: TextInputs) -> torch.Tensor:
+    """A network's last hidden states, (batch, seq, hidden), of the rows alone or behind the prefix that it reads."""
+    prefix = term.prefix_of(term.parts[index])
+    return inputs.hidden(term.networks[index]) if prefix is None else prefix.hidden(*inputs)
 
 
 class _Summands(NamedTuple):

@@ -18,6 +18,7 @@ from valueadapter.adapter.heads import Head, head_of
 from valueadapter.adapter.model_state import same_model
 from valueadapter.artifact.config import Regularisation
 from valueadapter.errors import ConfigError
+from valueadapter.forward.prefix_reading import BasePrefix
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.model.outputs import ValueAdapterOutput
 from valueadapter.training.bases import TrainingBases, records_of
@@ -124,12 +125,21 @@ def hidden_state_loss(
 
 
 def _stand_ins(model: ValueAdapterForCausalLM, bases: Sequence[PreTrainedModel]) -> frozenset[int]:
-    """Frozen networks that are the base, where there is one base and nothing stands before its text."""
-    if len(bases) > 1 or model.attached.acting_prefix() is not None:
+    """Frozen networks that are the base, where there is one base; before their text stands what stands before its."""
+    if len(bases) > 1:
         return frozenset()
-    networks = enumerate(model.attached.terms()[0].networks)
-    frozen = [(index, one) for index, one in networks if not any(p.requires_grad for p in one.parameters())]
+    (term,) = model.attached.terms()
+    before = _ids_of(model.attached.acting_prefix())
+    frozen = [
+        (index, network)
+        for index, (part, network) in enumerate(zip(term.parts, term.networks, strict=True))
+        if _ids_of(term.prefix_of(part)) == before and not any(p.requires_grad for p in network.parameters())
+    ]
     return frozenset(index for index, network in frozen if same_model(network, bases[0]))
+
+
+def _ids_of(prefix: BasePrefix | None) -> tuple[int, ...]:
+    return () if prefix is None else prefix.ids
 
 
 def _cache(trainer: Trainer, bases: TrainingBases, say: Say, *, base_runs: bool) -> None:
@@ -169,7 +179,6 @@ def _why_logits(trainer: Trainer) -> str | None:
         "compute_loss_func is given": trainer.compute_loss_func is not None,
         "the batch is split across devices": getattr(trainer.accelerator, "parallelism_config", None) is not None,
         f"the connection is {connection}": connection != "residual",
-        "a network reads the base prefix": any(prefix for term in terms for prefix in term.prefixes),
     }
     found = next((reason for reason, holds in reasons.items() if holds), None)
     return found or why_logits_are_needed(terms, model.base)

@@ -272,6 +272,7 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
     model = ValueAdapterForCausalLM(base, tokenizer=plan.tokenizer)
     name = recipe.base_name or recipe.base
     networks, coefficients = _networks(recipe, base, name, plan.commit, say)
+    all_read = recipe.lora_reads_prefix and plan.prefix is not None
     adapter = ValueAdapter.from_networks(
         networks,
         plan.tokenizer,
@@ -279,7 +280,9 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
         coefficients=coefficients,
         base_model_revision=plan.commit,
         connection=recipe.connection,
-        base_prefix=plan.prefix if recipe.network == "full" else None,  # of a LoRA it cancels out, and costs
+        # of a LoRA that does not read it, it cancels out, and costs
+        base_prefix=plan.prefix if recipe.network == "full" or all_read else None,
+        reads_prefix=[all_read] * len(networks),
     )
     model.add_adapter(adapter, "default", is_trainable=True)
     for network in adapter.networks[1:]:

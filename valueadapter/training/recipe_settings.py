@@ -58,6 +58,9 @@ class Recipe:
     is added is what training moved beyond it; `full`: a network of its own, all of it trained, on the prefixed base."""
     lora_rank: int = 16
     """Of the LoRA."""
+    lora_reads_prefix: bool = False
+    """Whether the network with the LoRA reads the prefix as well, in training and in use, so that all models have one
+    text."""
     num_layers: int | None = None
     """First N layers of the body, of a full network."""
     initialisation: Initialisation = "zero_head"
@@ -126,6 +129,8 @@ def _check_combination(recipe: Recipe) -> None:
         raise ConfigError(
             f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
         )
+    if recipe.lora_reads_prefix and recipe.network == "full":
+        raise ConfigError("lora_reads_prefix is of a LoRA network; train network='lora', or leave it out")
     if recipe.eval_data is not None and recipe.arguments.get("release_base"):
         raise ConfigError(
             "release_base gives the base's memory back, and eval_data would be scored with it; give one of them, and "
@@ -153,6 +158,7 @@ def run_settings(
     return {
         **{name: getattr(recipe, name) for name in _OF_RECIPE},
         **{name: getattr(arguments, name) for name in _OF_ARGUMENTS},
+        **({"lora_reads_prefix": True} if recipe.lora_reads_prefix else {}),  # earlier runs do not say it
         "base": base,
         "other_bases": [str(place) for place in recipe.other_bases],
         "data": f"{len(data)} demonstrations, sha256:{digest.hexdigest()}",

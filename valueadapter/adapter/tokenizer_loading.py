@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from valueadapter.artifact import file_names, tokenizer_settings
@@ -86,7 +87,7 @@ def load_tokenizer(opened: OpenedArtifact) -> LoadedTokenizer:
     tokenizer.name_or_path = str(opened.directory)
     tokenizer.init_kwargs["name_or_path"] = str(opened.directory)
     side, mine = opened.side, side_of(tokenizer, opened.side.width)
-    if json.loads(text) == json.loads(side.tokenizer_json):
+    if _is_alike(text, side.tokenizer_json):
         vars(mine)["vocabulary"] = side.vocabulary  # which takes seconds to make
     elif differences := _differences(mine, side):
         raise ArtifactError(
@@ -100,6 +101,11 @@ def load_tokenizer(opened: OpenedArtifact) -> LoadedTokenizer:
             f"{side.eos_token!r}. Download or save the adapter again"
         )
     return LoadedTokenizer(tokenizer, mine)
+
+
+def _is_alike(text: str, saved: str) -> bool:
+    """Whether two texts are one tokenizer: as its library writes it, or value by value where it writes it otherwise."""
+    return text == Tokenizer.from_str(saved).to_str() or json.loads(text) == json.loads(saved)
 
 
 def _differences(mine: ModelVocabulary, recorded: ModelVocabulary) -> str:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from valueadapter.artifact import known_blobs
 from valueadapter.errors import ArtifactError
 
 BYTES = {
@@ -97,16 +101,17 @@ class WeightFile:
         Raises:
             ArtifactError: the file has another checksum, or has become shorter.
         """
+        opened = os.fstat(self._file.fileno())
         digest = hashlib.sha256(self._header)
         self._file.seek(len(self._header))
-        spare = memoryview(bytearray(_CHUNK if place is None else 0))
-        for one in self.tensors.values():
-            size, into = one.end - one.begin, spare if place is None else place(one)
-            for begin in range(0, size, _CHUNK):
-                part = into[: size - begin] if place is None else into[begin : begin + _CHUNK]
+        with ThreadPoolExecutor(1) as hasher:  # one part is hashed while the next is read
+            hashed: Future[None] | None = None
+            for part in self._parts(place):
                 if self._file.readinto(part) != len(part):  # type: ignore[attr-defined]  # a buffered reader's
                     raise self._damaged("it has become shorter while it was read")
-                digest.update(part)
+                if hashed is not None:
+                    hashed.result()
+                hashed = hasher.submit(digest.update, part)
         if self._file.read(1):
             raise self._damaged("it has become longer while it was read")
         if expected is not None and (got := digest.hexdigest()) != expected:
@@ -114,14 +119,37 @@ class WeightFile:
                 f"'{self.path}' has changed since it was saved: SHA-256 is {got}, config.json says {expected}. "
                 "Download or save the adapter again"
             )
+        if expected is not None:
+            known_blobs.note(self.path, expected, opened)
+
+    def _parts(self, place: Callable[[Stored], memoryview] | None) -> Iterator[memoryview]:
+        """Where the bytes go, part by part; two buffers in turn where none are kept."""
+        spare = [memoryview(bytearray(_CHUNK if place is None else 0)) for _ in range(2)]
+        turn = 0
+        for one in self.tensors.values():
+            size, into = one.end - one.begin, None if place is None else place(one)
+            for begin in range(0, size, _CHUNK):
+                turn = 1 - turn
+                yield spare[turn][: size - begin] if into is None else into[begin : begin + _CHUNK]
+
+    def is_known(self, expected: str) -> bool:
+        """Whether it has been read before and had this checksum; only of what the Hub's cache holds."""
+        return known_blobs.is_known(self.path, expected, os.fstat(self._file.fileno()))
+
+    def mapped(self) -> dict[str, memoryview]:
+        """Name -> the bytes of each tensor, read when they are first looked at; who writes to them changes no file."""
+        whole = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY))
+        start = len(self._header)
+        return {name: whole[start + one.begin : start + one.end] for name, one in self.tensors.items()}
 
     def check(self, expected: str) -> None:
-        """Reads the file for its checksum only.
+        """Reads the file for its checksum only, unless that is known.
 
         Raises:
             ArtifactError: see `read`.
         """
-        self.read(None, expected)
+        if not self.is_known(expected):
+            self.read(None, expected)
 
     def copy(self, target: Path, expected: str) -> None:
         """Writes what is read to another file, and only then compares the checksum.

@@ -86,14 +86,18 @@ class Vocabulary:
     spells_text: bool = True
 
     @classmethod
-    def from_tokenizer_json(cls, text: str) -> Vocabulary:
+    def from_tokenizer_json(cls, text: str, state: dict[str, Any] | None = None) -> Vocabulary:
         """Reads a fast tokenizer's `tokenizer.json`.
+
+        Args:
+            text: its content.
+            state: the same parsed, where somebody has done so.
 
         Raises:
             AlignmentError: not a tokenizer that the `tokenizers` library can load.
         """
         try:
-            return cls._read(text)
+            return cls._read(text, json.loads(text) if state is None else state)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # the Rust library raises bare `Exception`, and panics as none
@@ -102,11 +106,10 @@ class Vocabulary:
             ) from None
 
     @classmethod
-    def _read(cls, text: str) -> Vocabulary:
+    def _read(cls, text: str, state: dict[str, Any]) -> Vocabulary:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        state = json.loads(text)
         tokens = _model_tokens(state)
         added = {entry["id"]: entry for entry in state["added_tokens"]}
         for token, entry in added.items():

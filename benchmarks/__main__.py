@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 import valueadapter
-from benchmarks import cached_training, decoding, drafting, loading, one_body, prefix, scoring, training
+from benchmarks import cached_training, compiled, decoding, drafting, loading, one_body, prefix, scoring, training
 from benchmarks.harness import machine
 
 
@@ -36,6 +36,7 @@ def main() -> None:
             *training.GROUPS,
             *cached_training.GROUPS,
             *scoring.GROUPS,
+            *compiled.GROUPS,
         )
     }
     asked = sys.argv[1:] or list(groups)

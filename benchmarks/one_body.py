@@ -72,6 +72,11 @@ def mixed_batch() -> Measured:
     return {"P15 eight rows with four choices / with one": (interval(ratios), 1.3)}
 
 
+def with_default_adapter(base: str) -> ValueAdapterForCausalLM:
+    """A base with one adapter of the default recipe."""
+    return _model(base, 1)
+
+
 def _model(base: str, count: int) -> ValueAdapterForCausalLM:
     return with_adapters(AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base), count)
 

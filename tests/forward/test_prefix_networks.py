@@ -79,6 +79,18 @@ def test_without_a_prefix_such_a_network_is_like_any_other() -> None:
     torch.testing.assert_close(model(IDS).logits, ends[0] + plain(IDS).logits - 0.5 * ends[1])
 
 
+def test_padding_is_no_text_where_nobody_says_positions() -> None:
+    """In a call by hand, whole and with the cache that it gives: prefix and text are one text for each model."""
+    model = prefixed()
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        alone = model(IDS[:1, 3:]).logits
+        torch.testing.assert_close(model(IDS, attention_mask=mask).logits[:1, 3:], alone, rtol=1e-4, atol=1e-4)
+        begun = model(IDS[:, :5], attention_mask=mask[:, :5], use_cache=True)
+        rest = model(IDS[:, 5:], attention_mask=mask, cache=begun.cache).logits
+        torch.testing.assert_close(rest[:1], alone[:, 2:], rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_go_to_the_prompt_and_not_into_the_prefix() -> None:
     """In tokens of its own they do neither: its reader computes what it reads once."""
     model = prefixed()

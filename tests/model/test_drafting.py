@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,19 @@ from kinds import model_of
 from test_alignment import permuted
 from tiny import tiny_model
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.errors import UnsupportedModeError
+from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.model.drafting import DraftedCandidates, own_draft
+from valueadapter.model.stopping import Guesses
 
 IDS = torch.randint(3, 97, (1, 7), generator=torch.Generator().manual_seed(0))
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -150,14 +158,86 @@ def test_padding_before_the_prompt(tokenizer: Any) -> None:
             check_equal(model, IDS, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1, 1]]))
 
 
-def test_a_conversation_goes_on_from_its_cache(tokenizer: Any) -> None:
+@pytest.mark.parametrize("prefix", [None, "Q:A "])
+@pytest.mark.parametrize("more", [1, 5])
+def test_a_conversation_goes_on_from_its_cache(prefix: str | None, more: int, tokenizer: Any) -> None:
     """What an earlier answer left in the cache is read by no model again."""
-    model = close("llama", "qwen3", tokenizer, "Q:A ")
-    first = model.generate(IDS, **GREEDY, return_dict_in_generate=True)
-    longer = torch.cat([first.sequences, IDS], dim=1)
-    plain = model.generate(longer, **GREEDY, cache=first.cache)
-    first = model.generate(IDS, **GREEDY, return_dict_in_generate=True, speculative=True)
-    assert torch.equal(plain, model.generate(longer, **GREEDY, cache=first.cache, speculative=True))
+    for base, body in (("llama", "qwen3"), ("gemma3", "gemma3")):
+        model = close(base, body, tokenizer, prefix)
+        first = {**GREEDY, "max_new_tokens": 8, "return_dict_in_generate": True}
+        earlier = model.generate(IDS, **first)
+        longer = torch.cat([earlier.sequences, IDS[:, :more]], dim=1)
+        plain = model.generate(longer, **GREEDY, cache=earlier.cache)
+        drafted = {**GREEDY, "speculative": True, "num_assistant_tokens": 4}
+        cache = model.generate(IDS, **first, **{"speculative": True}).cache
+        read: list[int] = []
+        hook = model.base.register_forward_pre_hook(
+            lambda _, args, kwargs, read=read: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        out = model.generate(longer, **drafted, cache=cache)
+        hook.remove()
+        assert torch.equal(plain, out)
+        assert read[0] <= more + 1 + 4
+        assert len({cache.read_by(part) for part in cache.parts}) == 1
+
+
+@pytest.mark.parametrize("how", ["processor", "streamer", "forward"])
+def test_an_error_leaves_no_draft_in_the_cache(how: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds the cache goes on with what was accepted."""
+    for number in (4, 6, 9, 11):
+        model = close("llama", "qwen3", tokenizer, "Q:A ")
+        full = model.generate(IDS, **GREEDY)
+        calls = iter(range(100))
+
+        def boom(*values: Any, calls: Any = calls, number: int = number) -> Any:
+            if next(calls) == number:
+                raise KeyError("boom")
+            return values[-1] if values else None
+
+        more: dict[str, Any] = {"logits_processor": LogitsProcessorList([boom])} if how == "processor" else {}
+        if how == "streamer":
+            more = {"streamer": SimpleNamespace(put=boom, end=lambda: None)}
+        cache = model(IDS[:, :3], use_cache=True).cache
+        cache.reset()
+        with monkeypatch.context() as patch:
+            if how == "forward":
+                layer = model.base.model.layers[1]
+                forward = layer.forward
+                patch.setattr(layer, "forward", lambda *a, b=boom, f=forward, **k: (b(), f(*a, **k))[1])
+            with pytest.raises(KeyError):
+                model.generate(IDS, **GREEDY, cache=cache, speculative=True, num_assistant_tokens=4, **more)
+        read = cache.get_seq_length()
+        assert {cache.read_by(part) for part in cache.parts} == {read}
+        assert not cache.ahead
+        with torch.no_grad():
+            told = model(full[:, read : read + 2], cache=cache).logits[:, -1]
+            torch.testing.assert_close(told, model(full[:, : read + 2]).logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
+class At(StoppingCriteria):
+    """A text is over at a length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.tensor([input_ids.shape[1] >= self.length])
+
+
+@pytest.mark.parametrize(("base", "body"), [("gemma3", "gemma3"), ("llama", "qwen3")])
+def test_every_criterion_ends_a_text(base: str, body: str, tokenizer: Any) -> None:
+    """Somebody's own, and the stop strings of a configuration, wherever they come within a round."""
+    model = close(base, body, tokenizer)
+    said = model.generate(IDS, **GREEDY)[0, 7:].tolist()
+    for length in range(9, 20):
+        for guesses in ({"speculative": True, "num_assistant_tokens": 6}, {"prompt_lookup_num_tokens": 4}):
+            criteria = StoppingCriteriaList([At(length)])
+            assert model.generate(IDS, **GREEDY, stopping_criteria=criteria, **guesses).shape[1] == length
+    for end in said[2:9]:
+        settings = GenerationConfig(stop_strings=[tokenizer.decode([end])], **GREEDY)
+        given = {"generation_config": settings, "tokenizer": tokenizer}
+        plain = model.generate(IDS, **given)
+        assert torch.equal(plain, model.generate(IDS, **given, speculative=True, num_assistant_tokens=6))
 
 
 def test_stacked_adapters(tokenizer: Any) -> None:
@@ -174,27 +254,36 @@ def test_stacked_adapters(tokenizer: Any) -> None:
     check_equal(model, IDS)
 
 
-def test_sampled_answers_have_the_distribution_of_plain_sampling(tokenizer: Any) -> None:
-    """Pearson's chi-square of two sampled tokens against what they should be; fails once in ten thousand sound runs."""
+@pytest.mark.parametrize("end", ["none", "token", "text", "text by an assistant"])
+def test_sampled_answers_have_the_distribution_of_plain_sampling(end: str, tokenizer: Any) -> None:
+    """Pearson's chi-square of sampled texts against what they should be; fails once in ten thousand sound runs.
+
+    Whether a text may end must not depend on who has drafted its end.
+    """
     model = close("llama", "qwen3", tokenizer)
     model.set_scale("a", 2.0)
-    how = {"do_sample": True, "top_k": 4, "max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": None}
-    first = torch.softmax(model(IDS).logits[0, -1].topk(4).values, dim=-1)
-    tokens = model(IDS).logits[0, -1].topk(4).indices
+    how: dict[str, Any] = {"do_sample": True, "top_k": 4, "max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": None}
+    told = model(IDS).logits[0, -1].topk(4)
+    first = dict(zip(told.indices.tolist(), torch.softmax(told.values, dim=-1).tolist(), strict=True))
+    last = max(first, key=lambda token: first[token])
+    how |= {"token": {"eos_token_id": last}, "none": {}}.get(end, {"stop_strings": [tokenizer.decode([last])]})
+    guesses = {"assistant_model": model.adapters["a"].networks[0]} if "assistant" in end else {"speculative": True}
     expected: dict[tuple[int, ...], float] = {}
-    for token, share in zip(tokens.tolist(), first.tolist(), strict=True):
+    for token, share in first.items():
+        if end != "none" and token == last:
+            expected[token,] = share
+            continue
         behind = model(torch.cat([IDS, torch.tensor([[token]])], dim=1)).logits[0, -1].topk(4)
         for after, part in zip(behind.indices.tolist(), torch.softmax(behind.values, dim=-1).tolist(), strict=True):
             expected[token, after] = share * part
     count = 1500
     torch.manual_seed(0)
     seen = Counter(
-        tuple(model.generate(IDS, **how, speculative=True, num_assistant_tokens=1)[0, 7:].tolist())
-        for _ in range(count)
+        tuple(model.generate(IDS, **how, **guesses, num_assistant_tokens=1)[0, 7:].tolist()) for _ in range(count)
     )
     assert set(seen) <= set(expected)
     chi = sum((seen[one] - count * share) ** 2 / (count * share) for one, share in expected.items())
-    assert chi < 44.3  # 15 degrees of freedom
+    assert chi < (44.3 if end == "none" else 39.1)  # 15 and 12 degrees of freedom
 
 
 def test_how_much_is_drafted_follows_what_is_taken(tokenizer: Any) -> None:
@@ -215,8 +304,9 @@ def test_how_much_is_drafted_follows_what_is_taken(tokenizer: Any) -> None:
 
 def drafting(model: ValueAdapterForCausalLM) -> DraftedCandidates:
     """What drafts for a text of 31 tokens at most."""
-    draft = own_draft(model, None, rows=1, others={})
-    return DraftedCandidates(model, draft, GenerationConfig(max_length=31), LogitsProcessorList(), ends=None)
+    draft, settings = own_draft(model, None, rows=1, others={}), GenerationConfig(max_length=31)
+    guesses = Guesses(StoppingCriteriaList(), settings, None)
+    return DraftedCandidates(model, draft, settings, LogitsProcessorList(), guesses)
 
 
 def test_the_network_that_counts_most_drafts(tokenizer: Any) -> None:
@@ -236,12 +326,21 @@ def test_the_network_that_counts_most_drafts(tokenizer: Any) -> None:
         ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens by another"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"use_cache": False}, "use_cache is False"),
+        ({"generation_config": GenerationConfig(max_new_tokens=4)}, "num_beams=3"),
     ],
 )
 def test_what_cannot_be_drafted_is_said(how: dict[str, Any], message: str, tokenizer: Any) -> None:
     model = close("llama", "qwen3", tokenizer)
+    if "generation_config" in how:  # which leaves what it does not say to the model's own settings
+        model.generation_config.num_beams = 3
     with pytest.raises(UnsupportedModeError, match=message):
-        model.generate(IDS, **GREEDY | how, speculative=True)
+        model.generate(IDS, **({} if "generation_config" in how else GREEDY) | how, speculative=True)
+
+
+@pytest.mark.parametrize("number", [-1, 2.5, True, "3"])
+def test_a_number_that_is_none(number: Any, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="num_assistant_tokens must be a whole number"):
+        close("llama", "qwen3", tokenizer).generate(IDS, **GREEDY, speculative=True, num_assistant_tokens=number)
 
 
 def test_nobody_drafts(tokenizer: Any) -> None:

@@ -23,7 +23,7 @@ from valueadapter.adapter.shared_tensors import share, twin
 from valueadapter.artifact import file_names
 from valueadapter.artifact.network_files import OpenedNetwork
 from valueadapter.artifact.network_settings import check_implementations, check_settings
-from valueadapter.artifact.weight_file import Stored, WeightFile
+from valueadapter.artifact.weight_file import Stored
 from valueadapter.errors import ArtifactError, ConfigError
 
 _DTYPES = {
@@ -150,7 +150,7 @@ def check_savable(network: PreTrainedModel) -> None:
 
 
 def _tensors(network: OpenedNetwork) -> dict[str, torch.Tensor]:
-    """The tensors of all weight files, read once, or mapped where they were; raises if they are not those saved."""
+    """The tensors of all weight files, read once; raises if they are not those that were saved."""
     found: dict[str, torch.Tensor] = {}
 
     def place(one: Stored) -> memoryview:
@@ -159,10 +159,7 @@ def _tensors(network: OpenedNetwork) -> dict[str, torch.Tensor]:
         return memoryview(flat.numpy())  # type: ignore[arg-type]  # an array is a buffer
 
     for name, file in network.weights.items():
-        if file.is_known(network.checksums[name]):
-            found |= _mapped(file, network)
-        else:
-            file.read(place, network.checksums[name])
+        file.read(place, network.checksums[name])
     return found
 
 
@@ -170,17 +167,6 @@ def _dtype(one: Stored, network: OpenedNetwork) -> torch.dtype:
     if one.dtype not in _DTYPES:
         raise ArtifactError(f"tensor '{one.name}' in '{network.directory}' has dtype {one.dtype}, which torch lacks")
     return _DTYPES[one.dtype]
-
-
-def _mapped(file: WeightFile, network: OpenedNetwork) -> dict[str, torch.Tensor]:
-    """The tensors of a file whose checksum is known."""
-    held = file.mapped()
-    return {
-        name: torch.frombuffer(held[name], dtype=_dtype(one, network)).view(one.shape)
-        if one.elements
-        else torch.empty(one.shape, dtype=_dtype(one, network))
-        for name, one in file.tensors.items()
-    }
 
 
 @contextmanager

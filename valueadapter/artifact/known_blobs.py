@@ -29,7 +29,7 @@ def is_known(path: Path, sha256: str, opened: os.stat_result) -> bool:
         return False
     try:
         noted = json.loads(_note(sha256).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return bool(noted == _state(opened))
 
@@ -42,8 +42,11 @@ def note(path: Path, sha256: str, opened: os.stat_result) -> None:
     with contextlib.suppress(OSError):  # a cache that others own is read all the same
         place.parent.mkdir(parents=True, exist_ok=True)
         new = place.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(_state(opened)), "utf-8")
-        new.replace(place)
+        try:
+            new.write_text(json.dumps(_state(opened)), "utf-8")
+            new.replace(place)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _is_blob(path: Path, sha256: str) -> bool:

@@ -131,6 +131,18 @@ class ValueAdapterCache(Cache):
         ahead, self.ahead = self.ahead, {}
         return ahead
 
+    def take_back(self, to: int) -> None:
+        """Has no model have read more than the first `to` tokens of the caller's; with the first, also no prefix."""
+        self.ahead.clear()
+        if to <= 0:
+            self.reset()
+            return
+        for part, cache in self.parts.items():
+            wanted = to + (self.prefixes[part].lead if part in self.prefixes else 0)
+            for layer in cache.layers:  # which may have read more or less than its neighbours where one has failed
+                if (more := int(layer.get_seq_length()) - wanted) > 0:
+                    layer.crop(-more)
+
     def crop(self, tokens_to_remove: int) -> None:
         """Takes back the last tokens, minus as many as `tokens_to_remove` says; with the first, also the prefix."""
         super().crop(tokens_to_remove)

@@ -22,7 +22,7 @@ from valueadapter.adapter.model_state import Moment, moment
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, PrefixState, ValueAdapterCache
 from valueadapter.forward.positions import check_one_text
-from valueadapter.forward.steps import has_read, turns_with_length
+from valueadapter.forward.steps import has_read, takes, turns_with_length
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values, layer by layer, each (1, heads, tokens, size)."""
@@ -167,6 +167,8 @@ class BasePrefix:
             "use_cache": True,
             "logits_to_keep": logits_to_keep,
         }
+        if position_ids is None and mask is not None and takes(self.base, "position_ids"):
+            position_ids = _behind_padding(mask, ids.shape[1])
         if position_ids is not None:
             arguments["position_ids"] = position_ids + state.lead
         return BaseCall(arguments)
@@ -331,6 +333,14 @@ def _checked(mask: torch.Tensor | Mapping[str, Any] | None) -> torch.Tensor | No
 def _padding(mask: torch.Tensor) -> torch.Tensor:
     """(batch, length) -> (batch,): padding before the first token; the whole length where there is no token."""
     return torch.where((mask != 0).any(dim=1), (mask != 0).int().argmax(dim=1), mask.shape[1])
+
+
+def _behind_padding(mask: torch.Tensor, length: int) -> torch.Tensor | None:
+    """(batch, length) places in the text of the last columns of a mask, since padding stands between prefix and text;
+    None where nothing is padded at the left."""
+    if not bool((_padding(mask) > 0).any()):
+        return None
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
 
 
 def _after_padding(row: torch.Tensor, inserted: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:

@@ -16,13 +16,13 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig
 from transformers.generation import CandidateGenerator, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from valueadapter.adapter.causal_lm import logits_width
-from valueadapter.errors import UnsupportedModeError
+from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.one_pass import NetworkSaid
 from valueadapter.forward.steps import has_read, keeps_cache, longest_alike
 from valueadapter.forward.value_logits import Inputs, Term, in_base_vocabulary, said_by
 from valueadapter.model.preparing import in_term, own_steps, prefixes_of
-from valueadapter.model.stopping import AnswerEnds
+from valueadapter.model.stopping import Guesses
 from valueadapter.model.wrapped import WrappedModel
 
 _MOST = 16
@@ -60,8 +60,11 @@ def own_draft(model: WrappedModel, count: int | None, *, rows: int, others: Mapp
         others: what else the call of `generate` was given.
 
     Raises:
+        ConfigError: a number of tokens that is none.
         UnsupportedModeError: no network can draft, several prompts, or another way to guess besides.
     """
+    if count is not None and (type(count) is not int or count < 0):
+        raise ConfigError(f"num_assistant_tokens must be a whole number of at least 0; got {count!r}")
     also = [name for name in ("assistant_model", "prompt_lookup_num_tokens") if others.get(name) is not None]
     if also:
         raise UnsupportedModeError(f"speculative=True drafts by the adapter and {also[0]} by another; give one")
@@ -101,7 +104,7 @@ class DraftedCandidates(CandidateGenerator):
         draft: by which of its networks.
         settings: of the call of `generate`.
         processors: what turns logits into those that a token is chosen by, of the network as of the sum.
-        ends: the texts that end an answer, besides the tokens that do.
+        guesses: the call.
     """
 
     requires_model_outputs = True
@@ -113,12 +116,12 @@ class DraftedCandidates(CandidateGenerator):
         draft: OwnDraft,
         settings: GenerationConfig,
         processors: LogitsProcessorList,
-        ends: AnswerEnds | None,
+        guesses: Guesses,
     ) -> None:
         if any(isinstance(one, UnbatchedClassifierFreeGuidanceLogitsProcessor) for one in processors):
             raise UnsupportedModeError("guidance_scale runs the model on a text of its own; leave speculative=True out")
         self.model, self.draft, self.settings, self.processors = model, draft, settings, processors
-        self.ends, self.end_tokens = ends, getattr(settings, "_eos_token_tensor", None)
+        self.guesses = guesses
         self.taken, self.refused = _PRIOR
         self._drafted = 0
         self._cost = _cost(model, draft)
@@ -128,7 +131,7 @@ class DraftedCandidates(CandidateGenerator):
     def get_candidates(
         self, input_ids: torch.Tensor, *, model_kwargs: Mapping[str, Any], **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Drafts until enough or until the text would be over; that token is left to the sum.
+        """Drafts until enough or until the text is over.
 
         Args:
             input_ids: (1, seq) the text so far.
@@ -146,11 +149,9 @@ class DraftedCandidates(CandidateGenerator):
                 break
             own = in_base_vocabulary(self.draft.term, one, self._width)[:, -1].float().to(text.device)
             chosen_by = self.processors(text, own)
-            longer = torch.cat([text, self._choose(chosen_by)], dim=-1)
-            if self._is_over(longer):
-                break
-            text, left = longer, left - 1
+            text = torch.cat([text, self._choose(chosen_by)], dim=-1)
             scores.append(chosen_by)
+            left = 0 if self.guesses.is_over(text) else left - 1
         if len(said) == len(scores) and scores:  # the network wants to read all anew: what it has not read is no draft
             text = text[:, :-1]
             scores.pop()
@@ -200,10 +201,6 @@ class DraftedCandidates(CandidateGenerator):
             steps=steps,
         )
         return said_by(self.draft.term, inputs, part)
-
-    def _is_over(self, text: torch.Tensor) -> bool:
-        by_token = self.end_tokens is not None and bool((text[0, -1] == self.end_tokens.to(text.device)).any())
-        return by_token or (self.ends is not None and bool(self.ends(text, None).any()))
 
     def _choose(self, scores: torch.Tensor) -> torch.Tensor:
         """(1, vocab) -> (1, 1)."""

@@ -20,7 +20,15 @@ from valueadapter.forward.value_logits import Term
 from valueadapter.model.drafting import DraftedCandidates, OwnDraft, own_draft
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
 from valueadapter.model.preparing import COMMON, OWN_ARGUMENTS, in_step, in_term, networks_of, own_steps, prefixes_of
-from valueadapter.model.stopping import cut_at_ends, ends_here, ends_of, stopping
+from valueadapter.model.stopping import (
+    AnswerEnds,
+    CutCandidates,
+    Guesses,
+    ends_of,
+    guesses_here,
+    guessing,
+    stopping,
+)
 from valueadapter.model.wrapped import WrappedModel
 
 _POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
@@ -84,23 +92,25 @@ class GenerationMethods(WrappedModel):
         named: dict[int, tuple[str, ...]] = {row: group.names for group in groups for row in group.rows}
         rows: list[tuple[str, ...] | None] = [named[row] for row in sorted(named)] or [None]
         ends = ends_of(self.attached, rows, stop_strings, ids=ids, arguments=kwargs)
-        with stopping(kwargs, ends, [kwargs.get("generation_config"), self.generation_config]) as how:
-            if adapter_names is None:
-                return self._generate(inputs, **how)
-            with self.attached.scoped(tuple(self.attached.active_names()), rows=adapter_names):
-                return super().generate(inputs, **how)
+        how = stopping(kwargs, ends, [kwargs.get("generation_config"), self.generation_config])
+        if adapter_names is None:
+            return self._generate(inputs, **how)
+        with self.attached.scoped(tuple(self.attached.active_names()), rows=adapter_names):
+            return super().generate(inputs, **how)
 
     def _own_draft(self, rows: int, kwargs: dict[str, Any]) -> OwnDraft:
         """The network that drafts, by the settings that hold in this call."""
-        settings = kwargs.get("generation_config") or self.generation_config
         names = ("use_cache", "num_assistant_tokens", "num_beams", "num_return_sequences", "prompt_lookup_num_tokens")
-        given = {name: getattr(settings, name, None) for name in names} | kwargs
+        given = dict(kwargs)
+        for settings in (kwargs.get("generation_config"), self.generation_config):  # the second fills up the first
+            given |= {name: getattr(settings, name, None) for name in names if given.get(name) is None}
         return own_draft(self, given["num_assistant_tokens"], rows=rows, others=given)
 
     def _generate(self, inputs: torch.Tensor | None, **kwargs: Any) -> Any:
         mixed = (scope := self.attached.scope()) is not None and scope.rows is not None
         guesses = kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None
-        cuts = guesses and ends_here() is not None  # which the base's own generate does not know to do with its guesses
+        ends = [one for one in kwargs.get("stopping_criteria") or () if isinstance(one, AnswerEnds)]
+        cuts = guesses and bool(ends)  # which the base's own generate does not know to do with its guesses
         if mixed or cuts or self.attached.terms() or self.attached.acting_prefix() is not None:
             if kwargs.get("inputs_embeds") is not None:
                 raise UnsupportedModeError(NO_IDS)
@@ -189,6 +199,9 @@ class GenerationMethods(WrappedModel):
         if (scope := self.attached.scope()) is not None and scope.rows is not None:
             groups = groups_of(self.attached, scope.rows, len(input_ids), repeated=True)
             return prepared_rows(self, groups, input_ids, next_sequence_length=next_sequence_length, **given)
+        if guesses_here() is not None and next_sequence_length is None and isinstance(cache, ValueAdapterCache):
+            read = cache.read_by(BASE)  # of an earlier answer, of which transformers' assisted decoding knows nothing
+            next_sequence_length = input_ids.shape[1] - read if read > 0 else None
         if not self.attached.terms() and self.attached.acting_prefix() is None:
             own = cache.parts[BASE] if isinstance(cache, ValueAdapterCache) else cache
             given |= {"next_sequence_length": next_sequence_length, "cache": own}
@@ -257,18 +270,22 @@ class GenerationMethods(WrappedModel):
     ) -> Any:
         """As in transformers; an assistant is given only what it can take, and a chat only if it has its template."""
         if isinstance(assistant_model, OwnDraft):
-            how = (kwargs["generation_config"], kwargs["logits_processor"])
-            return DraftedCandidates(self, assistant_model, *how, ends=ends_here())
+            how = (kwargs["generation_config"], kwargs["logits_processor"], cast(Guesses, guesses_here()))
+            return CutCandidates(DraftedCandidates(self, assistant_model, *how), how[-1])
         own = getattr(self, "base_tokenizer", None)
         its = getattr(assistant_model, "base_tokenizer", None)
         alike = own is not None and its is not None and own.chat_template == its.chat_template
         if not (isinstance(assistant_model, GenerationMethods) and alike) or kwargs.get("assistant_tokenizer"):
             model_kwargs = {key: value for key, value in model_kwargs.items() if key not in OWN_ARGUMENTS}
-        return cut_at_ends(
-            super()._get_candidate_generator(
-                *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
-            )
+        generator = super()._get_candidate_generator(
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
         )
+        return CutCandidates(generator, cast(Guesses, guesses_here()))
+
+    def _assisted_decoding(self, input_ids: torch.Tensor, **how: Any) -> Any:
+        """As in transformers; what is accepted ends where plain decoding would, and an error leaves no guess behind."""
+        with guessing(how["stopping_criteria"], how["generation_config"], how.get("cache")):
+            return super()._assisted_decoding(input_ids, **how)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not possible: continuous batching replaces the attention and cache of one model, and here are several.

@@ -13,15 +13,16 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from valueadapter.artifact.config.prefix import Recorded
 from valueadapter.errors import ConfigError
+from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.stops import padding
 from valueadapter.model.registry import AttachedAdapters
 
-_ENDS: ContextVar[AnswerEnds | None] = ContextVar("valueadapter_ends", default=None)
-"""What the call of `generate` that runs here stops at, for its candidate generator, which is told of no criterion."""
+_GUESSES: ContextVar[Guesses | None] = ContextVar("valueadapter_guesses", default=None)
+"""The call of `generate` that guesses here; its candidate generator is told of no criterion."""
 
 
 class AnswerEnds(StoppingCriteria):
@@ -55,30 +56,69 @@ class AnswerEnds(StoppingCriteria):
         return any(text in said for text in texts)
 
 
-class CutCandidates:
-    """A candidate generator whose guesses break off where an answer is over.
+class Guesses:
+    """A call of `generate` in which tokens are guessed and then verified.
 
-    The text that ends it is completed by a token of the model's own, behind which nothing is read. (transformers cuts
-    what it accepts at stop tokens alone.)
+    Args:
+        criteria: where a text is over.
+        settings: of the call, its own copy.
+        cache: what all models have read.
+    """
+
+    def __init__(self, criteria: StoppingCriteriaList, settings: GenerationConfig, cache: Any) -> None:
+        self.criteria, self.settings = criteria, settings
+        self.cache = cache if isinstance(cache, ValueAdapterCache) else None
+        self._longest = settings.max_length
+        self._settled = 0 if self.cache is None else self.cache.read_by(BASE)
+
+    def is_over(self, text: torch.Tensor) -> bool:
+        """Whether (1, seq) ids end here."""
+        return bool(self.criteria(text, None).any())
+
+    def begin_round(self) -> None:
+        """What all models have read by now is settled."""
+        self.settings.max_length = self._longest
+        if self.cache is not None:
+            self._settled = self.cache.read_by(BASE)
+
+    def cut(self, ids: torch.Tensor, before: int) -> torch.Tensor:
+        """Guesses up to the first one behind which the text is over, and nothing is accepted behind that one.
+
+        transformers cuts what it accepts at stop tokens and at the longest length alone, so that is where this one is.
+        The guess stays: were it left out for what it is, sampling would hardly ever end a text.
+        """
+        for end in range(before + 1, ids.shape[1] + 1):
+            if self.is_over(ids[:, :end]):
+                self.settings.max_length = end
+                return ids[:, :end]
+        return ids
+
+    def take_back(self) -> None:
+        """Takes back what was read of guesses, after an error."""
+        if self.cache is not None:
+            self.cache.take_back(self._settled)
+
+
+class CutCandidates:
+    """A candidate generator whose guesses break off where a text is over.
 
     Args:
         generator: the one that guesses.
-        ends: where an answer is over.
+        guesses: the call.
     """
 
-    def __init__(self, generator: Any, ends: AnswerEnds) -> None:
-        self.generator, self.ends = generator, ends
+    def __init__(self, generator: Any, guesses: Guesses) -> None:
+        self.generator, self.guesses = generator, guesses
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.generator, name)
 
     def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As the generator's: (1, seq + guesses) ids, and (1, guesses, vocab) logits or None."""
+        self.guesses.begin_round()
         ids, logits = self.generator.get_candidates(input_ids, **kwargs)
-        before = input_ids.shape[1]
-        ends = (end for end in range(before, ids.shape[1]) if self.ends(ids[:, : end + 1], None).any())
-        end = next(ends, ids.shape[1])
-        return ids[:, :end], None if logits is None or end == before else logits[:, : end - before]
+        ids = self.guesses.cut(ids, input_ids.shape[1])
+        return ids, None if logits is None else logits[:, : ids.shape[1] - input_ids.shape[1]]
 
 
 def ends_of(
@@ -116,9 +156,8 @@ def ends_of(
     return AnswerEnds(texts, arguments.get("tokenizer") or attached.base_tokenizer(), begin=begin)
 
 
-@contextmanager
-def stopping(arguments: dict[str, Any], ends: AnswerEnds | None, settings: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Within the block, `generate` stops where an answer is over, if it is called with what this yields.
+def stopping(arguments: dict[str, Any], ends: AnswerEnds | None, settings: Sequence[Any]) -> dict[str, Any]:
+    """What to call `generate` with, so that it stops where an answer is over.
 
     Args:
         arguments: of the call, all by name.
@@ -130,11 +169,7 @@ def stopping(arguments: dict[str, Any], ends: AnswerEnds | None, settings: Seque
         arguments = {**arguments, "stopping_criteria": StoppingCriteriaList([*given, ends])}
         if all(getattr(one, "pad_token_id", None) is None for one in settings):
             _set_padding(arguments, padding(ends.tokenizer))
-    token = _ENDS.set(ends)
-    try:
-        yield arguments
-    finally:
-        _ENDS.reset(token)
+    return arguments
 
 
 def _set_padding(arguments: dict[str, Any], token: int) -> None:
@@ -146,12 +181,20 @@ def _set_padding(arguments: dict[str, Any], token: int) -> None:
         arguments["generation_config"].pad_token_id = token
 
 
-def ends_here() -> AnswerEnds | None:
-    """The texts that the call of `generate` that runs here stops at."""
-    return _ENDS.get()
+@contextmanager
+def guessing(criteria: StoppingCriteriaList, settings: GenerationConfig, cache: Any) -> Iterator[None]:
+    """Within the block tokens are guessed; arguments as `Guesses`. An error leaves no guess in the cache."""
+    guesses = Guesses(criteria, settings, cache)
+    token = _GUESSES.set(guesses)
+    try:
+        yield
+    except BaseException:
+        guesses.take_back()
+        raise
+    finally:
+        _GUESSES.reset(token)
 
 
-def cut_at_ends(generator: Any) -> Any:
-    """A candidate generator as the call of `generate` around it needs it."""
-    ends = _ENDS.get()
-    return generator if ends is None else CutCandidates(generator, ends)
+def guesses_here() -> Guesses | None:
+    """The call of `generate` that guesses here; None where none does."""
+    return _GUESSES.get()

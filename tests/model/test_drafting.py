@@ -25,6 +25,7 @@ from vocabularies import tokenizer_of
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.model.drafting import DraftedCandidates, own_draft
+from valueadapter.model.preparing import own_steps
 from valueadapter.model.stopping import Guesses
 
 IDS = torch.randint(3, 97, (1, 7), generator=torch.Generator().manual_seed(0))
@@ -120,6 +121,18 @@ def test_each_model_reads_each_token_once(prefix: str | None, tokenizer: Any) ->
     assert read["base"][-rounds:] == read["body"][-rounds:]
     assert rounds < 24
     assert len(read["network"]) == sum(read["base"][-rounds:]) - 6, "as many tokens as the sum needs, none twice"
+
+
+def test_a_step_is_not_prepared_for_who_has_spoken(tokenizer: Any) -> None:
+    """A class of its own kind might want to read all anew where nothing is left to read."""
+    model = close("llama", "qwen3", tokenizer)
+    cache = model(IDS, use_cache=True).cache
+    added, subtracted = model.attached.terms()[0].parts
+    given = {"cache": cache, "attention_mask": None, "position_ids": None}
+    longer = torch.cat([IDS, IDS[:, :1]], dim=1)
+    assert set(own_steps(model, longer, 1, **given)[0]) == {"base", added, subtracted}
+    cache.ahead[added] = None
+    assert set(own_steps(model, longer, 1, **given)[0]) == {"base", subtracted}
 
 
 def test_tokens_under_other_ids() -> None:

@@ -135,7 +135,7 @@ def test_a_step_is_not_prepared_for_who_has_spoken(tokenizer: Any) -> None:
     assert set(own_steps(model, longer, 1, **given)[0]) == {"base", subtracted}
 
 
-def test_tokens_under_other_ids() -> None:
+def test_tokens_under_other_ids(rounds: list[tuple[int, int]]) -> None:
     """A base that has the network's tokens in another order gets drafts in its own."""
     theirs = permuted("bytes")
     tokenizer = PreTrainedTokenizerFast(
@@ -147,6 +147,7 @@ def test_tokens_under_other_ids() -> None:
     model.add_adapter(adapter, "a", scale=5.0)
     assert model.attached.terms()[0].link is not None
     check_equal(model, IDS)
+    assert sum(taken for _, taken in rounds) > 5
 
 
 def test_an_answer_ends_where_plain_decoding_ends_it(tokenizer: Any, rounds: list[tuple[int, int]]) -> None:

@@ -43,7 +43,8 @@ def moved(inputs: Any, device: torch.device) -> Any:
 def logits_width(model: nn.Module) -> int:
     """Columns of a model's logits: the rows of its output head, which may exceed the number of tokens."""
     head = model.get_output_embeddings()  # type: ignore[operator]  # every causal language model has it
-    return int(head.weight.shape[0])
+    told = getattr(head, "logits_width", None)  # by one whose matrix would have to be put together
+    return int(head.weight.shape[0] if told is None else told)
 
 
 def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:

@@ -49,6 +49,11 @@ class OutputHead(nn.Module):
         self.ends: Sequence[tuple[Sequence[int], float]] = ()
 
     @property
+    def logits_width(self) -> int:
+        """Rows of the matrix, which are the base's."""
+        return len(self._linears()[0][0].weight)
+
+    @property
     def weight(self) -> torch.Tensor:
         """(base_vocab, Σ hidden sizes); networks' rows are cut or filled up with their mean to the base's number."""
         linears = self._linears()

@@ -80,8 +80,9 @@ def print_markdown() -> None:
     for text in LINES.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         for name, (middle, low, high) in line["ratios"].items():
-            spread = f" ({low:.2f} to {high:.2f})" if low < high else ""
-            rows[name] = f"| {name} | {middle:.2f}{spread} | {line['goals'][name]:g} |"
+            digits = 2 if middle >= 0.1 else 3
+            spread = f" ({low:.{digits}f} to {high:.{digits}f})" if low < high else ""
+            rows[name] = f"| {name} | {middle:.{digits}f}{spread} | {line['goals'][name]:g} |"
     order = sorted(rows, key=lambda name: (int(found[1]) if (found := re.match(r"P(\d+)", name)) else 99, name))
     print("| | measured | goal |", "| --- | --- | --- |", *(rows[name] for name in order), sep="\n")
 

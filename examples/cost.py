@@ -9,8 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from valueadapter import ValueAdapterForCausalLM
-
 TOKENS, ROUNDS = 24, 3
 console = Console(soft_wrap=True, highlight=False)
 
@@ -24,6 +22,8 @@ def say_cost(base: str, adapter: str, directory: Path, prompt: str) -> None:
         directory: where its files lie.
         prompt: what both go on from.
     """
+    from valueadapter import ValueAdapterForCausalLM  # which reads where the Hub is when it is imported
+
     model = ValueAdapterForCausalLM.from_pretrained(base, adapter)
     (status,) = model.get_adapter_status()
     files = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -225,7 +225,17 @@ def test_an_error_leaves_no_draft_in_the_cache(how: str, tokenizer: Any, monkeyp
         assert not cache.ahead
         with torch.no_grad():
             told = model(full[:, read : read + 2], cache=cache).logits[:, -1]
-            torch.testing.assert_close(told, model(full[:, : read + 2]).logits[:, -1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(told, model(full[:, : read + 2]).logits[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_assistant_remembers_how_many_it_drafts(tokenizer: Any) -> None:
+    """As in transformers, with the schedule "heuristic": what one call has learned the next one begins with."""
+    model = close("llama", "qwen3", tokenizer)
+    assistant = tiny_model("llama", seed=5)
+    assistant.generation_config.num_assistant_tokens, kept = 9, assistant.generation_config
+    kept.num_assistant_tokens_schedule = "heuristic"
+    model.generate(IDS, **GREEDY, assistant_model=assistant)
+    assert assistant.generation_config.num_assistant_tokens < 9
 
 
 class At(StoppingCriteria):

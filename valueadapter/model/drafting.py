@@ -17,11 +17,11 @@ from transformers.generation import CandidateGenerator, UnbatchedClassifierFreeG
 
 from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.errors import ConfigError, UnsupportedModeError
-from valueadapter.forward.cache import BASE, ValueAdapterCache
+from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.one_pass import NetworkSaid
 from valueadapter.forward.steps import has_read, keeps_cache, longest_alike
 from valueadapter.forward.value_logits import Inputs, Term, in_base_vocabulary, said_by
-from valueadapter.model.preparing import in_term, own_steps, prefixes_of
+from valueadapter.model.preparing import aligned, networks_of, own_steps, prefixes_of
 from valueadapter.model.stopping import Guesses
 from valueadapter.model.wrapped import WrappedModel
 
@@ -75,7 +75,7 @@ def own_draft(model: WrappedModel, count: int | None, *, rows: int, others: Mapp
             f"speculative=True writes one text at a time, greedily or sampled; got {what}. Leave it out, or call "
             "generate for each prompt"
         )
-    lacking = [one for _, one in _aligned(model) if not keeps_cache(one)]
+    lacking = [one for one in aligned(model.base, model.attached.terms()).values() if not keeps_cache(one)]
     if lacking or others.get("use_cache") is False:
         why = f"a {type(lacking[0]).__name__} keeps none of transformers' kind" if lacking else "use_cache is False"
         raise UnsupportedModeError(f"speculative=True goes on from a cache, and {why}. Leave it out")
@@ -221,24 +221,17 @@ def _longer(
     return mask, positions
 
 
-def _aligned(model: WrappedModel) -> list[tuple[str, PreTrainedModel]]:
-    """The base, and the networks that read a token for each of its."""
-    terms = model.attached.terms()
-    return [(BASE, model.base), *(one for term in terms if not term.reads_text for one in in_term(term))]
-
-
 def _longest_alike(model: WrappedModel) -> float:
     """Tokens up to which each model reads several as it reads one by one."""
     terms = model.attached.terms()
-    before = prefixes_of(terms) | {BASE: model.attached.acting_prefix()}
-    leads = {part: len(prefix.ids) for part, prefix in before.items() if prefix is not None}
-    limits = [(longest_alike(one), leads.get(part, 0)) for part, one in _aligned(model)]
+    leads = {part: len(prefix.ids) for part, prefix in prefixes_of(model, terms).items()}
+    limits = [(longest_alike(one), leads.get(part, 0)) for part, one in aligned(model.base, terms).items()]
     return min((limit - lead for limit, lead in limits if limit is not None), default=math.inf)
 
 
 def _cost(model: WrappedModel, draft: OwnDraft) -> float:
     """A step of the network that drafts / a pass that verifies, by the weights that are read."""
-    others = [model.base, *(one for term in model.attached.terms() for one in term.networks)]
+    others = [model.base, *networks_of(model.attached.terms()).values()]
     verifying = {id(one): one for one in others if one is not draft.network}
     return _weights(draft.network) / sum(map(_weights, verifying.values()))
 

@@ -19,10 +19,9 @@ from valueadapter.forward.steps import STEPS, Steps, has_read, keeps_cache, prep
 from valueadapter.forward.value_logits import Term
 from valueadapter.model.drafting import DraftedCandidates, OwnDraft, own_draft
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
-from valueadapter.model.preparing import COMMON, OWN_ARGUMENTS, in_step, in_term, networks_of, own_steps, prefixes_of
+from valueadapter.model.preparing import COMMON, OWN_ARGUMENTS, aligned, in_step, networks_of, own_steps, prefixes_of
 from valueadapter.model.stopping import (
     AnswerEnds,
-    CutCandidates,
     Guesses,
     ends_of,
     guesses_here,
@@ -135,9 +134,9 @@ class GenerationMethods(WrappedModel):
             }
             own = DynamicCache(config=self.base.config) if cache is None else cache
             cache = ValueAdapterCache.around(own, serving)
-        cache.check_parts([BASE, *dict(networks_of(terms))])
+        cache.check_parts([BASE, *networks_of(terms)])
         if cache.bodies is None:
-            cache.bodies = self.attached.bodies.of(network for _, network in networks_of(terms))
+            cache.bodies = self.attached.bodies.of(networks_of(terms).values())
         return cache
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *how: Any) -> None:
@@ -149,16 +148,15 @@ class GenerationMethods(WrappedModel):
             return
         terms = self.attached.terms()
         self.attached.bodies.check()
-        prefix = self.attached.acting_prefix()
-        if prefix is not None:
-            prefix.check_length(generation_config.max_length)
+        before = prefixes_of(self, terms)
+        if BASE in before:
+            before[BASE].check_length(generation_config.max_length)
         if _without_cache(self.base, terms) is not None and model_kwargs.get("cache") is None:
             generation_config.use_cache = False  # every step reads the whole text
         if terms:
-            aligned = [one for term in terms if not term.reads_text for one in in_term(term)]
-            for name, model in [("the base", self.base), *aligned]:
-                _check_length(name, model, generation_config.max_length)
-            for reader in prefixes_of(terms).values():
+            for part, model in aligned(self.base, terms).items():
+                _check_length("the base" if part == BASE else part, model, generation_config.max_length)
+            for reader in before.values():
                 reader.check_length(generation_config.max_length)
         if model_kwargs.get("cache") is not None:
             model_kwargs["cache"] = self._cache_parts(model_kwargs["cache"], terms)
@@ -166,8 +164,7 @@ class GenerationMethods(WrappedModel):
             return
         parts: dict[str, Any] = {}
         readers = {part: term.reader(part) for term in terms if term.reads_text for part in term.parts}
-        before = prefixes_of(terms) | ({BASE: prefix} if prefix is not None else {})
-        for part, model in [(BASE, self.base), *networks_of(terms)]:
+        for part, model in [(BASE, self.base), *networks_of(terms).items()]:
             if part in readers:
                 readers[part].longest = generation_config.max_length
                 parts.update({part: readers[part]} if parts else {})
@@ -180,7 +177,7 @@ class GenerationMethods(WrappedModel):
         if parts:
             model_kwargs["cache"] = ValueAdapterCache(parts)
             model_kwargs["cache"].longest = generation_config.max_length
-            model_kwargs["cache"].bodies = self.attached.bodies.of(network for _, network in networks_of(terms))
+            model_kwargs["cache"].bodies = self.attached.bodies.of(networks_of(terms).values())
 
     def prepare_inputs_for_generation(
         self,
@@ -199,7 +196,8 @@ class GenerationMethods(WrappedModel):
         if (scope := self.attached.scope()) is not None and scope.rows is not None:
             groups = groups_of(self.attached, scope.rows, len(input_ids), repeated=True)
             return prepared_rows(self, groups, input_ids, next_sequence_length=next_sequence_length, **given)
-        if guesses_here() is not None and next_sequence_length is None and isinstance(cache, ValueAdapterCache):
+        guesses = guesses_here()  # an assistant's own steps have a cache of their own
+        if guesses is not None and next_sequence_length is None and guesses.cache is cache is not None:
             read = cache.read_by(BASE)  # of an earlier answer, of which transformers' assisted decoding knows nothing
             next_sequence_length = input_ids.shape[1] - read if read > 0 else None
         if not self.attached.terms() and self.attached.acting_prefix() is None:
@@ -269,9 +267,10 @@ class GenerationMethods(WrappedModel):
         self, *args: Any, model_kwargs: dict[str, Any], assistant_model: PreTrainedModel | None = None, **kwargs: Any
     ) -> Any:
         """As in transformers; an assistant is given only what it can take, and a chat only if it has its template."""
+        guesses = cast(Guesses, guesses_here())
         if isinstance(assistant_model, OwnDraft):
-            how = (kwargs["generation_config"], kwargs["logits_processor"], cast(Guesses, guesses_here()))
-            return CutCandidates(DraftedCandidates(self, assistant_model, *how), how[-1])
+            how = (kwargs["generation_config"], kwargs["logits_processor"], guesses)
+            return guesses.cutting(DraftedCandidates(self, assistant_model, *how))
         own = getattr(self, "base_tokenizer", None)
         its = getattr(assistant_model, "base_tokenizer", None)
         alike = own is not None and its is not None and own.chat_template == its.chat_template
@@ -280,7 +279,7 @@ class GenerationMethods(WrappedModel):
         generator = super()._get_candidate_generator(
             *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
         )
-        return CutCandidates(generator, cast(Guesses, guesses_here()))
+        return guesses.cutting(generator)
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **how: Any) -> Any:
         """As in transformers; what is accepted ends where plain decoding would, and an error leaves no guess behind."""
@@ -307,8 +306,7 @@ NO_IDS = (
 
 def _without_cache(base: PreTrainedModel, terms: list[Term]) -> PreTrainedModel | None:
     """A model among those in step that keeps no cache of transformers' kind; None where all do."""
-    in_step = [network for term in terms if not term.reads_text for network in term.networks]
-    return next((model for model in (base, *in_step) if not keeps_cache(model)), None)
+    return next((model for model in aligned(base, terms).values() if not keeps_cache(model)), None)
 
 
 def _check_length(name: str, model: PreTrainedModel, longest: int | None) -> None:

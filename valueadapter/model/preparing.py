@@ -50,8 +50,7 @@ def own_steps(
     """
     terms, steps, anew = model.attached.terms(), {}, False
     own = cache if isinstance(cache, ValueAdapterCache) else None
-    prefix = model.attached.acting_prefix()
-    before = prefixes_of(terms) | ({BASE: prefix} if prefix is not None else {})
+    before = prefixes_of(model, terms)
     for part, one, ids in in_step(model, terms, input_ids):
         if (only is not None and part not in only) or (own is not None and part in own.ahead):
             continue
@@ -86,7 +85,7 @@ def in_step(
         if not term.reads_text:
             own = ids if term.link is None else term.link.alignment.value_ids(ids)
             width = logits_width(model.base)
-            found |= {part: (network, readable(own, network, width)) for part, network in in_term(term)}
+            found |= {part: (network, readable(own, network, width)) for part, network in _in_term(term)}
     return [(part, one, own) for part, (one, own) in found.items()]
 
 
@@ -123,15 +122,23 @@ def _behind(
     return ids, prefix.mask(mask, state), None if position_ids is None else position_ids + state.lead
 
 
-def networks_of(terms: list[Term]) -> list[tuple[str, PreTrainedModel]]:
-    return list({part: network for term in terms for part, network in in_term(term)}.items())
+def networks_of(terms: list[Term]) -> dict[str, PreTrainedModel]:
+    """All networks, by name."""
+    return {part: network for term in terms for part, network in _in_term(term)}
 
 
-def prefixes_of(terms: list[Term]) -> dict[str, BasePrefix]:
-    """Part -> the prefix of each network that reads one in step with the base."""
+def aligned(base: PreTrainedModel, terms: list[Term]) -> dict[str, PreTrainedModel]:
+    """The base, and the networks that read a token for each of its, by name."""
+    return {BASE: base, **networks_of([term for term in terms if not term.reads_text])}
+
+
+def prefixes_of(model: WrappedModel, terms: list[Term]) -> dict[str, BasePrefix]:
+    """Name -> what it reads first, of the base and of each network in step with it that reads a prefix."""
+    prefix = model.attached.acting_prefix()
     in_step = [(term, part) for term in terms if not term.reads_text for part in term.parts]
-    return {part: prefix for term, part in in_step if (prefix := term.prefix_of(part)) is not None}
+    read = {part: own for term, part in in_step if (own := term.prefix_of(part)) is not None}
+    return read if prefix is None else {BASE: prefix, **read}
 
 
-def in_term(term: Term) -> list[tuple[str, PreTrainedModel]]:
+def _in_term(term: Term) -> list[tuple[str, PreTrainedModel]]:
     return list(zip(term.parts, term.networks, strict=True))

@@ -75,13 +75,26 @@ class Guesses:
         """Whether (1, seq) ids end here."""
         return bool(self.criteria(text, None).any())
 
-    def begin_round(self) -> None:
+    def _begin_round(self) -> None:
         """What all models have read by now is settled."""
         self.settings.max_length = self._longest
         if self.cache is not None:
             self._settled = self.cache.read_by(BASE)
 
-    def cut(self, ids: torch.Tensor, before: int) -> torch.Tensor:
+    def cutting(self, generator: Any) -> Any:
+        """The same candidate generator, whose guesses break off behind the first one that ends the text."""
+        guess = generator.get_candidates
+
+        def get_candidates(input_ids: torch.Tensor, **given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+            self._begin_round()
+            ids, logits = guess(input_ids, **given)
+            ids = self._cut(ids, input_ids.shape[1])
+            return ids, None if logits is None else logits[:, : ids.shape[1] - input_ids.shape[1]]
+
+        generator.get_candidates = get_candidates  # of this one; transformers looks at what kind a generator is
+        return generator
+
+    def _cut(self, ids: torch.Tensor, before: int) -> torch.Tensor:
         """Guesses up to the first one behind which the text is over, and nothing is accepted behind that one.
 
         transformers cuts what it accepts at stop tokens and at the longest length alone, so that is where this one is.
@@ -97,28 +110,6 @@ class Guesses:
         """Takes back what was read of guesses, after an error."""
         if self.cache is not None:
             self.cache.take_back(self._settled)
-
-
-class CutCandidates:
-    """A candidate generator whose guesses break off where a text is over.
-
-    Args:
-        generator: the one that guesses.
-        guesses: the call.
-    """
-
-    def __init__(self, generator: Any, guesses: Guesses) -> None:
-        self.generator, self.guesses = generator, guesses
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.generator, name)
-
-    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As the generator's: (1, seq + guesses) ids, and (1, guesses, vocab) logits or None."""
-        self.guesses.begin_round()
-        ids, logits = self.generator.get_candidates(input_ids, **kwargs)
-        ids = self.guesses.cut(ids, input_ids.shape[1])
-        return ids, None if logits is None else logits[:, : ids.shape[1] - input_ids.shape[1]]
 
 
 def ends_of(

@@ -5,13 +5,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 STUDY := .venv/.study
+PIP_INSTALL_OTHER = .venv-$*/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+	--constraint .venv-$*/constraints.txt
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
-PY_MINIMUM := .venv-minimum/bin/python
-INSTALLED_MINIMUM := .venv-minimum/.installed
-PIP_INSTALL_MINIMUM := $(PY_MINIMUM) -m pip install --quiet --quiet --disable-pip-version-check \
-	--constraint .venv-minimum/constraints.txt
 
-.PHONY: help demo test test-minimum check docs bench study study-quick clean
+.PHONY: help demo test test-minimum test-between check docs bench study study-quick clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -23,12 +21,13 @@ demo: $(INSTALLED) ## train an adapter, publish it, load it by its Hub ID onto a
 test: $(INSTALLED) ## run every test and name the ten slowest
 	@$(PY) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-# torch, transformers and tokenizers are the same there as in `make test`, so what depends on them alone is left out
-test-minimum: $(INSTALLED_MINIMUM) ## run the tests with the oldest versions that pyproject.toml allows
-	@echo "==> testing with the versions in constraints-minimum.txt:"
-	@sed -n 's/==.*//p' constraints-minimum.txt | xargs $(PY_MINIMUM) -c 'import sys; from importlib.metadata import version; \
+test-minimum: ## run every test with the oldest versions that pyproject.toml allows
+test-between: ## run every test with versions between the oldest and the newest
+test-minimum test-between: test-%: .venv-%/.installed
+	@echo "==> testing with the versions in constraints-$*.txt:"
+	@sed -n 's/==.*//p' constraints-$*.txt | xargs .venv-$*/bin/python -c 'import sys; from importlib.metadata import version; \
 		print(*(f"    {name} {version(name)}" for name in sys.argv[1:]), sep="\n")'
-	@$(PY_MINIMUM) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not real and not slow and not matrix" --durations=10
+	@.venv-$*/bin/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff check" && $(PY) -m ruff check .
@@ -48,8 +47,8 @@ study: $(STUDY) ## run what is left of the study (JOBS=2: two cells side by side
 study-quick: $(STUDY) ## the cut of the study that takes less than twenty minutes
 	@$(PY) -m studies run --quick --again --jobs $(JOBS)
 
-clean: ## remove .venv, .venv-minimum and everything built here (downloaded models stay in their cache)
-	@rm -rf .venv .venv-minimum build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, those of other versions and everything built here (downloaded models stay in their cache)
+	@rm -rf .venv .venv-minimum .venv-between build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define make_venv
@@ -66,14 +65,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test,docs]'
 	@touch $@
 
-# pip takes one version of each package: what constraints-minimum.txt names is left out of constraints.txt
-$(INSTALLED_MINIMUM): pyproject.toml constraints.txt constraints-minimum.txt
-	$(call make_venv,.venv-minimum)
-	@echo "==> installing the versions in constraints-minimum.txt into .venv-minimum (a few minutes the first time)"
-	@awk -F '==' '{ name = tolower($$1); gsub("_", "-", name) } NR == FNR { oldest[name]; print; next } !(name in oldest)' \
-		constraints-minimum.txt constraints.txt > .venv-minimum/constraints.txt
-	@$(PIP_INSTALL_MINIMUM) hatchling editables setuptools wheel
-	@$(PIP_INSTALL_MINIMUM) --no-build-isolation --editable '.[test]'
+# pip takes one version of each package: what the other file names is left out of constraints.txt
+.venv-%/.installed: pyproject.toml constraints.txt constraints-%.txt
+	$(call make_venv,.venv-$*)
+	@echo "==> installing the versions in constraints-$*.txt into .venv-$* (a few minutes the first time)"
+	@awk -F '==' '{ name = tolower($$1); gsub("_", "-", name) } NR == FNR { other[name]; print; next } !(name in other)' \
+		constraints-$*.txt constraints.txt > .venv-$*/constraints.txt
+	@$(PIP_INSTALL_OTHER) hatchling editables setuptools wheel
+	@$(PIP_INSTALL_OTHER) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 $(STUDY): $(INSTALLED)

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 from benchmarks.harness import Measured, interval, rounds
 from testkit.reference_models import gemma_3_270m, smollm2_instruct
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, build_network
+from valueadapter.compat import cache_in
 
 IDS = torch.randint(3, 49_000, (1, 32), generator=torch.Generator().manual_seed(0))
 TEXT = "The committee met again on Tuesday, but nobody could explain why the bridge had been closed; its engineers said"
@@ -96,7 +97,7 @@ def other_vocabulary() -> Measured:
     wrapper.eval()
     prompt = theirs(TEXT, return_tensors="pt")["input_ids"]
     out = wrapper.generate(prompt, **GREEDY, return_dict_in_generate=True)
-    (reader,) = (part for name, part in out.cache.parts.items() if name != "base")
+    (reader,) = (part for name, part in cache_in(out).parts.items() if name != "base")
     read = len(reader.rows[0].text.ids) - len(tokenizer(TEXT)["input_ids"])
     steps = out.sequences.shape[1] - prompt.shape[1] - 1
     value_prompt = tokenizer(TEXT, return_tensors="pt")["input_ids"]

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
-from .value_networks import RECORDED, Adapter, Network, check_scale, load, prefix_ids, tokenizer_of
+from .value_networks import CARRIED, RECORDED, Adapter, Network, cache_name, check_scale, load, prefix_ids, tokenizer_of
 
 ADAPTER = None
 """Hub ID under which this file was published."""
@@ -76,6 +76,8 @@ def generate(
         loaded = dataclasses.replace(loaded, prefix=ids)
     if tokenizer is not None:
         arguments["tokenizer"] = tokenizer
+    if "cache" in arguments:
+        arguments[CARRIED] = arguments.pop("cache")
     scale = check_scale(loaded.scale if scale is None else scale)
     if stop_strings is RECORDED:
         named = getattr(arguments.get("generation_config"), "stop_strings", None)
@@ -238,7 +240,7 @@ class WithValueAdapter:
         """As the base's `forward`; the mask is that of tokens, (batch, past + seq)."""
         if input_ids is None:
             raise ValueError("value networks read token ids; pass input_ids in the place of inputs_embeds")
-        adapter = self._adapter
+        adapter, cache = self._adapter, kwargs.pop(CARRIED, cache)
         models = [self._base, *(network.model for network in adapter.networks)]
         if cache is None and use_cache:
             cache = Caches([DynamicCache(config=one.config) for one in models], adapter)
@@ -247,7 +249,7 @@ class WithValueAdapter:
         out = call.run(0, self._base, None, kwargs)
         said = [call.run(i, network.model, network, {}).logits for i, network in enumerate(adapter.networks, 1)]
         out.logits = adapter.add(out.logits, said, self._scale)
-        out.cache = cache
+        setattr(out, CARRIED, cache)
         return out
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
@@ -271,7 +273,7 @@ class WithValueAdapter:
                     f"prompt and answer may be {generation_config.max_length:,} tokens long, the prefix has {extra}, "
                     f"and {type(model).__name__} reads {limit:,} at most; lower max_new_tokens"
                 )
-        if (given := model_kwargs.get("cache")) is not None:
+        if (given := model_kwargs.get(CARRIED)) is not None:
             own = isinstance(given, Caches) and given.adapter.networks is adapter.networks
             if not own or given.adapter.prefix != adapter.prefix:
                 raise ValueError(
@@ -283,11 +285,11 @@ class WithValueAdapter:
         for model in models:
             made: dict[str, Any] = {}
             model._prepare_cache_for_generation(generation_config, made, mode, batch_size, max_cache_length + lead)
-            parts += [made["cache"]] if "cache" in made else []
+            parts += [one for one in made.values() if isinstance(one, Cache)]
         if any(part.is_compileable for part in parts):
             raise ValueError("static caches are not supported here; pass cache_implementation='dynamic'")
         if parts:
-            model_kwargs["cache"] = Caches(parts, adapter)
+            model_kwargs[CARRIED] = Caches(parts, adapter)
 
 
 class _Call:
@@ -341,7 +343,7 @@ class _Call:
             positions = positions + lead
         if lead and mask is not None:
             mask = _after(self.padding, mask, mask.new_ones(len(mask), lead))
-        cached = {"cache": self.cache.parts[index], "use_cache": True} if self.cache else {"use_cache": False}
+        cached = {cache_name(model): self.cache.parts[index], "use_cache": True} if self.cache else {"use_cache": False}
         read = ids if network is None else self.adapter.ids_for(network, ids)
         inputs = {"input_ids": read, "attention_mask": mask, "position_ids": positions}
         out = model(**inputs, **cached, **self.keep, **{"return_dict": True, **more})

@@ -19,7 +19,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicCache
 
-from .value_networks import RECORDED, Network, check_scale, load, tokenizer_of
+from .value_networks import RECORDED, Network, cache_name, check_scale, load, tokenizer_of
 
 _ELSE = "Use custom_generate, or ValueAdapterForCausalLM of `pip install valueadapter`, which can"
 
@@ -98,7 +98,8 @@ class ValueLogitsProcessor(LogitsProcessor):
         for network, cache in zip(self.adapter.networks, self._caches, strict=True):
             ids = self._text_for(network, input_ids) if first else input_ids[:, -1:]
             read = self.adapter.ids_for(network, ids.to(network.model.device))
-            out = network.model(input_ids=read, cache=cache, use_cache=True, logits_to_keep=1, return_dict=True)
+            cached = {cache_name(network.model): cache, "use_cache": True}
+            out = network.model(input_ids=read, **cached, logits_to_keep=1, return_dict=True)
             said.append(out.logits[:, -1])
         self._read = input_ids.clone()
         return self.adapter.add(scores, said, self.scale)

@@ -6,7 +6,9 @@ correspond one to one. Knows nothing of decoding. Written by `valueadapter expor
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 import math
 import warnings
@@ -21,6 +23,7 @@ from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -42,6 +45,25 @@ _PROBES = (
     "<|im_start|>user<|im_end|><|endoftext|><s></s><bos><eos>[INST]",
     "A\u00a0B\u200bC",
 )
+
+
+_CACHES = ("cache", "past_key_values", "cache_params")
+"""What models call the state that they go on from; all but the first until transformers 5.24."""
+
+
+def cache_name(model: Any) -> str:
+    """By what name a model takes a cache."""
+    return _cache_name(type(model.get_base_model() if hasattr(model, "get_base_model") else model).forward)
+
+
+@functools.cache
+def _cache_name(function: Any) -> str:
+    taken = inspect.signature(function).parameters
+    return next((name for name in _CACHES if name in taken), _CACHES[0])
+
+
+CARRIED = _cache_name(GenerationMixin.prepare_inputs_for_generation)
+"""By what name `generate` carries a cache from step to step."""
 
 
 @dataclass

@@ -20,7 +20,9 @@ from studies.store import Result
 from studies.targets import TARGETS
 from studies.tasks import Prefix, examples_of, load_task, prefix_records, prefix_text, training_records
 from valueadapter import ValueAdapterForCausalLM
+from valueadapter.adapter.causal_lm import in_its_words
 from valueadapter.adapter.lora import with_lora
+from valueadapter.compat import cache_in
 from valueadapter.demonstrations.responses import Record
 from valueadapter.demonstrations.tokenized import IGNORED, encode
 from valueadapter.forward.prefix_tokens import prefix_ids
@@ -122,10 +124,10 @@ class _ResponsesOnly(Trainer):
         if not count:
             return {"attention_mask": mask, "use_cache": False}
         with torch.no_grad():
-            cache = model(input_ids=self.before, use_cache=True, logits_to_keep=1).cache
+            cache = cache_in(model(input_ids=self.before, use_cache=True, logits_to_keep=1))
         cache.batch_repeat_interleave(len(mask))
         mask = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
-        return {"attention_mask": mask, "cache": cache, "use_cache": True}
+        return in_its_words(model, {"attention_mask": mask, "cache": cache, "use_cache": True})
 
 
 def run_reference(how: Reference) -> Result:

@@ -15,7 +15,23 @@ from huggingface_hub import HfApi, close_session, constants
 from huggingface_hub.utils import _xet
 
 from testkit.local_hub import LocalHub
+from valueadapter.compat import installed
 
+ASKS_ITS_ENDPOINT = pytest.mark.skipif(
+    installed("huggingface-hub") < (2, 3), reason="up to 2.2 the client asks huggingface.co here, whatever its endpoint"
+)
+REMEMBERS_LISTINGS = pytest.mark.skipif(
+    installed("huggingface-hub") < (1, 31), reason="before 1.31 the client's cache has no listings"
+)
+SPEAKS_XET = pytest.mark.skipif(
+    installed("huggingface-hub") < (2, 0), reason="the loopback Hub speaks Xet with clients from 2.0 on; others use LFS"
+)
+RESUMES = pytest.mark.skipif(
+    installed("huggingface-hub") < (2, 0), reason="this client does not go on by itself where a connection was cut"
+)
+SHARES_BLOBS = pytest.mark.skipif(
+    not hasattr(constants, "HF_HUB_DISABLE_SHARED_BLOBS"), reason="this client gives each repository blobs of its own"
+)
 ID = "alice/adapter"
 WEIGHTS = os.urandom(1_000_000) + b"compressible" * 100_000 + os.urandom(800_000)
 CARD = """---

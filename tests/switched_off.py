@@ -39,6 +39,8 @@ WARNINGS = {
     ".*is_gradient_checkpointing.*": "peft asks transformers by the old name",
     ".*gradient_checkpointing.*is deprecated": "TRL sets its own arguments by an old name",
     ".*gradient_checkpointing.*": "transformers.Trainer's own arguments",
+    "Could not find a config file in  -": "PEFT before 0.21, of a LoRA that was put into a network without a name",
+    "The PEFT config's `base_model_name_or_path` was renamed": "the same, where it is saved under the network's name",
     "Cannot enable progress bars": "a test that switches them on while the run has them off",
     "'pin_memory' argument is set": "accelerate's default, on a machine without a GPU",
     "You are trying to modify a model with PEFT": "the test does it twice on purpose",

@@ -13,7 +13,7 @@ from import_arrows import ORDER, PACKAGE, between_packages, imports
 
 import valueadapter
 
-ROOT = {"__init__", "__main__", "errors", "version"}
+ROOT = {"__init__", "__main__", "compat", "errors", "version"}
 LIGHT = ["vocabulary", "artifact", "hub", "cli"]
 """Packages that import no torch, all of their modules but the commands (which import it when they run)."""
 MOST_ARROWS = 40

@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from valueadapter.compat import check_installed
 from valueadapter.version import __version__ as __version__
+
+check_installed()
 
 # public name -> module that defines it (a test holds the list sorted and every name resolvable)
 _EXPORTS = {

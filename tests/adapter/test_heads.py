@@ -22,6 +22,7 @@ from transformers import (
 
 from valueadapter import build_network
 from valueadapter.adapter.heads import Head, LazyLogits, head_of, joined, last_hidden_state
+from valueadapter.compat import cache_in
 
 IDS = torch.tensor([[5, 8, 13, 21, 34], [1, 2, 3, 5, 7]])
 _SMALL: dict[str, Any] = {
@@ -127,7 +128,7 @@ def test_last_hidden_state_continues_a_cache() -> None:
     """The rest after a cached beginning is the rest of the whole."""
     model = tiny_model("llama", seed=1)
     with torch.no_grad():
-        cache = model(IDS[:, :3], use_cache=True).cache
+        cache = cache_in(model(IDS[:, :3], use_cache=True))
         rest = last_hidden_state(model, input_ids=IDS[:, 3:], cache=cache)
         torch.testing.assert_close(rest, last_hidden_state(model, input_ids=IDS)[:, 3:])
 

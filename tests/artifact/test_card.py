@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from adapters_on_hub import REPO, publish, server
+from hub_clients import ASKS_ITS_ENDPOINT
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from tiny import byte_tokenizer, tiny_model
 
@@ -148,6 +149,7 @@ def test_any_text_survives_the_metadata(name: str) -> None:
     assert _metadata(render_card(BARE, repo_id=REPO, tags=("x", name))).tags == ["value-adapter", "x", name]
 
 
+@ASKS_ITS_ENDPOINT
 @pytest.mark.parametrize("config", [BARE, FULL], ids=["bare", "full"])
 def test_hub_accepts_the_card(server: LocalHub, config: ValueAdapterConfig) -> None:
     """The Hub's own validation has no complaint."""

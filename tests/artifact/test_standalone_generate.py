@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter
+from valueadapter.compat import cache_in
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 from valueadapter.vocabulary.bridge import alignment_name
 
@@ -98,7 +99,7 @@ def test_a_second_turn_goes_on_with_its_cache(base: str, exports: dict[str, Path
     first = by_export(plain, folder, tokenizer, {"input_ids": IDS}, **how)
     longer = {"input_ids": torch.cat([first.sequences, IDS], dim=1)}
     again = by_export(plain, folder, tokenizer, longer, **how)
-    second = by_export(plain, folder, tokenizer, longer, cache=first.cache, **how)
+    second = by_export(plain, folder, tokenizer, longer, cache=cache_in(first), **how)
     same(second, again)
     with pytest.raises(ValueError, match="not made by base \\+ this adapter"):
         by_export(plain, folder, tokenizer, longer, cache=DynamicCache(config=plain.config))

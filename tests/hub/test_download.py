@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_on_hub import REPO, WEIGHTS, contents, publish, put, requests, save, server
+from hub_clients import REMEMBERS_LISTINGS
 from huggingface_hub import HfApi, close_session, constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -62,6 +63,7 @@ def test_everything_comes_from_one_commit(server: LocalHub, tmp_path: Path) -> N
     assert all(f"/resolve/{commit}/" in path for path in files)
 
 
+@REMEMBERS_LISTINGS
 def test_second_fetch_asks_only_for_the_commit(server: LocalHub, tmp_path: Path) -> None:
     """What the cache has is not asked for again; a commit hash needs no request at all."""
     commit = publish(tmp_path / "a")

@@ -11,22 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import switched_off
 from adapters_on_hub import REPO, contents, publish, put, save, server
+from hub_clients import SPEAKS_XET
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from testkit.local_hub import LocalHub
 from valueadapter import ValueAdapter, hub
+from valueadapter.compat import http
 
 __all__ = ["server"]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 BY_LFS = ("/_cdn/", "/_lfs/", "/objects/batch")
 """What only a client without Xet asks for."""
-BREAKS = (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, ConnectionError)
+BREAKS = (HfHubHTTPError, LocalEntryNotFoundError, http().TransportError, ConnectionError)
 OFFLINE = hub.Download(local_files_only=True)
 TRIES = 10
 
@@ -93,7 +94,8 @@ UPLOAD_FAULTS = [
     ("POST", "/repos/create", {"status": 503}),
     ("POST", "/validate-yaml", {"status": 429}),
     ("POST", "/preupload/", {"status": 503}),
-    ("GET", "/xet-write-token/", {"status": 403}),  # of others, hf_xet waits minutes before it tells
+    # of others, hf_xet waits minutes before it tells
+    pytest.param("GET", "/xet-write-token/", {"status": 403}, marks=SPEAKS_XET),
     ("POST", "/objects/batch", {"status": 429, "headers": {"Retry-After": "1"}}),
     ("PUT", "/_lfs/", {"status": 503}),
     ("PUT", "/_lfs/", {"status": 429}),
@@ -139,7 +141,7 @@ def test_lost_answer_is_no_second_commit(server: LocalHub, tmp_path: Path) -> No
     """A commit whose answer got lost was made; running again finds nothing left to do."""
     directory = save(tmp_path / "a")
     server.fault("/commit/", cut=0)
-    with pytest.raises(httpx2.TransportError, match="Nothing was left half done: run again"):
+    with pytest.raises(http().TransportError, match="Nothing was left half done: run again"):
         hub.push(directory, REPO)
     commit = hub.resolve_commit(REPO)
     assert hub.push(directory, REPO).oid == commit

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_on_hub import REPO, WEIGHTS, contents, publish, requests, save, server
+from hub_clients import SHARES_BLOBS, SPEAKS_XET
 from huggingface_hub import constants
 
 from testkit.local_hub import LocalHub
@@ -38,6 +39,7 @@ def _as_installed(hub: LocalHub, home: Path, code: str, *arguments: str, **varia
     return done.stdout.strip()
 
 
+@SPEAKS_XET
 def test_pushed_by_one_process_and_loaded_by_another(tmp_path: Path) -> None:
     """By its Hub ID, from an empty cache; the weights go through Xet both ways and lie in the store that all share."""
     saved = save(tmp_path / "a")
@@ -77,6 +79,7 @@ def test_a_cache_may_lie_anywhere(tmp_path: Path, place: str) -> None:
     assert ("snapshots" in (found[0] / WEIGHTS).resolve().parts) == (place == "link")
 
 
+@SHARES_BLOBS
 def test_repositories_share_blobs(server: LocalHub, tmp_path: Path) -> None:
     """The same weights under a second name are not downloaded again, and load."""
     publish(tmp_path / "a")
@@ -98,6 +101,7 @@ def test_what_came_without_xet_loads(server: LocalHub, tmp_path: Path) -> None:
     assert contents(directory) == contents(tmp_path / "a")
 
 
+@SHARES_BLOBS
 def test_a_link_elsewhere_is_refused(server: LocalHub, tmp_path: Path) -> None:
     """Out of the cache, into a folder that only looks like its store, or another cache's; nothing of it is removed."""
     publish(tmp_path / "a")
@@ -134,6 +138,7 @@ def test_a_copied_snapshot_says_what_is_missing(server: LocalHub, tmp_path: Path
         verification.verify(tmp_path / "a")
 
 
+@SPEAKS_XET
 def test_xet_without_its_pieces_is_one_line(server: LocalHub, tmp_path: Path) -> None:
     """What breaks inside hf_xet says that nothing is half done; with the pieces back, running again succeeds."""
     publish(tmp_path / "a")

@@ -12,6 +12,7 @@ from tiny import KINDS, tiny_model
 from transformers import DynamicCache, StaticCache, pipeline
 
 from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.compat import cache_in, installed
 
 Wrapped = Callable[..., ValueAdapterForCausalLM]
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -66,6 +67,8 @@ def test_speculation_equals_plain_decoding(wrapped: Wrapped, base: str, network:
     plain = model.generate(REPEATING, **GREEDY, use_cache=False)
     assert torch.equal(model.generate(REPEATING, **GREEDY, prompt_lookup_num_tokens=4), plain)
     assert torch.equal(model.generate(REPEATING, **GREEDY, assistant_model=other), plain)
+    if installed("transformers") < (5, 18) and "gemma3" in (base, network):
+        return  # an assistant of sliding windows is an error of transformers' there
     theirs = other.generate(REPEATING, **GREEDY, use_cache=False)
     assert torch.equal(other.generate(REPEATING, **GREEDY, assistant_model=model), theirs)
 
@@ -90,7 +93,7 @@ def test_second_turn_on_the_first_turns_cache(wrapped: Wrapped, base: str, netwo
     first = model.generate(IDS, **GREEDY, return_dict_in_generate=True)
     longer = torch.cat([first.sequences, IDS], dim=1)
     again = model.generate(longer, **GREEDY, use_cache=False)
-    assert torch.equal(model.generate(longer, **GREEDY, cache=first.cache), again)
+    assert torch.equal(model.generate(longer, **GREEDY, cache=cache_in(first)), again)
 
 
 @pairs
@@ -148,18 +151,23 @@ def test_a_static_cache_that_hides_its_length_is_refused(wrapped: Wrapped) -> No
         model.generate(IDS, cache=StaticCache(config=model.base.config, max_cache_len=32), **GREEDY)
 
 
-def test_the_old_name_of_the_cache_is_refused(wrapped: Wrapped) -> None:
-    """`past_key_values` would reach the base alone and give wrong logits."""
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_taken_by_either_name(wrapped: Wrapped, name: str) -> None:
+    """Whatever is installed: `past_key_values` would else reach the base alone and give wrong logits."""
     model = wrapped()
-    cache = model(IDS, use_cache=True).cache
-    with pytest.raises(TypeError, match="called `cache`"):
-        model(IDS, past_key_values=cache)
+    expected, told = model(IDS).logits[:, 4:], model.generate(IDS, **GREEDY)
+    begun = model(IDS[:, :4], use_cache=True)
+    torch.testing.assert_close(model(IDS[:, 4:], **{name: begun.cache}).logits, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.generate(IDS, **GREEDY, **{name: model(IDS[:, :4], use_cache=True).cache}), told)
+    assert cache_in(begun) is begun.cache
+    with pytest.raises(TypeError, match="came as"):
+        model(IDS, cache=begun.cache, past_key_values=begun.cache)
 
 
 def test_a_cache_of_the_base_alone_is_refused(wrapped: Wrapped) -> None:
     """Networks cannot go on from text that they have not read."""
     model = wrapped()
-    used = model.base(IDS, use_cache=True).cache
+    used = cache_in(model.base(IDS, use_cache=True))
     with pytest.raises(UnsupportedModeError, match="have not read"):
         model(IDS, cache=used)
 

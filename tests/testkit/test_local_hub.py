@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_clients import FILES, ID, WEIGHTS, client, online, publish, put
+from hub_clients import ASKS_ITS_ENDPOINT, FILES, ID, WEIGHTS, client, online, publish, put
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfFileSystem, errors
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
@@ -275,6 +275,7 @@ def test_private_repository_is_hidden(hub: LocalHub, tmp_path: Path) -> None:
     assert anyone.model_info(ID).private is False
 
 
+@ASKS_ITS_ENDPOINT
 def test_gated_repository_opens_by_grant(hub: LocalHub, first: str, tmp_path: Path) -> None:
     """Everyone sees a gated repository's info, those let in its files."""
     alice, bob = client(hub), client(hub, "bob")

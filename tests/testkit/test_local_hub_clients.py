@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import pytest
-from hub_clients import ID, WEIGHTS, online, publish, run
+from hub_clients import ASKS_ITS_ENDPOINT, ID, SPEAKS_XET, WEIGHTS, online, publish, run
 
 from testkit.local_hub import LocalHub
+from valueadapter.compat import http
 
 # huggingface_hub itself uploads to LFS in a way that its HTTP library deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -50,6 +50,7 @@ except h.errors.OfflineModeIsEnabled:
 """
 
 
+@ASKS_ITS_ENDPOINT
 def test_cards_and_mixins_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has no `endpoint=` argument finds the hub by its environment."""
     with online(tmp_path / "server", monkeypatch) as hub:
@@ -69,6 +70,7 @@ def test_offline_program_lives_on_cache(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(hub.log) == requests
 
 
+@SPEAKS_XET
 def test_xet_upload_is_served_both_ways(tmp_path: Path) -> None:
     """What came through Xet goes out through Xet and through plain HTTP."""
     weights = tmp_path / "weights"
@@ -86,7 +88,7 @@ print(open(hf_hub_download({ID!r}, "w.safetensors"), "rb").read() == open({str(w
         assert asked == {"read", "write"}
         assert not any("/_cdn/" in request.path or "/_lfs/" in request.path for request in hub.log)
         address = f"{hub.endpoint}/{ID}/resolve/main/w.safetensors"
-        assert httpx2.get(address, follow_redirects=True).content == WEIGHTS
+        assert http().get(address, follow_redirects=True).content == WEIGHTS
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -101,7 +103,7 @@ def test_command_serves_until_stopped(tmp_path: Path, stop: signal.Signals) -> N
             assert lines[-1], "the command ended early"
         text = "".join(lines)
         (endpoint,) = re.findall(r"^export HF_ENDPOINT=(\S+)$", text, re.MULTILINE)
-        answer = httpx2.get(f"{endpoint}/api/whoami-v2", headers={"Authorization": "Bearer hf_alice"})
+        answer = http().get(f"{endpoint}/api/whoami-v2", headers={"Authorization": "Bearer hf_alice"})
         process.send_signal(stop)
         _, errors = process.communicate(timeout=20)
     assert (answer.json()["name"], process.returncode, errors) == ("alice", 0, "")

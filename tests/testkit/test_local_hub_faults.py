@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
-from hub_clients import FILES, ID, WEIGHTS, client, online, publish, put
+from hub_clients import ASKS_ITS_ENDPOINT, FILES, ID, RESUMES, WEIGHTS, client, online, publish, put
 from huggingface_hub import constants
 
 from testkit.local_hub import LocalHub
+from valueadapter.compat import http
 
 # huggingface_hub itself uploads to LFS in a way that its HTTP library deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -47,6 +47,7 @@ def test_client_retries_after_status(hub: LocalHub, status: int, headers: dict[s
 
 
 @pytest.mark.usefixtures("by_lfs")
+@RESUMES
 def test_cut_download_is_resumed(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a connection cut in a body, the client asks for the rest and gets it."""
     publish(hub, tmp_path)
@@ -59,6 +60,7 @@ def test_cut_download_is_resumed(hub: LocalHub, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("by_lfs")
+@RESUMES
 def test_cut_upload_stores_nothing_until_repeated(hub: LocalHub, tmp_path: Path) -> None:
     """A large file whose upload was cut is uploaded again, whole."""
     hub.fault("/_lfs/", cut_upload=500_000, method="PUT")
@@ -74,7 +76,7 @@ def test_cut_commit_changes_nothing(hub: LocalHub) -> None:
     alice.create_repo(ID)
     before = alice.model_info(ID).sha
     hub.fault("/commit/main", cut_upload=10)
-    with pytest.raises(httpx2.TransportError, match=_HUNG_UP):
+    with pytest.raises(http().TransportError, match=_HUNG_UP):
         put(alice, "x.txt")
     assert alice.model_info(ID).sha == before
     put(alice, "x.txt")
@@ -85,9 +87,10 @@ def test_cut_counts_body_bytes(hub: LocalHub, tmp_path: Path) -> None:
     """Exactly so many bytes of a download pass."""
     publish(hub, tmp_path)
     hub.fault("/resolve/", cut=7)
-    with httpx2.Client() as http, http.stream("GET", f"{hub.endpoint}/{ID}/resolve/main/README.md") as answer:
+    address = f"{hub.endpoint}/{ID}/resolve/main/README.md"
+    with http().Client() as connection, connection.stream("GET", address) as answer:
         received: list[bytes] = []
-        with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
+        with pytest.raises(http().RemoteProtocolError, match="without sending complete message body"):
             received.extend(answer.iter_raw())
     assert b"".join(received) == FILES["README.md"][:7]
 
@@ -95,20 +98,20 @@ def test_cut_counts_body_bytes(hub: LocalHub, tmp_path: Path) -> None:
 def test_chunked_upload_is_read_and_cut(hub: LocalHub) -> None:
     """Bodies without a length in advance are read, and cut like others."""
     address = f"{hub.endpoint}/api/validate-yaml"
-    with httpx2.Client() as http:
-        assert http.post(address, content=iter([b'{"content', b'": ""}'])).status_code == 200
+    with http().Client() as connection:
+        assert connection.post(address, content=iter([b'{"content', b'": ""}'])).status_code == 200
         hub.fault("/validate-yaml", cut_upload=9)
-        with pytest.raises(httpx2.TransportError, match=_HUNG_UP):
-            http.post(address, content=iter([b'{"content', b'": ""}']))
+        with pytest.raises(http().TransportError, match=_HUNG_UP):
+            connection.post(address, content=iter([b'{"content', b'": ""}']))
 
 
 def test_fault_is_for_its_method_and_times(hub: LocalHub) -> None:
     """Other methods pass, and so do requests after the last ordered failure."""
     hub.fault("/whoami", status=500, times=2, method="GET")
     statuses = []
-    with httpx2.Client(headers={"Authorization": "Bearer hf_alice"}) as http:
+    with http().Client(headers={"Authorization": "Bearer hf_alice"}) as connection:
         statuses += [
-            http.request(m, f"{hub.endpoint}/api/whoami-v2").status_code for m in ("HEAD", "GET", "GET", "GET")
+            connection.request(m, f"{hub.endpoint}/api/whoami-v2").status_code for m in ("HEAD", "GET", "GET", "GET")
         ]
     assert statuses == [200, 500, 500, 200]
 
@@ -127,6 +130,7 @@ def test_impossible_fault_is_refused(hub: LocalHub, options: dict[str, Any], mes
         hub.fault("/", **options)
 
 
+@ASKS_ITS_ENDPOINT
 def test_repositories_outlive_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second hub on the same directory has all that the first had."""
     with online(tmp_path / "server", monkeypatch) as hub:
@@ -161,10 +165,10 @@ def test_stopped_hub_leaves_no_threads(tmp_path: Path) -> None:
     """Clients that keep their connections open do not keep the hub."""
     before = set(threading.enumerate())
     hub = LocalHub(tmp_path)
-    with httpx2.Client() as http:
+    with http().Client() as connection:
         with hub:
             endpoint = hub.endpoint
-            http.get(endpoint)
+            connection.get(endpoint)
             assert len(threading.enumerate()) == len(before) + 3
         assert set(threading.enumerate()) <= before
     with pytest.raises(urllib.error.URLError, match="refused"):
@@ -175,5 +179,5 @@ def test_stopped_hub_leaves_no_threads(tmp_path: Path) -> None:
 
 def test_unknown_address_is_an_answer(hub: LocalHub) -> None:
     """What the hub does not know is told in the answer."""
-    answer = httpx2.get(f"{hub.endpoint}/api/nothing")
+    answer = http().get(f"{hub.endpoint}/api/nothing")
     assert (answer.status_code, answer.headers["X-Error-Message"]) == (404, "no such endpoint: GET /api/nothing")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Hashable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from valueadapter.compat import CACHE_NAMES, cache_name
 
 
 def execution_device(model: Any) -> torch.device:
@@ -63,6 +67,34 @@ def longest_text(model: PreTrainedModel) -> int | None:
     """Tokens that a model reads at most, as its configuration says; None where it says nothing."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if limit and limit > 0 else None  # some say -1
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's own is untyped
+def takes(model: Any, argument: str) -> bool:
+    """Whether a model's `forward` names an argument; many swallow what they do not know."""
+    names = CACHE_NAMES if argument == "cache" else (argument,)
+    return any(name in _taken_by(model, "forward") for name in names)
+
+
+def _taken_by(model: Any, method: str) -> frozenset[str]:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return _arguments(cast(Hashable, type(inner)), method)
+
+
+@functools.cache
+def _arguments(kind: Hashable, method: str) -> frozenset[str]:
+    return frozenset(inspect.signature(getattr(kind, method)).parameters)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cache_name(model: Any, method: str) -> str:
+    return cache_name(_taken_by(model, method))
+
+
+def in_its_words(model: Any, arguments: Mapping[str, Any], method: str = "forward") -> dict[str, Any]:
+    """Arguments of a model's method, the cache by the name that the model has for it."""
+    name = _cache_name(model, method) if "cache" in arguments else "cache"
+    return {name if key == "cache" else key: value for key, value in arguments.items()}
 
 
 def set_trainable(network: PreTrainedModel, trainable: bool) -> None:

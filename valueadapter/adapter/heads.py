@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from valueadapter.adapter.causal_lm import in_its_words
+
 _PROBE_LENGTH = 8
 _PROBE_RANGE = 300.0
 """Far beyond what soft-capping leaves as it is (caps in use are 15 to 50)."""
@@ -127,6 +129,7 @@ def last_hidden_state(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
         (batch, seq, hidden), after the last norm.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = in_its_words(plain.base_model, inputs)
     return cast(torch.Tensor, plain.base_model(**inputs, return_dict=True).last_hidden_state)
 
 

@@ -24,8 +24,8 @@ _FILES = {
     file_names.CUSTOM_GENERATE: {"generate.py": "generate.py", "value_networks.py": "value_networks.py"},
     file_names.LOGITS_PROCESSOR: {"__init__.py": "logits_processor.py", "value_networks.py": "value_networks.py"},
 }
-_NEEDED = ("torch>=2.6", "transformers>=5.24", "huggingface-hub>=2.3", "safetensors>=0.8")
-_NEEDED_BY_LORA = "peft>=0.21"
+_NEEDED = ("torch>=2.6", "transformers>=5.16", "huggingface-hub>=1.5", "safetensors>=0.8")
+_NEEDED_BY_LORA = "peft>=0.19"
 _NAME_LINE = re.compile(r"^ADAPTER = .*$", re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

@@ -205,7 +205,7 @@ def _parquet(path: str, data: bytes) -> _Table:
 def _of_hub(name: str, split: str) -> Demonstrations:
     try:
         data = load_dataset(name, split=split)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ValueError) as error:  # by its version, of what the file's parser says
         cause = error.__cause__ or error.__context__ or error
         raise ConfigError(f"dataset '{name}' cannot be read: {cause}") from error
     return Demonstrations(_Table(data), form=f"row {{}} of '{split}' (the first is 0)", name=name)

@@ -8,7 +8,6 @@ step. Knows nothing of what is computed from the logits.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from valueadapter.adapter.causal_lm import logits_width
+from valueadapter.adapter.causal_lm import in_its_words, logits_width, takes
+from valueadapter.compat import cache_in
 from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.forward.steps import turns_with_length
 from valueadapter.forward.sum import Apart
@@ -214,7 +214,7 @@ def _in_steps(reader: _Reader, row: _Row) -> Iterator[Piece]:
     for start, end in zip(starts, [*starts[1:], row.end], strict=True):
         kept = max(1, end - max(start, row.first))
         out = _call(reader, numbers, slice(start, end), kept, use_cache=True, cache=cache, begin=row.begin)
-        cache = out.cache
+        cache = cache_in(out)
         if end > row.first:
             yield from _blocks(reader, out, numbers, slice(end - kept, end))
 
@@ -258,9 +258,8 @@ def _call(
         arguments["output_value_logits"] = reader.value_logits
     if cache is not None:
         arguments["cache"] = cache
-    return reader.model(
-        input_ids=ids[rows][:, columns], use_cache=use_cache, logits_to_keep=keep, return_dict=True, **arguments
-    )
+    arguments |= {"input_ids": ids[rows][:, columns], "use_cache": use_cache, "logits_to_keep": keep}
+    return reader.model(**in_its_words(reader.model, arguments), return_dict=True)
 
 
 def _blocks(reader: _Reader, out: Any, rows: torch.Tensor, columns: slice) -> Iterator[Piece]:
@@ -298,7 +297,7 @@ def _continues(model: Any, terms: Sequence[Term]) -> bool:
 def _goes_on(model: Any) -> bool:
     """A model whose cache is keys and values alone."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "cache" not in inspect.signature(plain.forward).parameters or getattr(plain, "_is_stateful", False):
+    if not takes(plain, "cache") or getattr(plain, "_is_stateful", False):
         return False
     layers = DynamicCache(config=plain.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Stati
 
 from valueadapter.adapter.shared_body import SharedBody
 from valueadapter.errors import UnsupportedModeError
-from valueadapter.forward.steps import has_read
+from valueadapter.forward.steps import empty, has_read
 
 BASE = "base"
 """The part that belongs to the base model; it comes first, so that lengths are the base's."""
@@ -110,10 +110,13 @@ class ValueAdapterCache(Cache):
             )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the caller's that have been seen, by the first model that counts them; without the prefix."""
+        """Tokens of the caller's that have been seen, by the first model that counts them; without the prefix.
+
+        0 where none of them counts, so that nobody takes text for read.
+        """
         counting = [part for part, cache in self.parts.items() if _counts(cache)]
-        if layer_idx == 0 and counting:
-            return self.read_by(counting[0])
+        if layer_idx == 0:
+            return self.read_by(counting[0]) if counting else 0
         length: int = super().get_seq_length(layer_idx)
         lead = self.prefixes[BASE].lead if BASE in self.prefixes else 0
         return length - lead if lead and length > 0 and layer_idx < len(self.parts[BASE].layers) else length
@@ -151,7 +154,8 @@ class ValueAdapterCache(Cache):
 
     def reset(self) -> None:
         """Empties all parts."""
-        super().reset()
+        for part in self.parts.values():
+            empty(part)
         self.prefixes.clear()
         self.ahead.clear()
 

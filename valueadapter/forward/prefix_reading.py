@@ -16,13 +16,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from valueadapter.adapter.causal_lm import execution_device, longest_text
+from valueadapter.adapter.causal_lm import execution_device, longest_text, takes
 from valueadapter.adapter.heads import last_hidden_state
 from valueadapter.adapter.model_state import Moment, moment
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, PrefixState, ValueAdapterCache
 from valueadapter.forward.positions import check_one_text
-from valueadapter.forward.steps import has_read, takes, turns_with_length
+from valueadapter.forward.steps import has_read, logits_of, turns_with_length
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values, layer by layer, each (1, heads, tokens, size)."""
@@ -271,6 +271,8 @@ class BasePrefix:
             )
         for index, (keys, values) in enumerate(self._computed(lead)):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+            if getattr(cache.layers[index], "record_past", False):  # or it attends to what has left its window
+                cache.layers[index].crop(0)
 
     def states(self) -> States | None:
         """Keys and values of the prefix, layer by layer (1, heads, prefix, size); None where a layer keeps none."""
@@ -306,7 +308,7 @@ class BasePrefix:
     def _read(self, lead: int) -> States:
         cache = DynamicCache()  # without the configuration: no layer drops what leaves its window
         ids = torch.tensor([self.ids[:lead]], device=execution_device(self.base))
-        self.base(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
+        logits_of(self.base, {"input_ids": ids, "cache": cache, "use_cache": True, "logits_to_keep": 1})
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 

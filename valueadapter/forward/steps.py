@@ -7,32 +7,21 @@ anew where its positions change, CPM-Ant wants all ids each time, XLNet adds a t
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from valueadapter.adapter.causal_lm import in_its_words, takes
+from valueadapter.compat import CACHE_NAMES, cache_in
 
 Steps = Mapping[Any, Mapping[str, Any]]
 """Part -> what that model's own preparation made of a step."""
 STEPS = "value_adapter_steps"
 """The argument of `forward` under which `generate` hands them on."""
-_SAID_ELSEWHERE = ("cache", "use_cache", "logits_to_keep")
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's own is untyped
-def takes(model: Any, argument: str) -> bool:
-    """Whether a model's `forward` names an argument; many swallow what they do not know."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return argument in _arguments(cast(Hashable, type(inner)))
-
-
-@functools.cache
-def _arguments(kind: Hashable) -> frozenset[str]:
-    return frozenset(inspect.signature(getattr(kind, "forward")).parameters)  # noqa: B009  # a module's class
+_SAID_ELSEWHERE = (*CACHE_NAMES, "use_cache", "logits_to_keep")
 
 
 def keeps_cache(model: Any) -> bool:
@@ -86,6 +75,15 @@ def has_read(cache: Cache) -> bool:
     return False
 
 
+def empty(cache: Any) -> None:
+    """Empties a cache. Before transformers 5.24 `reset` leaves zeros where keys were, which count as text."""
+    cache.reset()
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer):
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+
+
 def prepares_otherwise(model: Any) -> bool:
     """Whether a model's class has a preparation of its own."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -119,8 +117,9 @@ def prepared_by(
     given = {"attention_mask": attention_mask, "cache": cache}
     if position_ids is not None and takes(model, "position_ids"):
         given["position_ids"] = position_ids
-    made: dict[str, Any] = model.prepare_inputs_for_generation(input_ids, **given, **how)
-    anew = cache is not None and made.get("cache") is None
+    given = in_its_words(model, {**given, **how}, "prepare_inputs_for_generation")
+    made: dict[str, Any] = model.prepare_inputs_for_generation(input_ids, **given)
+    anew = cache is not None and cache_in(made) is None
     own = {key: value for key, value in made.items() if key not in _SAID_ELSEWHERE}
     return {"attention_mask": None, "position_ids": None, **own}, anew
 
@@ -134,6 +133,7 @@ def logits_of(model: Any, arguments: Mapping[str, Any]) -> Any:
     """
     keep = arguments.get("logits_to_keep", 0)
     given = {key: value for key, value in arguments.items() if key != "position_ids" or takes(model, key)}
+    given = in_its_words(model, given)
     if takes(model, "logits_to_keep"):
         return model(**given, return_dict=True)
     given.pop("logits_to_keep", None)

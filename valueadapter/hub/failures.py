@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from valueadapter.compat import http, unresolved
 from valueadapter.errors import ValueAdapterError
 from valueadapter.version import __version__
 
@@ -56,12 +57,9 @@ class Asked:
 @contextlib.contextmanager
 def readable(asked: Asked) -> Iterator[None]:
     """Rewords what the Hub client raises in the block: what happened, what was sent, what to do."""
-    import httpx2
-    from huggingface_hub.errors import RevisionResolutionError
-
     try:
         yield
-    except (httpx2.HTTPError, RevisionResolutionError, OSError, RuntimeError) as error:
+    except (http().HTTPError, unresolved(), OSError, RuntimeError) as error:
         clearer = _clearer(error, asked)
         if clearer is error:
             raise
@@ -69,22 +67,21 @@ def readable(asked: Asked) -> Iterator[None]:
 
 
 def _clearer(error: Exception, asked: Asked) -> Exception:
-    import httpx2
     from huggingface_hub import errors
 
     if isinstance(error, ValueAdapterError):  # some are OSErrors, and say already what is wrong
         return error
     # how the client wraps what breaks an upload of weights by LFS
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, (httpx2.HTTPError, OSError)):
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, (http().HTTPError, OSError)):
         return _clearer(error.__cause__, asked)
     # one class for one outcome, whichever step of a download found that the cache has nothing
-    if isinstance(error, errors.RevisionResolutionError):
+    if isinstance(error, unresolved()) and not isinstance(error, errors.LocalEntryNotFoundError):
         return errors.LocalEntryNotFoundError(_not_cached(error, asked))
     if isinstance(error, errors.LocalEntryNotFoundError):
         _reword(error, _not_cached(error, asked))
     elif isinstance(error, errors.HfHubHTTPError):
         _reword(error, _explain(error, asked))
-    elif isinstance(error, httpx2.TransportError):
+    elif isinstance(error, http().TransportError):
         broken = f"{type(error).__name__}: {error}"
         _reword(error, f"the connection to the Hub at {asked.api.endpoint} broke ({broken}). {_AGAIN}")
     elif isinstance(error, OSError) and error.errno in _FULL:

@@ -9,6 +9,7 @@ from typing import Any
 
 from valueadapter.artifact import file_names
 from valueadapter.artifact.config import MODEL_TYPE, ValueAdapterConfig
+from valueadapter.compat import http
 from valueadapter.errors import ConfigError, IncompatibleBaseError, MissingFileError
 from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
@@ -80,7 +81,6 @@ class SmallFiles:
 
     def _sizes(self) -> dict[str, int]:
         """Path -> size; empty where the Hub cannot be asked, since a size is no reason to fail."""
-        import httpx2
         from huggingface_hub import HfApi
 
         if (root := Path(self.name)).is_dir():
@@ -90,7 +90,7 @@ class SmallFiles:
             return {}
         try:
             info = HfApi(token=self.token).model_info(self.name, revision=self.revision, files_metadata=True)
-        except (httpx2.HTTPError, OSError):
+        except (http().HTTPError, OSError):
             return {}
         return {file.rfilename: file.size or 0 for file in info.siblings or []}
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from valueadapter.artifact.config.parts import COMMIT
+from valueadapter.compat import cached_tree, http
 from valueadapter.errors import NotAValueAdapterError
 from valueadapter.hub.failures import Asked
 from valueadapter.version import __version__
@@ -17,7 +18,6 @@ _LOG = logging.getLogger(__name__)
 
 def resolve(asked: Asked) -> str:
     """The commit to read; the one that the cache knows where the Hub cannot say."""
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if asked.local_files_only or COMMIT.fullmatch(asked.revision or ""):
@@ -30,7 +30,7 @@ def resolve(asked: Asked) -> str:
             if api.repo_exists(asked.repo_id, repo_type=kind):
                 raise NotAValueAdapterError(f"'{asked.repo_id}' is a {kind} repository, not a value adapter") from None
         raise
-    except (httpx2.TransportError, OfflineModeIsEnabled, HfHubHTTPError) as error:
+    except (http().TransportError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if asked.force_download or (400 <= status < 500 and status != 429):
             raise
@@ -38,16 +38,25 @@ def resolve(asked: Asked) -> str:
 
 
 def _remembered(asked: Asked, reason: Exception | None = None) -> str:
-    from huggingface_hub.errors import RevisionResolutionError
+    """The commit that the cache has for a revision, which may be one itself."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    name, revision, cache = asked.repo_id, asked.revision, asked.cache_dir
-    try:
-        commit = asked.api.resolve_revision(name, revision=revision, cache_dir=cache, local_files_only=True)
-    except RevisionResolutionError as error:
-        raise error from reason
+    if COMMIT.fullmatch(asked.revision or ""):
+        return str(asked.revision)
+    if not (ref := _ref(asked)).is_file():
+        raise LocalEntryNotFoundError(f"there is no '{ref}'") from reason
     if reason is not None:
-        _LOG.warning("The Hub gave no answer (%s); using '%s' from the cache.", type(reason).__name__, name)
-    return str(commit.resolved)
+        _LOG.warning("The Hub gave no answer (%s); using '%s' from the cache.", type(reason).__name__, asked.repo_id)
+    return ref.read_text(encoding="utf-8").strip()
+
+
+def _ref(asked: Asked) -> Path:
+    """The file in which the Hub client notes a revision's commit."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=asked.repo_id, repo_type="model")
+    return Path(asked.cache).expanduser() / folder / "refs" / (asked.revision or constants.DEFAULT_REVISION)
 
 
 def remember(asked: Asked, commit: str) -> None:
@@ -56,13 +65,8 @@ def remember(asked: Asked, commit: str) -> None:
     The Hub client does so before it downloads; after a download that broke off, the cache would then give neither the
     earlier adapter nor the new one.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    revision = asked.revision or constants.DEFAULT_REVISION
-    folder = repo_folder_name(repo_id=asked.repo_id, repo_type="model")
-    ref = Path(asked.cache).expanduser() / folder / "refs" / revision
-    if revision == commit or (ref.is_file() and ref.read_text(encoding="utf-8") == commit):
+    ref = _ref(asked)
+    if asked.revision == commit or (ref.is_file() and ref.read_text(encoding="utf-8") == commit):
         return
     try:
         ref.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,8 @@ def snapshot(asked: Asked, *, commit: str, patterns: Sequence[str]) -> Path:
         return Path(root)
 
     # without a listing the client takes any folder in the cache for a complete one
-    if not asked.force_download and not asked.local_files_only and _listing(asked, commit) is not None:
+    asks = not (asked.force_download or asked.local_files_only)
+    if asks and cached_tree(asked.repo_id, commit, asked.cache_dir) is not None:
         try:
             return get(local_files_only=True, force_download=False)
         except LocalEntryNotFoundError:
@@ -101,24 +106,23 @@ def snapshot(asked: Asked, *, commit: str, patterns: Sequence[str]) -> Path:
     return get(asked.local_files_only, asked.force_download)
 
 
-def _listing(asked: Asked, commit: str) -> dict[str, int] | None:
-    """Path -> size of every file of a commit, as the cache remembers it."""
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    try:
-        tree = get_cached_repo_tree(asked.repo_id, revision=commit, cache_dir=asked.cache_dir)
-    except CachedRepoTreeNotFoundError:
-        return None
-    return {file.path: file.size for file in tree}
-
-
 def sizes_at(asked: Asked, commit: str) -> dict[str, int]:
     """Path -> size in bytes of every file of a commit that `snapshot` was called for."""
-    listing = _listing(asked, commit)
-    if listing is None:  # a cache that another tool filled
-        listing = sizes_in(snapshot(asked, commit=commit, patterns=[]))
-    return listing
+    listing = cached_tree(asked.repo_id, commit, asked.cache_dir)
+    if listing is None and not asked.local_files_only:  # a cache that another tool filled, or a client keeps none
+        listing = _listed(asked, commit)
+    return sizes_in(snapshot(asked, commit=commit, patterns=[])) if listing is None else listing
+
+
+def _listed(asked: Asked, commit: str) -> dict[str, int] | None:
+    """The same, as the Hub says it; None where it cannot be asked."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = asked.api.model_info(asked.repo_id, revision=commit, files_metadata=True)
+    except (http().TransportError, OfflineModeIsEnabled, HfHubHTTPError):
+        return None
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
 def sizes_in(directory: Path) -> dict[str, int]:

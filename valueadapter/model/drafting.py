@@ -7,15 +7,17 @@ the logits that drafting took are the network's own share of the sum, so that no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.generation import CandidateGenerator, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from valueadapter.adapter.causal_lm import logits_width
+from valueadapter.compat import CARRIED, installed
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.one_pass import NetworkSaid
@@ -75,10 +77,7 @@ def own_draft(model: WrappedModel, count: int | None, *, rows: int, others: Mapp
             f"speculative=True writes one text at a time, greedily or sampled; got {what}. Leave it out, or call "
             "generate for each prompt"
         )
-    lacking = [one for one in aligned(model.base, model.attached.terms()).values() if not keeps_cache(one)]
-    if lacking or others.get("use_cache") is False:
-        why = f"a {type(lacking[0]).__name__} keeps none of transformers' kind" if lacking else "use_cache is False"
-        raise UnsupportedModeError(f"speculative=True goes on from a cache, and {why}. Leave it out")
+    _check_caches(list(aligned(model.base, model.attached.terms()).values()), others.get("use_cache"))
     found = [
         (term.scale * weight, term, part)
         for term in model.attached.terms()
@@ -94,6 +93,27 @@ def own_draft(model: WrappedModel, count: int | None, *, rows: int, others: Mapp
         )
     _, term, part = max(found, key=lambda one: one[0])
     return OwnDraft(model.base.config, term, part, count)
+
+
+def _check_caches(models: Sequence[PreTrainedModel], use_cache: bool | None) -> None:
+    """Raises unless all models keep a cache from which tokens can be taken back."""
+    lacking = [one for one in models if not keeps_cache(one)]
+    if lacking or use_cache is False:
+        why = f"a {type(lacking[0]).__name__} keeps none of transformers' kind" if lacking else "use_cache is False"
+        raise UnsupportedModeError(f"speculative=True goes on from a cache, and {why}. Leave it out")
+    for one in models:
+        layers = DynamicCache(config=one.config).layers
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+            raise UnsupportedModeError(
+                f"speculative=True takes tokens back, and a {type(one).__name__} keeps a state from which none can be "
+                "taken. Leave it out"
+            )
+        if installed("transformers") < (5, 18) and any(layer.is_sliding for layer in layers):
+            raise UnsupportedModeError(
+                f"speculative=True needs transformers 5.18 or newer where a model attends to a window, as a "
+                f"{type(one).__name__} does: before, steps that follow one another are not read as one by one. Update "
+                "it, or leave it out"
+            )
 
 
 class DraftedCandidates(CandidateGenerator):
@@ -140,7 +160,7 @@ class DraftedCandidates(CandidateGenerator):
         Returns:
             (1, seq + drafted) ids, and (1, drafted, base_vocab) what they were chosen by, or None without any.
         """
-        cache: ValueAdapterCache = model_kwargs["cache"]
+        cache: ValueAdapterCache = model_kwargs[CARRIED]
         text, scores, said = input_ids, [], []
         left = self.how_many(text.shape[1])
         while (one := self._says(text, cache, model_kwargs)) is not None:

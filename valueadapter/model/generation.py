@@ -9,13 +9,13 @@ from typing import Any, NoReturn, cast
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.pytorch_utils import move_to_device
 
-from valueadapter.adapter.causal_lm import execution_device, longest_text
+from valueadapter.adapter.causal_lm import execution_device, in_its_words, longest_text, moved
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
+from valueadapter.compat import CARRIED, cache_by_any_name, cache_in, renamed
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
-from valueadapter.forward.steps import STEPS, Steps, has_read, keeps_cache, prepared_by, prepares_otherwise
+from valueadapter.forward.steps import STEPS, Steps, empty, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.forward.value_logits import Term
 from valueadapter.model.drafting import DraftedCandidates, OwnDraft, own_draft
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
@@ -79,7 +79,7 @@ class GenerationMethods(WrappedModel):
             UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts; `speculative` for
                 several prompts or beams, or where no adapter that acts can draft.
         """
-        kwargs |= dict(zip(_POSITIONAL, args, strict=False))
+        kwargs = renamed({**kwargs, **dict(zip(_POSITIONAL, args, strict=False))}, CARRIED)
         ids = kwargs.get("input_ids") if inputs is None else inputs
         batch = 1 if ids is None else len(ids)
         groups = [] if adapter_names is None else groups_of(self.attached, adapter_names, batch)
@@ -115,9 +115,9 @@ class GenerationMethods(WrappedModel):
                 raise UnsupportedModeError(NO_IDS)
             return super().generate(inputs, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in OWN_ARGUMENTS}
-        if isinstance(cache := kwargs.get("cache"), ValueAdapterCache):
+        if isinstance(cache := kwargs.get(CARRIED), ValueAdapterCache):
             cache.check_parts([BASE])
-            kwargs["cache"] = cache.parts[BASE]
+            kwargs[CARRIED] = cache.parts[BASE]
         return self.base.generate(*(() if inputs is None else (inputs,)), **kwargs)
 
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
@@ -143,24 +143,24 @@ class GenerationMethods(WrappedModel):
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
         if (scope := self.attached.scope()) is not None and scope.rows is not None:
             groups = groups_of(self.attached, scope.rows, how[1])
-            cache = rows_cache(self, generation_config, groups, model_kwargs.get("cache"), how)
-            model_kwargs.update({} if cache is None else {"cache": cache})
+            cache = rows_cache(self, generation_config, groups, model_kwargs.get(CARRIED), how)
+            model_kwargs.update({} if cache is None else {CARRIED: cache})
             return
         terms = self.attached.terms()
         self.attached.bodies.check()
         before = prefixes_of(self, terms)
         if BASE in before:
             before[BASE].check_length(generation_config.max_length)
-        if _without_cache(self.base, terms) is not None and model_kwargs.get("cache") is None:
+        if _without_cache(self.base, terms) is not None and model_kwargs.get(CARRIED) is None:
             generation_config.use_cache = False  # every step reads the whole text
         if terms:
             for part, model in aligned(self.base, terms).items():
                 _check_length("the base" if part == BASE else part, model, generation_config.max_length)
             for reader in before.values():
                 reader.check_length(generation_config.max_length)
-        if model_kwargs.get("cache") is not None:
-            model_kwargs["cache"] = self._cache_parts(model_kwargs["cache"], terms)
-            model_kwargs["cache"]._is_user_defined = True  # generate then leaves it alone
+        if model_kwargs.get(CARRIED) is not None:
+            model_kwargs[CARRIED] = self._cache_parts(model_kwargs[CARRIED], terms)
+            model_kwargs[CARRIED]._is_user_defined = True  # generate then leaves it alone
             return
         parts: dict[str, Any] = {}
         readers = {part: term.reader(part) for term in terms if term.reads_text for part in term.parts}
@@ -172,13 +172,14 @@ class GenerationMethods(WrappedModel):
             prepared: dict[str, Any] = {}
             more = len(before[part].ids) if part in before else 0
             model._prepare_cache_for_generation(generation_config, prepared, *how[:-1], how[-1] + more)
-            if (cache := prepared.get("cache")) is not None:
+            if (cache := cache_in(prepared)) is not None:
                 parts[part] = cache
         if parts:
-            model_kwargs["cache"] = ValueAdapterCache(parts)
-            model_kwargs["cache"].longest = generation_config.max_length
-            model_kwargs["cache"].bodies = self.attached.bodies.of(networks_of(terms).values())
+            model_kwargs[CARRIED] = ValueAdapterCache(parts)
+            model_kwargs[CARRIED].longest = generation_config.max_length
+            model_kwargs[CARRIED].bodies = self.attached.bodies.of(networks_of(terms).values())
 
+    @cache_by_any_name
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
@@ -203,13 +204,14 @@ class GenerationMethods(WrappedModel):
         if not self.attached.terms() and self.attached.acting_prefix() is None:
             own = cache.parts[BASE] if isinstance(cache, ValueAdapterCache) else cache
             given |= {"next_sequence_length": next_sequence_length, "cache": own}
+            given = in_its_words(self.base, given, "prepare_inputs_for_generation")
             made = self.base.prepare_inputs_for_generation(input_ids, **given)
-            if cache is not None and made.get("cache") is None and has_read(cache):
-                cache.reset()  # the base reads everything anew
-            return {**made, "cache": cache}
+            if cache is not None and cache_in(made) is None and has_read(cache):
+                empty(cache)  # the base reads everything anew
+            return {**renamed(made, "cache"), "cache": cache}
         steps, anew = own_steps(self, input_ids, next_sequence_length, **given)
         if anew and cache is not None and has_read(cache):
-            cache.reset()
+            empty(cache)
             next_sequence_length, given["is_first_iteration"] = None, True
             steps, _ = own_steps(self, input_ids, None, **given)
         common: dict[str, Any] = {
@@ -225,7 +227,7 @@ class GenerationMethods(WrappedModel):
         about = {key: kwargs[key] for key in (*OWN_ARGUMENTS, "use_cache", "logits_to_keep") if key in kwargs}
         made = {**of_base, **{key: one for key, one in common.items() if one is not None}}
         device = execution_device(self.base)
-        made = move_to_device(made, device) if device.type != "meta" else made
+        made = moved(made, device) if device.type != "meta" else made
         made.pop("is_first_iteration", None)
         return {**made, **about, "cache": cache, STEPS: steps}
 
@@ -283,7 +285,7 @@ class GenerationMethods(WrappedModel):
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **how: Any) -> Any:
         """As in transformers; what is accepted ends where plain decoding would, and an error leaves no guess behind."""
-        with guessing(how["stopping_criteria"], how["generation_config"], how.get("cache")):
+        with guessing(how["stopping_criteria"], how["generation_config"], how.get(CARRIED)):
             return super()._assisted_decoding(input_ids, **how)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from valueadapter.compat import CARRIED, cache_in
 from valueadapter.errors import AdapterNameError, UnsupportedModeError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.one_pass import OneModel, Pass, can_join, run_together
@@ -145,7 +146,7 @@ def rows_cache(model: WrappedModel, config: Any, groups: list[Group], given: Any
         prepared: dict[str, Any] = {}
         with model.attached.scoped(group.names):
             model._prepare_cache_for_generation(config, prepared, *how)
-        caches[group.names] = prepared.get("cache")
+        caches[group.names] = prepared.get(CARRIED)
     if any(cache is None for cache in caches.values()):
         return None
     _find_bodies(model, list(caches.values()), groups)
@@ -180,8 +181,8 @@ def forward_rows(
     for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
     given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
     outputs = _run_groups(model, groups, given, cache=cache, messages=messages)
-    if cache is None and outputs[0].cache is not None:
-        made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
+    if cache is None and cache_in(outputs[0]) is not None:
+        made = {group.names: cache_in(out) for group, out in zip(groups, outputs, strict=True)}
         cache = RowsCache(made, {group.names: group.rows for group in groups})
     order = torch.tensor([row for group in groups for row in group.rows]).argsort()
     logits, loss = _in_order([out.logits for out in outputs], order), None

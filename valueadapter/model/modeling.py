@@ -28,6 +28,7 @@ from valueadapter.adapter.shared_tensors import is_shared, together
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import MODEL_TYPE
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix
+from valueadapter.compat import cache_by_any_name
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.one_pass import run_together
 from valueadapter.forward.sum import Apart
@@ -137,6 +138,7 @@ class ValueAdapterForCausalLM(
         return model
 
     # -- the sum -----------------------------------------------------------------------------------------------------
+    @cache_by_any_name
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own is untyped
     def forward(
         self,
@@ -180,8 +182,6 @@ class ValueAdapterForCausalLM(
             AdapterNameError: unknown names in `adapter_names`, or not one entry for each row.
             UnsupportedModeError: `inputs_embeds` without ids while an adapter is active, or a cache of other models.
         """
-        if "past_key_values" in kwargs:
-            raise TypeError("`past_key_values` is called `cache` in transformers 5.24 and here; pass it by that name")
         scope = self.attached.scope()
         rows = scope.rows if adapter_names is None and scope is not None else adapter_names
         if rows is not None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from valueadapter.artifact.config import MODEL_TYPE
+from valueadapter.compat import CARRIED, cache_in
 
 
 class ValueAdapterModelConfig(PreTrainedConfig):
@@ -38,3 +39,7 @@ class ValueAdapterOutput(CausalLMOutputWithPast):
 
     value_logits: torch.Tensor | None = None
     each: dict[str, torch.Tensor] | None = None
+
+
+if CARRIED != "cache":
+    ValueAdapterOutput.cache = property(cache_in)  # the field has its older name there

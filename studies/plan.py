@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, Reference, Stack, key_of
+from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, PrefixUse, Reference, Stack, key_of
 from studies.targets import CORE, MORE, PAIR
 
 DEFAULT = Cell(answered=60)
@@ -23,6 +23,9 @@ OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, targets="all", answ
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""
 SEEDS = (0, 1)
+READERS: tuple[PrefixUse, ...] = ("subtracted", "all", "all_by_the_body")
+"""Of the prefix: the bases and the network that is subtracted; the network that is added, too, in training as well; it
+by the keys and values of its body without the LoRA."""
 JUDGES = (Judge(), Judge(target="gemma"))
 
 
@@ -92,6 +95,16 @@ QUESTIONS = (
             replace(FULL, targets="all"),
             replace(FULL, prefix_examples=0),
             replace(FULL, prefix_use="scoring"),
+        ),
+    ),
+    Question(
+        "readers",
+        "Who reads the prefix?",
+        tuple(
+            replace(of_task(task, DEFAULT), prefix_use=use, seed=seed, answered=0)
+            for task in TASKS
+            for use in READERS
+            for seed in SEEDS
         ),
     ),
     Question(

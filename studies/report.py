@@ -61,8 +61,9 @@ def makers() -> dict[str, Callable[[Store], str]]:
         "without": weight_tables.without_the_base,
         "stacks": weight_tables.stacks,
     }
+    own = {"tasks": tables.tasks, "readers": tables.readers}
     for asked in QUESTIONS:
-        named[asked.name] = tables.tasks if asked.name == "tasks" else _question(asked.name)
+        named[asked.name] = own.get(asked.name) or _question(asked.name)
     return named
 
 

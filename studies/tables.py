@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from studies.cell import AnySpec, Cell, command_of, settings
-from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, SEEDS, TASKS, Question, of_task
+from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, READERS, SEEDS, TASKS, Question, of_task
 from studies.results import TEXT, TOTAL, Estimate, Row, finished, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
@@ -228,6 +228,39 @@ def describe(cell: Cell) -> str:
             shown = ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
             words.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(words)
+
+
+def readers(store: Store) -> str:
+    """Who reads the prefix, task by task: both seeds as loaded, and how far off the first way that is."""
+    bases: list[tuple[str, Callable[[Row], bool]]] = [
+        ("training base", lambda row: row.target == row.cell.donor),
+        ("another size", lambda row: row.relation.startswith("another size")),
+        ("another vocabulary", lambda row: row.relation.startswith("another v")),
+    ]
+    rows = []
+    for task in TASKS:
+        usual: dict[str, list[float]] = {}
+        for use in READERS:
+            cells = [replace(of_task(task, DEFAULT), prefix_use=use, seed=seed, answered=0) for seed in SEEDS]
+            runs = [found for _, found in finished(store, cells)]
+            if len(runs) < len(SEEDS):
+                continue
+            shown = []
+            for title, fits in bases:
+                values = [next(row for row in found if fits(row)).bits("default") for found in runs]
+                shown.append(_off(values, usual.setdefault(title, values)))
+            rows.append([task, use, *shown, code(cells[0])])
+    return table(["task", "prefix use", *(title for title, _ in bases), "command (`--seed 1` for the second)"], rows)
+
+
+def _off(values: Sequence[float], usual: Sequence[float]) -> str:
+    """Two seeds' values; how far their mean is from others' mean, and how far two seeds are apart at most."""
+    shown = ", ".join(map(bits, values))
+    if values is usual:
+        return shown
+    off, apart = sum(values) / len(values) - sum(usual) / len(usual), max(max(v) - min(v) for v in (values, usual))
+    text = f"{shown}: {abs(off):.3f} {'worse' if off > 0 else 'better'}, seeds {apart:.3f} apart"
+    return f"**{text}**" if abs(off) > apart else text
 
 
 def stopping(store: Store) -> str:

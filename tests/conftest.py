@@ -29,30 +29,7 @@ transformers_logging.disable_progress_bar()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
-# products of architectures, vocabularies and modes: they depend on torch, transformers and tokenizers alone
-MATRICES = {
-    "alignment",
-    "alignment_mode_rows",
-    "cascade",
-    "chat_text",
-    "chunked_loss",
-    "encoding",
-    "from_scratch",
-    "generation",
-    "mixed_rows",
-    "other_vocabulary",
-    "own_preparation",
-    "prefix_reading",
-    "retokenizer",
-    "stable_cuts",
-    "standalone_generate",
-}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem.removeprefix("test_") in MATRICES:
-            item.add_marker(pytest.mark.matrix)
     # files that take long go first, so that one of two processes does not end with them while the other waits
     long = {item.path for item in items if item.get_closest_marker("real") or item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)

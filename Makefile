@@ -22,8 +22,8 @@ test: $(INSTALLED) ## run every test and name the ten slowest
 	@$(PY) -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # ONLY leaves some out by their marks: make test-minimum ONLY="not real"
-test-minimum: ## run every test with the oldest versions that pyproject.toml allows
-test-between: ## run every test with versions between the oldest and the newest
+test-minimum: ## run the suite with the oldest versions that pyproject.toml allows
+test-between: ## run the suite with versions between the oldest and the newest
 test-minimum test-between: test-%: .venv-%/.installed
 	@echo "==> testing with the versions in constraints-$*.txt:"
 	@sed -n 's/==.*//p' constraints-$*.txt | xargs .venv-$*/bin/python -c 'import sys; from importlib.metadata import version; \

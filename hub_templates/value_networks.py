@@ -59,10 +59,11 @@ def cache_name(model: Any) -> str:
 @functools.cache
 def _cache_name(function: Any) -> str:
     taken = inspect.signature(function).parameters
-    return next((name for name in _CACHES if name in taken), _CACHES[0])
+    return next((name for name in _CACHES if name in taken), CARRIED)
 
 
-CARRIED = _cache_name(GenerationMixin.prepare_inputs_for_generation)
+_TAKEN = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CARRIED = next(name for name in _CACHES if name in _TAKEN)
 """By what name `generate` carries a cache from step to step."""
 
 

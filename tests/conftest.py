@@ -24,9 +24,20 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.compat import installed
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if installed("peft") < (0, 21):  # which warns where nothing is wrong
+        for line in (
+            "ignore:Could not find a config file in  -:UserWarning",
+            "ignore:The PEFT config's .base_model_name_or_path. was renamed:UserWarning",
+            "ignore:Model has .tie_word_embeddings=True. and a tied layer:UserWarning",
+        ):
+            config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

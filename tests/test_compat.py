@@ -13,7 +13,7 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import GenerationMixin, LlamaForCausalLM
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, compat
-from valueadapter.compat import CARRIED, cache_in
+from valueadapter.compat import cache_in, carried
 
 IDS = torch.randint(3, 97, (2, 6), generator=torch.Generator().manual_seed(0))
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -43,7 +43,7 @@ def test_the_name_that_generate_carries_is_the_installed_one() -> None:
         ValueAdapterForCausalLM.prepare_inputs_for_generation,
         ValueAdapterForCausalLM.forward,
     ):
-        assert [name for name in inspect.signature(function).parameters if name in compat.CACHE_NAMES] == [CARRIED]
+        assert [name for name in inspect.signature(function).parameters if name in compat.CACHE_NAMES] == [carried()]
 
 
 def renamed(name: str) -> type[LlamaForCausalLM]:
@@ -58,22 +58,32 @@ def prepare_inputs_for_generation(self, input_ids, {name}=None, **kwargs):
     made = LlamaForCausalLM.prepare_inputs_for_generation(self, input_ids, **{{CARRIED: {name}, **kwargs}})
     return {{{name!r} if key == CARRIED else key: value for key, value in made.items()}}
 """
-    space: dict[str, Any] = {"LlamaForCausalLM": LlamaForCausalLM, "CARRIED": CARRIED}
+    space: dict[str, Any] = {"LlamaForCausalLM": LlamaForCausalLM, "CARRIED": carried()}
     exec(code, space)  # a parameter's name cannot be put in otherwise
     own = {key: space[key] for key in ("forward", "prepare_inputs_for_generation")}
     return type("Renamed", (LlamaForCausalLM,), own)
 
 
-@pytest.mark.parametrize("name", compat.CACHE_NAMES)
+class Hidden(LlamaForCausalLM):
+    """As one that changes something on the way: its signatures name nothing."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Any, **kwargs: Any) -> Any:
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+
+@pytest.mark.parametrize("name", [*compat.CACHE_NAMES, None])
 @pytest.mark.parametrize("prefix", [None, "Q:A "])
-def test_a_model_is_given_its_cache_by_its_own_name(name: str, prefix: str | None) -> None:
+def test_a_model_is_given_its_cache_by_its_own_name(name: str | None, prefix: str | None) -> None:
     """As base and as network, in a call and in `generate`; by a wrong one it would read each token alone."""
     tokenizer = byte_tokenizer()
 
     def wrapped(other: bool) -> ValueAdapterForCausalLM:
         base, network = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
         for model in (base, network) if other else ():
-            model.__class__ = renamed(name)
+            model.__class__ = renamed(name) if name else Hidden
         model = ValueAdapterForCausalLM(base, tokenizer=tokenizer).eval()
         adapter = ValueAdapter.from_networks(
             [network], tokenizer, base_model_name_or_path="a/b", base_prefix=prefix, reads_prefix=[prefix is not None]
@@ -85,6 +95,9 @@ def test_a_model_is_given_its_cache_by_its_own_name(name: str, prefix: str | Non
     told = usual.generate(IDS, **GREEDY)
     assert torch.equal(other.generate(IDS, **GREEDY), told)
     assert torch.equal(usual.generate(IDS, **GREEDY, use_cache=False), told)
+    torch.testing.assert_close(other(IDS).logits, usual(IDS).logits, rtol=1e-5, atol=1e-5)
+    if name is None:  # nobody can tell that it keeps a cache, so it reads the whole text
+        return
     begun = other(IDS[:, :3], use_cache=True)
     rest = other(IDS[:, 3:], cache=cache_in(begun)).logits
     torch.testing.assert_close(rest, usual(IDS).logits[:, 3:], rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """What differs between the versions of the libraries beneath us; all other code speaks the names of the newest.
 
-Nothing here is imported by its version where the thing itself can be asked: what a model calls its cache stands in its
-own signature, which code from the Hub writes as it likes, whatever is installed. Importing this module imports neither.
+What can be asked is asked, and not told by a version: what a model calls its cache stands in its own signature, which
+code from the Hub writes as it likes, whatever is installed. Importing this module imports none of those libraries.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def installed(package: str) -> tuple[int, int]:
         package: its name on the package index.
     """
     try:
-        found = re.match(r"(\d+)\.(\d+)", version(package))
+        found = re.match(r"v?(\d+)(?:\.(\d+))?", version(package) or "")
     except PackageNotFoundError:
         return 0, 0
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def check_installed() -> None:
@@ -53,17 +53,22 @@ def check_installed() -> None:
 
 
 # -- transformers: what a cache is called ------------------------------------------------------------------------------
-CARRIED = "cache" if installed("transformers") >= (5, 24) else "past_key_values"
-"""By what name `generate` carries a cache from step to step, and an output of a model gives it."""
+@functools.cache
+def carried() -> str:
+    """By what name `generate` carries a cache from step to step, and an output of a model gives it."""
+    from transformers import GenerationMixin
+
+    taken = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return next(name for name in CACHE_NAMES if name in taken)
 
 
 def cache_name(taken: frozenset[str]) -> str:
-    """By what name a function takes a cache; `cache` where by none.
+    """By what name a function takes a cache.
 
     Args:
-        taken: the names of its parameters.
+        taken: the names of its parameters; one that hides it among others hands it on by the installed name.
     """
-    return next((name for name in CACHE_NAMES if name in taken), "cache")
+    return next((name for name in CACHE_NAMES if name in taken), carried())
 
 
 def cache_in(made: Mapping[str, Any]) -> Any:
@@ -92,7 +97,7 @@ def cache_by_any_name(function: Function) -> Function:
         return function(*args, **renamed(kwargs, "cache"))
 
     own = inspect.signature(function)
-    named = [one.replace(name=CARRIED) if name == "cache" else one for name, one in own.parameters.items()]
+    named = [one.replace(name=carried()) if name == "cache" else one for name, one in own.parameters.items()]
     call.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]  # inspect reads it
     return cast(Function, call)
 

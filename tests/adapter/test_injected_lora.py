@@ -19,11 +19,7 @@ from transformers import Trainer, TrainingArguments
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
 
 QUERY = r"value_networks\.default\.0\..*(q_proj|v_proj)"
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),  # asked by peft
-    pytest.mark.filterwarnings("ignore:Could not find a config file in  -:UserWarning"),  # peft before 0.21
-    pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path` was renamed:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # asked by peft
 
 
 def wrapper(*networks: Any, **options: Any) -> ValueAdapterForCausalLM:

@@ -113,6 +113,10 @@ def test_a_state_that_cannot_be_taken_back_is_said(kind: str, tokenizer: Any) ->
     model.add_adapter(adapter, "a")
     with pytest.raises((ValueError, UnsupportedModeError), match=r"none can be taken|keeps none"):
         model.generate(IDS, **GREEDY, speculative=True)
+    if kind != "openai-gpt":
+        for how in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny_model("llama", seed=5)}):
+            with pytest.raises(UnsupportedModeError, match=f"{kind.capitalize()}ForCausalLM keeps a state from which"):
+                model.generate(IDS, **GREEDY, **how)
 
 
 @pytest.mark.parametrize("prefix", [None, "Q:A "])

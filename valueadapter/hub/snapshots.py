@@ -78,7 +78,10 @@ def remember(asked: Asked, commit: str) -> None:
 
 
 def snapshot(asked: Asked, *, commit: str, patterns: Sequence[str]) -> Path:
-    """Downloads what matches into the cache. Says nothing and asks nobody if it is all there."""
+    """Downloads what matches into the cache. Says nothing and asks nobody if it is all there.
+
+    A Hub client before 1.31 cannot tell, and asks.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -7,7 +7,7 @@ the logits that drafting took are the network's own share of the sum, so that no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixi
 from transformers.generation import CandidateGenerator, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from valueadapter.adapter.causal_lm import logits_width
-from valueadapter.compat import CARRIED, installed
+from valueadapter.compat import carried, installed
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.one_pass import NetworkSaid
@@ -95,19 +95,33 @@ def own_draft(model: WrappedModel, count: int | None, *, rows: int, others: Mapp
     return OwnDraft(model.base.config, term, part, count)
 
 
+def check_no_state(models: Iterable[PreTrainedModel], what: str) -> None:
+    """Raises where a model keeps a state from which no tokens can be taken back, as guesses need.
+
+    Args:
+        models: those that read a token for each of the base's.
+        what: how tokens are guessed.
+
+    Raises:
+        UnsupportedModeError: one does. transformers refuses such a model alone, and looks at no others.
+    """
+    for one in models:
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=one.config).layers):
+            raise UnsupportedModeError(
+                f"{what} takes tokens back, and a {type(one).__name__} keeps a state from which none can be taken. "
+                "Leave it out"
+            )
+
+
 def _check_caches(models: Sequence[PreTrainedModel], use_cache: bool | None) -> None:
     """Raises unless all models keep a cache from which tokens can be taken back."""
     lacking = [one for one in models if not keeps_cache(one)]
     if lacking or use_cache is False:
         why = f"a {type(lacking[0]).__name__} keeps none of transformers' kind" if lacking else "use_cache is False"
         raise UnsupportedModeError(f"speculative=True goes on from a cache, and {why}. Leave it out")
+    check_no_state(models, "speculative=True")
     for one in models:
         layers = DynamicCache(config=one.config).layers
-        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-            raise UnsupportedModeError(
-                f"speculative=True takes tokens back, and a {type(one).__name__} keeps a state from which none can be "
-                "taken. Leave it out"
-            )
         if installed("transformers") < (5, 18) and any(layer.is_sliding for layer in layers):
             raise UnsupportedModeError(
                 f"speculative=True needs transformers 5.18 or newer where a model attends to a window, as a "
@@ -160,7 +174,7 @@ class DraftedCandidates(CandidateGenerator):
         Returns:
             (1, seq + drafted) ids, and (1, drafted, base_vocab) what they were chosen by, or None without any.
         """
-        cache: ValueAdapterCache = model_kwargs[CARRIED]
+        cache: ValueAdapterCache = model_kwargs[carried()]
         text, scores, said = input_ids, [], []
         left = self.how_many(text.shape[1])
         while (one := self._says(text, cache, model_kwargs)) is not None:

@@ -12,12 +12,12 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from valueadapter.adapter.causal_lm import execution_device, in_its_words, longest_text, moved
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
-from valueadapter.compat import CARRIED, cache_by_any_name, cache_in, renamed
+from valueadapter.compat import cache_by_any_name, cache_in, carried, renamed
 from valueadapter.errors import UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.steps import STEPS, Steps, empty, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.forward.value_logits import Term
-from valueadapter.model.drafting import DraftedCandidates, OwnDraft, own_draft
+from valueadapter.model.drafting import DraftedCandidates, OwnDraft, check_no_state, own_draft
 from valueadapter.model.mixed_rows import AdapterNames, groups_of, prepared_rows, rows_cache
 from valueadapter.model.preparing import COMMON, OWN_ARGUMENTS, aligned, in_step, networks_of, own_steps, prefixes_of
 from valueadapter.model.stopping import (
@@ -79,7 +79,7 @@ class GenerationMethods(WrappedModel):
             UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts; `speculative` for
                 several prompts or beams, or where no adapter that acts can draft.
         """
-        kwargs = renamed({**kwargs, **dict(zip(_POSITIONAL, args, strict=False))}, CARRIED)
+        kwargs = renamed({**kwargs, **dict(zip(_POSITIONAL, args, strict=False))}, carried())
         ids = kwargs.get("input_ids") if inputs is None else inputs
         batch = 1 if ids is None else len(ids)
         groups = [] if adapter_names is None else groups_of(self.attached, adapter_names, batch)
@@ -108,6 +108,9 @@ class GenerationMethods(WrappedModel):
     def _generate(self, inputs: torch.Tensor | None, **kwargs: Any) -> Any:
         mixed = (scope := self.attached.scope()) is not None and scope.rows is not None
         guesses = kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None
+        if guesses and (terms := self.attached.terms()):
+            in_step = [one for one in aligned(self.base, terms).values() if keeps_cache(one)]
+            check_no_state(in_step, "a guess by an assistant or from the prompt")
         ends = [one for one in kwargs.get("stopping_criteria") or () if isinstance(one, AnswerEnds)]
         cuts = guesses and bool(ends)  # which the base's own generate does not know to do with its guesses
         if mixed or cuts or self.attached.terms() or self.attached.acting_prefix() is not None:
@@ -115,9 +118,9 @@ class GenerationMethods(WrappedModel):
                 raise UnsupportedModeError(NO_IDS)
             return super().generate(inputs, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in OWN_ARGUMENTS}
-        if isinstance(cache := kwargs.get(CARRIED), ValueAdapterCache):
+        if isinstance(cache := kwargs.get(carried()), ValueAdapterCache):
             cache.check_parts([BASE])
-            kwargs[CARRIED] = cache.parts[BASE]
+            kwargs[carried()] = cache.parts[BASE]
         return self.base.generate(*(() if inputs is None else (inputs,)), **kwargs)
 
     def _cache_parts(self, cache: Cache | None, terms: list[Term]) -> ValueAdapterCache:
@@ -143,24 +146,24 @@ class GenerationMethods(WrappedModel):
         """Each model makes the cache that was asked for, in its own shape; `generate` carries them as one."""
         if (scope := self.attached.scope()) is not None and scope.rows is not None:
             groups = groups_of(self.attached, scope.rows, how[1])
-            cache = rows_cache(self, generation_config, groups, model_kwargs.get(CARRIED), how)
-            model_kwargs.update({} if cache is None else {CARRIED: cache})
+            cache = rows_cache(self, generation_config, groups, model_kwargs.get(carried()), how)
+            model_kwargs.update({} if cache is None else {carried(): cache})
             return
         terms = self.attached.terms()
         self.attached.bodies.check()
         before = prefixes_of(self, terms)
         if BASE in before:
             before[BASE].check_length(generation_config.max_length)
-        if _without_cache(self.base, terms) is not None and model_kwargs.get(CARRIED) is None:
+        if _without_cache(self.base, terms) is not None and model_kwargs.get(carried()) is None:
             generation_config.use_cache = False  # every step reads the whole text
         if terms:
             for part, model in aligned(self.base, terms).items():
                 _check_length("the base" if part == BASE else part, model, generation_config.max_length)
             for reader in before.values():
                 reader.check_length(generation_config.max_length)
-        if model_kwargs.get(CARRIED) is not None:
-            model_kwargs[CARRIED] = self._cache_parts(model_kwargs[CARRIED], terms)
-            model_kwargs[CARRIED]._is_user_defined = True  # generate then leaves it alone
+        if model_kwargs.get(carried()) is not None:
+            model_kwargs[carried()] = self._cache_parts(model_kwargs[carried()], terms)
+            model_kwargs[carried()]._is_user_defined = True  # generate then leaves it alone
             return
         parts: dict[str, Any] = {}
         readers = {part: term.reader(part) for term in terms if term.reads_text for part in term.parts}
@@ -175,9 +178,9 @@ class GenerationMethods(WrappedModel):
             if (cache := cache_in(prepared)) is not None:
                 parts[part] = cache
         if parts:
-            model_kwargs[CARRIED] = ValueAdapterCache(parts)
-            model_kwargs[CARRIED].longest = generation_config.max_length
-            model_kwargs[CARRIED].bodies = self.attached.bodies.of(networks_of(terms).values())
+            model_kwargs[carried()] = ValueAdapterCache(parts)
+            model_kwargs[carried()].longest = generation_config.max_length
+            model_kwargs[carried()].bodies = self.attached.bodies.of(networks_of(terms).values())
 
     @cache_by_any_name
     def prepare_inputs_for_generation(
@@ -285,7 +288,7 @@ class GenerationMethods(WrappedModel):
 
     def _assisted_decoding(self, input_ids: torch.Tensor, **how: Any) -> Any:
         """As in transformers; what is accepted ends where plain decoding would, and an error leaves no guess behind."""
-        with guessing(how["stopping_criteria"], how["generation_config"], how.get(CARRIED)):
+        with guessing(how["stopping_criteria"], how["generation_config"], how.get(carried())):
             return super()._assisted_decoding(input_ids, **how)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from valueadapter.compat import CARRIED, cache_in
+from valueadapter.compat import cache_in, carried
 from valueadapter.errors import AdapterNameError, UnsupportedModeError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.one_pass import OneModel, Pass, can_join, run_together
@@ -146,7 +146,7 @@ def rows_cache(model: WrappedModel, config: Any, groups: list[Group], given: Any
         prepared: dict[str, Any] = {}
         with model.attached.scoped(group.names):
             model._prepare_cache_for_generation(config, prepared, *how)
-        caches[group.names] = prepared.get(CARRIED)
+        caches[group.names] = prepared.get(carried())
     if any(cache is None for cache in caches.values()):
         return None
     _find_bodies(model, list(caches.values()), groups)

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from valueadapter.artifact.config import MODEL_TYPE
-from valueadapter.compat import CARRIED, cache_in
+from valueadapter.compat import cache_in, carried
 
 
 class ValueAdapterModelConfig(PreTrainedConfig):
@@ -20,6 +20,7 @@ class ValueAdapterModelConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     def __init__(self, text_config: PreTrainedConfig | None = None, **kwargs: Any) -> None:
         self.text_config = text_config
@@ -41,5 +42,5 @@ class ValueAdapterOutput(CausalLMOutputWithPast):
     each: dict[str, torch.Tensor] | None = None
 
 
-if CARRIED != "cache":
+if carried() != "cache":
     ValueAdapterOutput.cache = property(cache_in)  # the field has its older name there

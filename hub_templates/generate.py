@@ -235,12 +235,13 @@ class WithValueAdapter:
         cache: Caches | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        past_key_values: Caches | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the base's `forward`; the mask is that of tokens, (batch, past + seq)."""
+        """As the base's `forward`; the mask is that of tokens, (batch, past + seq). A cache is taken by either name."""
         if input_ids is None:
             raise ValueError("value networks read token ids; pass input_ids in the place of inputs_embeds")
-        adapter, cache = self._adapter, kwargs.pop(CARRIED, cache)
+        adapter, cache = self._adapter, past_key_values if cache is None else cache
         models = [self._base, *(network.model for network in adapter.networks)]
         if cache is None and use_cache:
             cache = Caches([DynamicCache(config=one.config) for one in models], adapter)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import tiny_model
+from transformers import Trainer, TrainingArguments
 
 from valueadapter import (
     CheckpointError,
@@ -272,3 +273,15 @@ def test_misuse_is_refused(fresh: Fresh, tokenizer: object, tmp_path: Path) -> N
         encode({"question": "x"}, tokenizer)
     with pytest.raises(ConfigError, match="raise max_length"):
         encode(DATA[0], tokenizer, max_length=2)
+
+
+def test_a_plain_trainer_predicts(fresh: Fresh, tmp_path: Path) -> None:
+    """Logits, and not the caches that came with them, which are no tensors."""
+    model = fresh()
+    rows = [{"input_ids": torch.arange(5, 11), "labels": torch.arange(5, 11)}] * 3
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    out = Trainer(model, arguments, eval_dataset=rows).predict(rows)
+    assert out.predictions.shape == (3, 6, 97)
+    with torch.no_grad():
+        expected = model(rows[0]["input_ids"][None]).logits[0]
+    torch.testing.assert_close(torch.from_numpy(out.predictions[2]), expected, rtol=1e-4, atol=1e-4)

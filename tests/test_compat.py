@@ -51,6 +51,7 @@ def renamed(name: str) -> type[LlamaForCausalLM]:
     code = f"""
 def forward(self, input_ids=None, attention_mask=None, position_ids=None, {name}=None, use_cache=None,
             logits_to_keep=0, **kwargs):
+    kwargs = {{key: value for key, value in kwargs.items() if key not in NAMES}}  # swallowed, as such models do
     arguments = {{CARRIED: {name}, "use_cache": use_cache, "logits_to_keep": logits_to_keep, **kwargs}}
     return LlamaForCausalLM.forward(self, input_ids, attention_mask, position_ids, **arguments)
 
@@ -58,7 +59,7 @@ def prepare_inputs_for_generation(self, input_ids, {name}=None, **kwargs):
     made = LlamaForCausalLM.prepare_inputs_for_generation(self, input_ids, **{{CARRIED: {name}, **kwargs}})
     return {{{name!r} if key == CARRIED else key: value for key, value in made.items()}}
 """
-    space: dict[str, Any] = {"LlamaForCausalLM": LlamaForCausalLM, "CARRIED": carried()}
+    space: dict[str, Any] = {"LlamaForCausalLM": LlamaForCausalLM, "CARRIED": carried(), "NAMES": compat.CACHE_NAMES}
     exec(code, space)  # a parameter's name cannot be put in otherwise
     own = {key: space[key] for key in ("forward", "prepare_inputs_for_generation")}
     return type("Renamed", (LlamaForCausalLM,), own)

@@ -73,7 +73,8 @@ def cache_name(taken: frozenset[str]) -> str:
 
 def cache_in(made: Mapping[str, Any]) -> Any:
     """The cache in what a model or its preparation gives, by whatever name; None where there is none."""
-    return next((made[name] for name in CACHE_NAMES if made.get(name) is not None), None)
+    held = {*made.keys()}  # an output of transformers complains when it is asked for an older name
+    return next((made[name] for name in CACHE_NAMES if name in held and made[name] is not None), None)
 
 
 def renamed(arguments: Mapping[str, Any], to: str) -> dict[str, Any]:

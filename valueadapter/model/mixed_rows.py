@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from valueadapter.compat import cache_in, carried
+from valueadapter.compat import carried
 from valueadapter.errors import AdapterNameError, UnsupportedModeError
 from valueadapter.forward.cache import ValueAdapterCache
 from valueadapter.forward.one_pass import OneModel, Pass, can_join, run_together
@@ -181,8 +181,8 @@ def forward_rows(
     for_loss = {key: kwargs.pop(key) for key in LOSS_ARGUMENTS if key in kwargs}
     given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
     outputs = _run_groups(model, groups, given, cache=cache, messages=messages)
-    if cache is None and cache_in(outputs[0]) is not None:
-        made = {group.names: cache_in(out) for group, out in zip(groups, outputs, strict=True)}
+    if cache is None and outputs[0].cache is not None:
+        made = {group.names: out.cache for group, out in zip(groups, outputs, strict=True)}
         cache = RowsCache(made, {group.names: group.rows for group in groups})
     order = torch.tensor([row for group in groups for row in group.rows]).argsort()
     logits, loss = _in_order([out.logits for out in outputs], order), None

@@ -19,7 +19,9 @@ IDS = torch.randint(3, 97, (2, 6), generator=torch.Generator().manual_seed(0))
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
-@pytest.mark.parametrize(("package", "old"), [("transformers", "5.15.3"), ("transformers", "5"), ("huggingface-hub", "0.36.0")])
+@pytest.mark.parametrize(
+    ("package", "old"), [("transformers", "5.15.3"), ("transformers", "5"), ("huggingface-hub", "0.36.0")]
+)
 def test_an_older_version_is_refused_at_import(package: str, old: str) -> None:
     """In a sentence, before a model passes a cache unused and says something wrong."""
     code = f"""

@@ -205,9 +205,11 @@ def _parquet(path: str, data: bytes) -> _Table:
 def _of_hub(name: str, split: str) -> Demonstrations:
     try:
         data = load_dataset(name, split=split)
-    except (DatasetGenerationError, ValueError) as error:  # by its version, of what the file's parser says
+    except DatasetGenerationError as error:
         cause = error.__cause__ or error.__context__ or error
         raise ConfigError(f"dataset '{name}' cannot be read: {cause}") from error
+    except ValueError as error:  # no such split; and in older versions what the parser of a file says
+        raise ConfigError(f"dataset '{name}' cannot be read: {error}") from error
     return Demonstrations(_Table(data), form=f"row {{}} of '{split}' (the first is 0)", name=name)
 
 

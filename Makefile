@@ -7,9 +7,10 @@ INSTALLED := .venv/.installed
 STUDY := .venv/.study
 PIP_INSTALL_OTHER = .venv-$*/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
 	--constraint .venv-$*/constraints.txt
+PIP_INSTALL_VLLM := .venv-vllm/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-minimum test-between check docs bench study study-quick clean
+.PHONY: help demo test test-minimum test-between test-vllm check docs bench study study-quick clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -30,6 +31,9 @@ test-minimum test-between: test-%: .venv-%/.installed
 		print(*(f"    {name} {version(name)}" for name in sys.argv[1:]), sep="\n")'
 	@.venv-$*/bin/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "$(ONLY)" --durations=10
 
+test-vllm: .venv-vllm/.installed ## run the tests of adapters in vLLM, in an environment of its own
+	@.venv-vllm/bin/python -m pytest -q tests/serving tests/test_compat.py --durations=10
+
 check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff check" && $(PY) -m ruff check .
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
@@ -49,7 +53,7 @@ study-quick: $(STUDY) ## the cut of the study that takes less than twenty minute
 	@$(PY) -m studies run --quick --again --jobs $(JOBS)
 
 clean: ## remove .venv, those of other versions and everything built here (downloaded models stay in their cache)
-	@rm -rf .venv .venv-minimum .venv-between build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-minimum .venv-between .venv-vllm build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define make_venv
@@ -74,6 +78,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 		constraints-$*.txt constraints.txt > .venv-$*/constraints.txt
 	@$(PIP_INSTALL_OTHER) hatchling editables setuptools wheel
 	@$(PIP_INSTALL_OTHER) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt
+	$(call make_venv,.venv-vllm)
+	@echo "==> installing the versions in constraints-vllm.txt into .venv-vllm (a few minutes the first time)"
+	@$(PIP_INSTALL_VLLM) --requirement constraints-vllm.txt
+	@$(PIP_INSTALL_VLLM) --no-build-isolation --editable .
 	@touch $@
 
 $(STUDY): $(INSTALLED)

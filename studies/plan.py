@@ -50,6 +50,12 @@ def of_task(name: str, cell: Cell) -> Cell:
     return replace(cell, task=name, num_demonstrations=TASKS[name], **sizes)  # type: ignore[arg-type]  # counts
 
 
+def reading(task: str, use: PrefixUse, seed: int) -> Cell:
+    """A cell whose answers nobody needs; the default one has them for other tables."""
+    cell = replace(of_task(task, DEFAULT), prefix_use=use, seed=seed)
+    return cell if cell == of_task(task, DEFAULT) else replace(cell, answered=0)
+
+
 def _penalties() -> tuple[Cell, ...]:
     """Kinds and coefficients, centred and raw; for the entropy, which no constant changes, there is one form."""
     kinds: tuple[tuple[Penalty, float, bool], ...] = (
@@ -100,12 +106,7 @@ QUESTIONS = (
     Question(
         "readers",
         "Who reads the prefix?",
-        tuple(
-            replace(of_task(task, DEFAULT), prefix_use=use, seed=seed, answered=0)
-            for task in TASKS
-            for use in READERS
-            for seed in SEEDS
-        ),
+        tuple(reading(task, use, seed) for task in TASKS for use in READERS for seed in SEEDS),
     ),
     Question(
         "network",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from studies.cell import AnySpec, Cell, command_of, settings
-from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, READERS, SEEDS, TASKS, Question, of_task
+from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, READERS, SEEDS, TASKS, Question, of_task, reading
 from studies.results import TEXT, TOTAL, Estimate, Row, finished, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
@@ -241,9 +241,9 @@ def readers(store: Store) -> str:
     for task in TASKS:
         usual: dict[str, list[float]] = {}
         for use in READERS:
-            cells = [replace(of_task(task, DEFAULT), prefix_use=use, seed=seed, answered=0) for seed in SEEDS]
+            cells = [reading(task, use, seed) for seed in SEEDS]
             runs = [found for _, found in finished(store, cells)]
-            if len(runs) < len(SEEDS):
+            if len(runs) < len(SEEDS) or (use != READERS[0] and not usual):
                 continue
             shown = []
             for title, fits in bases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,25 @@ REPO = "alice/adapter"
 WEIGHTS = "value_network/model.safetensors"
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+@contextmanager
+def hub_of_alice(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A Hub that this process's `huggingface_hub` talks to as alice, with an empty cache."""
-    with online(tmp_path / "server", monkeypatch) as server:
+    with online(root / "server", monkeypatch) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE
         local = server.endpoint + template[template.index("/{repo_id}") :]
         for module in (constants, file_download):
             monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", local, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_alice")
         monkeypatch.setattr(transformers_hub, "_hf_api", None)  # made once, for the endpoint of that moment
+        yield server
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub of the test's own."""
+    with hub_of_alice(tmp_path, monkeypatch) as server:
         yield server
 
 

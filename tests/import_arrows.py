@@ -11,6 +11,7 @@ ORDER = [
     "vocabulary",
     "artifact",
     "hub",
+    "serving",
     "adapter",
     "forward",
     "model",

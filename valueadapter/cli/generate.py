@@ -45,17 +45,9 @@ def generate(
 ) -> None:
     """Generate text with a base model and any number of adapters."""
     import torch
-    from transformers import TextStreamer
 
     from valueadapter.demonstrations.encoding import prompt_ids
-    from valueadapter.forward.stops import StreamedAnswer, padding, stop_tokens
-
-    class Said(TextStreamer):
-        """Prints what is generated, piece by piece, without the text that ends it."""
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            shown = answer.add(text, last=stream_end)
-            output.said(f"{shown}\n" if stream_end else shown)
+    from valueadapter.model.streaming import AnswerStreamer, answer_tokens
 
     if no_stop and stop:
         raise ConfigError("--stop and --no-stop exclude each other; give one of them")
@@ -81,7 +73,6 @@ def generate(
         ids = torch.tensor([prompt_ids(text, tokenizer)], dtype=torch.long, device=model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     ends = tuple(stop or ()) if no_stop or stop else model.attached.stop_strings()
-    answer = StreamedAnswer(ends)
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     model.generate(
@@ -90,7 +81,6 @@ def generate(
         max_new_tokens=max_new_tokens,
         stop_strings=ends,
         speculative=speculative,
-        pad_token_id=padding(tokenizer),
-        eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
-        streamer=Said(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        **answer_tokens(model, tokenizer),
+        streamer=AnswerStreamer(tokenizer, ends, output.said),
     )

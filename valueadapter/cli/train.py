@@ -54,6 +54,10 @@ def train(
     ] = False,
     push_to: Annotated[str | None, typer.Option(help="Hub ID to publish the adapter under.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    lora_reads_prefix: Annotated[
+        bool,
+        typer.Option("--lora-reads-prefix", help="Every network reads the prefix, as an adapter for vLLM needs it."),
+    ] = False,
 ) -> None:
     """Train a value adapter on a frozen base from demonstrations.
 
@@ -82,6 +86,7 @@ def train(
         dropout=dropout,
         base_prefix=None if base_prefix is None else base_prefix.read_text(encoding="utf-8"),
         base_prefix_examples=base_prefix_examples,
+        lora_reads_prefix=lora_reads_prefix,
         arguments={
             "penalty": penalty,
             "penalty_coefficient": penalty_coefficient,

@@ -50,14 +50,14 @@ def end_tokens(
     """
     found = stop_tokens(model, tokenizer)
     for stop in stop_strings:
-        found |= _beginning_with(stop, tokenizer)
+        found |= beginning_with(stop, tokenizer)
         first = _first_token_of(stop, tokenizer)
         if first is not None and not any(first[1] in answer.strip() for answer in answers):
             found.add(first[0])
     return sorted(token for token in found if token < width)
 
 
-def _beginning_with(text: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def beginning_with(text: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens whose text begins with a text; control tokens are no text."""
     byte = text.encode()[:1]
     starts = {text[0], *(letter for letter, value in byte_of_character().items() if bytes([value]) == byte)}

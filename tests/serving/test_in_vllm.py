@@ -1,0 +1,270 @@
+"""Served adapters have the tokens that the wrapper has; runs where vLLM is installed: `make test-vllm`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapters_on_hub import hub_of_alice
+from served_models import BODY, gemma3, llama, lora_adapter, on_hub, qwen3, saved, with_lora
+from tiny import byte_tokenizer
+
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.model.vllm_export import GivenAdapter, export_to_vllm
+
+vllm = pytest.importorskip("vllm")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of vLLM and what it imports
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
+
+PROMPTS = ("Hello", "What is the answer to it all? " * 3, "x", "One two three four five six seven")
+Engine = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For all tests: vLLM keeps the client that it made first."""
+    with pytest.MonkeyPatch.context() as patch, hub_of_alice(tmp_path_factory.mktemp("hub"), patch):
+        yield
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """Makes vLLM engines in this process, one at a time."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    made: list[Any] = []
+
+    def make(directory: Path, **options: Any) -> Any:
+        settings = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, "max_logprobs": 97, **options}
+        made.append(vllm.LLM(str(directory), **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.llm_engine.engine_core.shutdown()
+    made.clear()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def tokens(llm: Any, prompts: Sequence[str] = PROMPTS, **options: Any) -> list[list[int]]:
+    """Greedy tokens of vLLM."""
+    params = vllm.SamplingParams(**{"max_tokens": 20, "temperature": 0, **options})
+    return [list(one.outputs[0].token_ids) for one in llm.generate(list(prompts), params, use_tqdm=False)]
+
+
+def logits(llm: Any, prompt: str) -> torch.Tensor:
+    """Log probabilities of the token behind a prompt, (vocab)."""
+    params = vllm.SamplingParams(max_tokens=1, temperature=0, logprobs=97)
+    (said,) = llm.generate([prompt], params, use_tqdm=False)
+    return torch.tensor([said.outputs[0].logprobs[0][token].logprob for token in range(97)])
+
+
+def wrapped(base: Path, *adapters: Path) -> ValueAdapterForCausalLM:
+    """The wrapper with all of them active."""
+    model = ValueAdapterForCausalLM.from_pretrained(str(base), str(adapters[0]), adapter_name="a0")
+    for index, adapter in enumerate(adapters[1:], start=1):
+        model.load_adapter(str(adapter), f"a{index}")
+    model.set_adapter([f"a{index}" for index in range(len(adapters))])
+    return model.eval()
+
+
+def expected(model: ValueAdapterForCausalLM, prompts: Sequence[str] = PROMPTS, **options: Any) -> list[list[int]]:
+    """Greedy tokens of the wrapper, each prompt alone."""
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([byte_tokenizer()(prompt)["input_ids"]])
+        said = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **{"max_new_tokens": 20, "do_sample": False, **options},
+        )
+        found.append(said[0, ids.shape[1] :].tolist())
+    return found
+
+
+def expected_logits(model: ValueAdapterForCausalLM, prompt: str) -> torch.Tensor:
+    """The same as `logits`."""
+    ids = torch.tensor([byte_tokenizer()(prompt)["input_ids"]])
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].log_softmax(-1)
+
+
+def exported(tmp_path: Path, base: Path, *adapters: Path, **options: Any) -> Path:
+    """The directory that vLLM serves."""
+    given = [GivenAdapter(str(adapter)) for adapter in adapters]
+    return export_to_vllm(given, str(base), tmp_path / "served", **options).directory
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> tuple[Path, Path, str]:
+    """A base of another architecture than the body, an adapter, and the body's commit."""
+    commit = on_hub(llama(2), tmp_path / "body")
+    return saved(qwen3(1), tmp_path / "base"), lora_adapter(tmp_path / "adapter", commit), commit
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"enable_prefix_caching": False},
+        {"max_num_batched_tokens": 16, "max_num_seqs": 2, "enable_chunked_prefill": True},
+        {"enforce_eager": False},
+    ],
+    ids=["plain", "no prefix caching", "chunked", "compiled"],
+)
+def test_tokens_and_logits_are_the_wrappers(
+    demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine, options: dict[str, Any]
+) -> None:
+    base, adapter, _ = demo
+    model = wrapped(base, adapter)
+    llm = engine(exported(tmp_path, base, adapter), **options)
+    for prompt in PROMPTS:
+        torch.testing.assert_close(logits(llm, prompt), expected_logits(model, prompt), rtol=0, atol=1e-5)
+    assert tokens(llm) == expected(model)
+    assert tokens(llm) == expected(model)  # now from the cache, where there is one
+
+
+def test_the_prefix_is_computed_once(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, _, commit = demo
+    adapter = lora_adapter(tmp_path / "long", commit, base_prefix="A longer one. " * 8)
+    llm = engine(exported(tmp_path, base, adapter), block_size=32)
+    first, second = (llm.generate([p], vllm.SamplingParams(max_tokens=1), use_tqdm=False)[0] for p in ("ab", "cd"))
+    prefix = len(second.prompt_token_ids) - 2
+    assert first.num_cached_tokens == 0
+    assert second.num_cached_tokens == prefix // 32 * 32 >= 64
+
+
+def test_a_body_is_held_once_and_so_is_the_base_where_it_is_the_body(tmp_path: Path, engine: Engine) -> None:
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    commit = on_hub(llama(2), tmp_path / "body")
+    adapter = lora_adapter(tmp_path / "adapter", commit)
+    model = ValueAdapterForCausalLM.from_pretrained(BODY, str(adapter), revision=commit).eval()
+    given = [GivenAdapter(str(adapter))]
+    made = export_to_vllm(given, BODY, tmp_path / "served", base_revision=commit)
+    llm = engine(made.directory)
+    assert tokens(llm) == expected(model)
+    own = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    of_the_base = set(map(id, own.base.modules()))
+    layers = {name: one for name, one in own.named_modules() if isinstance(one, (LinearBase, VocabParallelEmbedding))}
+    beside = {name for name, one in layers.items() if id(one) not in of_the_base}
+    assert beside
+    assert all(".lora_" in name for name in beside)
+
+
+def test_a_network_of_its_own_and_a_narrower_one(tmp_path: Path, engine: Engine) -> None:
+    base = saved(qwen3(1, vocab_size=112), tmp_path / "base")
+    network = llama(3, num_key_value_heads=2, tie_word_embeddings=True)
+    adapter = ValueAdapter.from_networks(
+        [network], byte_tokenizer(), base_model_name_or_path="alice/base", coefficients=[0.8]
+    )
+    adapter.save_pretrained(tmp_path / "adapter")
+    model = wrapped(base, tmp_path / "adapter")
+    llm = engine(exported(tmp_path, base, tmp_path / "adapter"))
+    assert tokens(llm) == expected(model)
+
+
+@pytest.mark.parametrize("windows", ["base", "body", "both"])
+def test_windows(tmp_path: Path, engine: Engine, windows: str) -> None:
+    body = gemma3(2, layers=2) if windows != "base" else llama(2)
+    commit = on_hub(body, tmp_path / "body")
+    base = saved(gemma3(1, layers=4) if windows != "body" else qwen3(1), tmp_path / "base")
+    adapter = lora_adapter(tmp_path / "adapter", commit, body=gemma3(2, layers=2) if windows != "base" else llama(2))
+    llm = engine(exported(tmp_path, base, adapter))
+    assert tokens(llm) == expected(wrapped(base, adapter))
+
+
+def test_loras_of_other_shapes(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, _, commit = demo
+    adapter = lora_adapter(
+        tmp_path / "other",
+        commit,
+        target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+        rank_pattern={"v_proj": 2, "down_proj": 7},
+        use_rslora=True,
+    )
+    llm = engine(exported(tmp_path, base, adapter))
+    torch.testing.assert_close(
+        logits(llm, PROMPTS[1]), expected_logits(wrapped(base, adapter), PROMPTS[1]), rtol=0, atol=1e-5
+    )
+
+
+def test_two_adapters_on_one_body(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, adapter, commit = demo
+    other = lora_adapter(tmp_path / "other", commit, seed=9, coefficients=[0.4, -0.2], end_weight=0.5)
+    directory = exported(tmp_path, base, adapter, other)
+    block = json.loads((directory / "config.json").read_text())["value_adapter"]
+    assert [voice["weight"] for voice in block["voices"]] == pytest.approx([0.6, -0.5, 0.4])
+    assert tokens(engine(directory)) == expected(wrapped(base, adapter, other))
+
+
+def test_the_scale_is_set_when_the_engine_starts(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, adapter, _ = demo
+    model = wrapped(base, adapter)
+    model.set_scale("a0", 0.5)
+    llm = engine(exported(tmp_path, base, adapter), hf_overrides={"value_adapter_scale": 0.5})
+    torch.testing.assert_close(logits(llm, PROMPTS[1]), expected_logits(model, PROMPTS[1]), rtol=0, atol=1e-5)
+
+
+def test_the_tuned_network_drafts(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, adapter, _ = demo
+    directory = exported(tmp_path, base, adapter, draft=True)
+    drafting = {"method": "draft_model", "model": str(directory / "draft"), "num_speculative_tokens": 3}
+    llm = engine(directory, speculative_config=drafting)
+    assert tokens(llm) == expected(wrapped(base, adapter))
+
+
+def test_answers_end_at_the_adapters_texts(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, _, commit = demo
+    free = wrapped(base, lora_adapter(tmp_path / "free", commit))
+    said = byte_tokenizer().decode(expected(free, PROMPTS[1:2], max_new_tokens=20)[0])
+    stop = said[4:6]
+    adapter = lora_adapter(tmp_path / "ends", commit, stop_strings=[stop])
+    model = wrapped(base, adapter)
+    llm = engine(exported(tmp_path, base, adapter))
+    ended = expected(model, PROMPTS[1:2])[0]
+    assert len(ended) < 20
+    assert tokens(llm, PROMPTS[1:2])[0] == [*ended, 2]
+    assert tokens(llm, PROMPTS[1:2], extra_args={"value_adapter_stops": 0}) == expected(free, PROMPTS[1:2])
+    assert tokens(llm, PROMPTS[1:2], ignore_eos=True)[0][:8] == expected(free, PROMPTS[1:2])[0][:8]
+
+
+def test_chats(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, adapter, _ = demo
+    model = wrapped(base, adapter)
+    llm = engine(exported(tmp_path, base, adapter))
+    messages = [{"role": "user", "content": "What is it?"}]
+    inputs = model.chat_inputs(messages)
+    said = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    params = vllm.SamplingParams(max_tokens=12, temperature=0)
+    (got,) = llm.chat([messages], params, use_tqdm=False)
+    assert list(got.outputs[0].token_ids) == said
+
+
+def test_other_models_are_served_as_before(tmp_path: Path, engine: Engine) -> None:
+    """The plugin is loaded with every model of an environment."""
+    base = saved(qwen3(1), tmp_path / "base")
+    llm = engine(base)
+    assert len(tokens(llm, ignore_eos=True)[0]) == 20
+
+
+def test_what_the_engine_refuses(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
+    base, adapter, commit = demo
+    directory = exported(tmp_path, base, adapter)
+    config = json.loads((directory / "config.json").read_text())
+    config["value_adapter"]["version"] = 9
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match="has version 9"):
+        engine(directory)
+    dora = with_lora(llama(2), commit, use_dora=True)
+    ValueAdapter.from_networks([dora], byte_tokenizer(), base_model_name_or_path=BODY).save_pretrained(tmp_path / "d")
+    with pytest.raises(ValueError, match="use_dora"):
+        exported(tmp_path / "2", base, tmp_path / "d")

@@ -1,0 +1,101 @@
+"""A LoRA on vLLM's parallel layers: two more of them, of the rank's width, so that tensor parallelism stays vLLM's.
+
+On a layer that splits its output the second factor is split as the layer is; on one that splits its input the first is
+(as in S-LoRA, Sheng et al. 2024, arXiv 2311.03285, section 6). Several projections in one layer have a block each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    LinearBase,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+
+from valueadapter.errors import ConfigError
+
+
+class LoRALinear(nn.Module):
+    """A layer of vLLM's whose output a LoRA is added to.
+
+    Args:
+        linear: the layer, which may be another voice's, too.
+        ranks: of each of its projections, in their order; 0 for one without LoRA.
+        dtype: of the LoRA's weights.
+    """
+
+    def __init__(self, linear: LinearBase, ranks: Sequence[int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base_layer = linear
+        self.ranks = tuple(ranks)
+        options: dict[str, Any] = {"bias": False, "params_dtype": dtype, "disable_tp": linear.disable_tp}
+        rank = sum(ranks)
+        if isinstance(linear, RowParallelLinear):
+            more = {"input_is_parallel": linear.input_is_parallel, "reduce_results": linear.reduce_results}
+            self.lora_a: LinearBase = RowParallelLinear(linear.input_size, rank, **more, **options)
+            self.lora_b: LinearBase = ReplicatedLinear(rank, linear.output_size, **options)
+        else:
+            self.lora_a = ReplicatedLinear(linear.input_size, rank, **options)
+            self.lora_b = _same_split(linear, rank, options)
+        for factor in (self.lora_a, self.lora_b):
+            factor.weight.data.zero_()  # of a projection without LoRA nothing is loaded
+
+    def forward(self, hidden_states: torch.Tensor) -> Any:
+        """As the layer's own: (tokens, out), or that and a bias that was not added."""
+        said = self.base_layer(hidden_states)
+        change = self.lora_b(self.lora_a(hidden_states)[0])[0]
+        return (said[0] + change, *said[1:]) if isinstance(said, tuple) else said + change
+
+    def load(self, part: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Puts the LoRA of a projection in its place.
+
+        Args:
+            part: which of the layer's projections.
+            a: (rank, in).
+            b: (out, rank), scaled.
+        """
+        start = sum(self.ranks[:part])
+        rows = slice(start, start + self.ranks[part])
+        whole_a = a.new_zeros(sum(self.ranks), a.shape[1])
+        whole_a[rows] = a
+        whole_b = b.new_zeros(b.shape[0], sum(self.ranks))
+        whole_b[:, rows] = b
+        for factor, whole, shard in ((self.lora_a, whole_a, None), (self.lora_b, whole_b, self._shard(part))):
+            param = factor.weight
+            before = param.data.clone()
+            loader = param.weight_loader
+            loader(param, whole) if shard is None else loader(param, whole, shard)
+            if factor is self.lora_a:
+                param.data += before  # the other projections' rows
+
+    def _shard(self, part: int) -> str | int | None:
+        """How vLLM names a projection of a layer of several; None for one, and for several that are stored as one."""
+        if len(self.ranks) == 1:
+            return None
+        return "qkv"[part] if isinstance(self.base_layer, QKVParallelLinear) else part
+
+
+def _same_split(linear: LinearBase, rank: int, options: Mapping[str, Any]) -> LinearBase:
+    """A layer from the rank to a layer's output, which is split over devices as that layer's is."""
+    if type(linear) is QKVParallelLinear:
+        heads = linear.total_num_heads, linear.total_num_kv_heads
+        return QKVParallelLinear(rank, linear.head_size, *heads, v_head_size=linear.v_head_size, **options)
+    if type(linear) is MergedColumnParallelLinear:
+        gather = {"gather_output": linear.gather_output}
+        return MergedColumnParallelLinear(rank, linear.output_sizes, **gather, **options)
+    if type(linear) is ColumnParallelLinear:
+        return ColumnParallelLinear(rank, linear.output_size, gather_output=linear.gather_output, **options)
+    if type(linear) is ReplicatedLinear:
+        return ReplicatedLinear(rank, linear.output_size, **options)
+    raise ConfigError(
+        f"a LoRA on vLLM's {type(linear).__name__} is not served; merge it into its body and export that, or generate "
+        "with transformers"
+    )

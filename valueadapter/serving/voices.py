@@ -1,0 +1,185 @@
+"""The networks of a served directory as vLLM's own models: a body's weights are held once, whatever reads with them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from vllm.compilation.backends import set_model_tag
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.models.utils import init_vllm_registered_model
+
+from valueadapter.errors import ConfigError, UnsupportedModeError
+from valueadapter.serving.directory import Checkpoint, Served, Voice
+from valueadapter.serving.parallel_lora import LoRALinear
+
+
+class ServedVoice(nn.Module):
+    """One network, with keys and values of its own.
+
+    Attributes:
+        model: vLLM's model of its architecture.
+        width: columns of its logits.
+        hidden_size: of its hidden states.
+        owns_body: whether its body's weights are loaded for it, and not another model's.
+    """
+
+    def __init__(self, voice: Voice, index: int, vllm_config: VllmConfig, first: nn.Module | None) -> None:
+        super().__init__()
+        name = f"voice_{index}"  # a number alone would be taken for a layer's
+        config = AutoConfig.for_model(**copy.deepcopy(voice.config))
+        self.width = int(config.get_text_config().vocab_size)
+        self.hidden_size = int(config.get_text_config().hidden_size)
+        self.owns_body = first is None
+        own = vllm_config.with_hf_config(config)
+        own.quant_config = None  # how the base is quantised says nothing of the networks, whose weights are whole
+        # vLLM keeps compiled code, which names layers, by its settings: no two networks may have the same
+        more = vllm_config.additional_config
+        more = more if isinstance(more, dict) else {"settings": more.compute_hash()}
+        own.additional_config = {**more, name: voice.lora_ranks}
+        with set_model_tag(name):
+            self.model = init_vllm_registered_model(own, prefix=name)
+        if first is not None:
+            _share(self.model, first, name)
+        self.loras = self._with_lora(voice, vllm_config.model_config.dtype)
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states, (tokens, hidden). A token that it has no row for is read as its id 0."""
+        known = input_ids.masked_fill(input_ids >= self.width, 0)
+        states: torch.Tensor = self.model(known, positions)
+        return states
+
+    def load_body(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[int]:
+        """Loads everything but the LoRA.
+
+        Returns:
+            The id of each parameter that has its weights.
+        """
+        with self._without_lora():
+            names = self.model.load_weights(weights)
+            own = dict(self.model.named_parameters(remove_duplicate=False))
+            return {id(own[name]) for name in (own if names is None else names) if name in own}
+
+    def load_lora(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[int]:
+        """Loads the LoRA, whose tensors are named `<module>.lora_A` and `<module>.lora_B`; returns as `load_body`."""
+        found = dict(weights)
+        loaded = set()
+        for name in sorted({key.rpartition(".")[0] for key in found}):
+            layer, part = self.loras[name]
+            layer.load(part, found[f"{name}.lora_A"], found[f"{name}.lora_B"])
+            loaded |= {id(layer.lora_a.weight), id(layer.lora_b.weight)}
+        return loaded
+
+    def _with_lora(self, voice: Voice, dtype: torch.dtype) -> dict[str, tuple[LoRALinear, int]]:
+        """Puts the LoRA's layers in; module, as transformers names it, -> its layer, and which projection of it."""
+        places = {name: self._place(name) for name in voice.lora_ranks}
+        found: dict[str, tuple[LoRALinear, int]] = {}
+        for path, names in itertools.groupby(sorted(places, key=lambda name: places[name][0]), lambda n: places[n][0]):
+            here = list(names)
+            ranks = [0] * places[here[0]][2]
+            for name in here:
+                ranks[places[name][1]] = voice.lora_ranks[name]
+            layer = LoRALinear(self.model.get_submodule(path), ranks, dtype)
+            _put(self.model, path, layer)
+            found |= {name: (layer, places[name][1]) for name in here}
+        return found
+
+    def _place(self, name: str) -> tuple[str, int, int]:
+        """Where vLLM has a module of transformers': path, which projection of how many."""
+        parent, _, leaf = name.rpartition(".")
+        packed: Mapping[str, list[str]] = getattr(self.model, "packed_modules_mapping", {})
+        ways = [(leaf, [leaf]), *((one, parts) for one, parts in packed.items() if leaf in parts)]
+        for own, parts in ways:
+            path = f"{parent}.{own}"
+            layer: Any = self.model
+            for step in path.split("."):
+                layer = getattr(layer, step, None)
+            if isinstance(layer, LinearBase):
+                return path, parts.index(leaf), len(parts)
+        raise ConfigError(
+            f"the LoRA is on '{name}', and vLLM's {type(self.model).__name__} has no linear layer for it; merge the "
+            "LoRA into its body and export that, or generate with transformers"
+        )
+
+    @contextmanager
+    def _without_lora(self) -> Iterator[None]:
+        """The model as vLLM made it, whose names its way of loading knows."""
+        layers = {path: one for path, one in self.model.named_modules() if isinstance(one, LoRALinear)}
+        for path, layer in layers.items():
+            _put(self.model, path, layer.base_layer)
+        yield
+        for path, layer in layers.items():
+            _put(self.model, path, layer)
+
+
+def served_voices(served: Served, vllm_config: VllmConfig, base: nn.Module) -> list[ServedVoice]:
+    """The networks of a served directory; what has the same body, be it the base's, holds its weights once.
+
+    Raises:
+        UnsupportedModeError: an architecture that keeps another state than keys and values.
+        ConfigError: a LoRA on what vLLM has no linear layer for.
+    """
+    first: dict[Checkpoint, nn.Module] = {} if vllm_config.quant_config else {served.base: base}
+    voices = []
+    for index, voice in enumerate(served.voices):
+        made = ServedVoice(voice, index, vllm_config, first.get(voice.body) if voice.body else None)
+        check_keeps_keys_and_values(made.model, f"value network {index}")
+        if voice.body:
+            first.setdefault(voice.body, made.model)
+        voices.append(made)
+    return voices
+
+
+def check_keeps_keys_and_values(model: nn.Module, name: str) -> None:
+    """Refuses models that vLLM serves by an interface which a sum of models does not have.
+
+    Raises:
+        UnsupportedModeError: a recurrent state, no attention at all, or input that is not text.
+    """
+    for flag, what in (
+        ("is_hybrid", "it keeps a recurrent state"),
+        ("is_attention_free", "it has no attention"),
+        ("supports_multimodal", "it reads more than text"),
+        ("supports_mrope", "its positions have several axes"),
+    ):
+        if getattr(model, flag, False):
+            raise UnsupportedModeError(
+                f"{name} ({type(model).__name__}) is not served with a value adapter: {what}, and vLLM plans memory "
+                "for one model of that kind. Generate with transformers, or take another base"
+            )
+
+
+def _share(own: nn.Module, first: nn.Module, name: str) -> None:
+    """Takes the modules of an equal model in the place of one's own, all but those that keep keys and values.
+
+    What only holds other modules stays its own, so that a LoRA can be put into it.
+    """
+    own._buffers.update(first._buffers)
+    for child_name, child in own.named_children():
+        twin = getattr(first, child_name)
+        twin = twin.base_layer if isinstance(twin, LoRALinear) else twin
+        weights = next(child.parameters(recurse=isinstance(child, AttentionLayerBase)), None)
+        holds = next(child.children(), None) is not None
+        if isinstance(child, AttentionLayerBase) or holds:
+            if weights is not None:
+                raise UnsupportedModeError(
+                    f"{name} has weights in a {type(child).__name__} itself, which two networks of one body cannot "
+                    "share in vLLM; generate with transformers"
+                )
+            if not isinstance(child, AttentionLayerBase):
+                _share(child, twin, name)
+        else:
+            own._modules[child_name] = twin
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    model.get_submodule(parent)._modules[leaf] = module

@@ -30,7 +30,7 @@ OF_OTHERS = {
 
 
 def test_every_file_is_in_a_package() -> None:
-    """Ten packages, each with a sentence that says what it is for, and four files beside them."""
+    """Eleven packages, each with a sentence that says what it is for, and four files beside them."""
     assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*ORDER}
     for name in ORDER:

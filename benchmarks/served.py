@@ -1,8 +1,8 @@
 """What a served adapter costs beside its base in vLLM, and beside our `generate`.
 
-`.venv-vllm/bin/python -m benchmarks.served` (`make test-vllm` makes it). SmolLM2-135M with the default adapter (a LoRA of
-rank 16 less its body; random weights cost what trained ones do) in fp32, 32 tokens to each of 1 and of 8 prompts behind
-an adapter's prefix. CPU time, all threads together.
+`.venv-vllm/bin/python -m benchmarks.served` (`make test-vllm` makes it). SmolLM2-135M with the default adapter (a LoRA
+of rank 16 less its body; random weights cost what trained ones do) in fp32, 32 tokens to each of 1 and of 8 prompts
+behind an adapter's prefix. CPU time, all threads together.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from valueadapter import (
     build_network,
 )
 from valueadapter.artifact.verification import sha256
+from valueadapter.errors import UnsupportedModeError
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 from valueadapter.vocabulary.bridge import alignment_name
 
@@ -152,6 +153,14 @@ def test_a_base_may_be_a_peft_model(tmp_path: Path) -> None:
     torch.testing.assert_close(model(IDS).logits, alone + tiny_model("llama", seed=2)(IDS).logits)
     greedy = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     assert torch.equal(model.generate(IDS, **greedy), model.generate(IDS, **greedy, use_cache=False))
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig, peft.PromptEncoderConfig])
+def test_a_base_with_virtual_tokens_is_refused(config: Any) -> None:
+    """They stand in every cache and in no text, so that base and networks went on from different places."""
+    base = peft.get_peft_model(tiny_model("llama", seed=1), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(UnsupportedModeError, match="tuned prompt"):
+        ValueAdapterForCausalLM(base, tokenizer=byte_tokenizer())
 
 
 @pytest.mark.filterwarnings("ignore:Cannot enable progress bars")

@@ -23,6 +23,7 @@ from valueadapter.model.vllm_export import GivenAdapter, export_to_vllm
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 PROMPT = "What is the answer to it all?"
+IDS = torch.tensor([byte_tokenizer()(PROMPT)["input_ids"]])
 CHAT: Any = [{"role": "user", "content": "What is it?"}]
 
 
@@ -35,12 +36,11 @@ class Served:
         self.model = model
         self.name = self.client.models.list().data[0].id
 
-    def expected(self, ids: torch.Tensor) -> str:
-        """What the wrapper says behind (1, seq) ids."""
-        said = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
-        )
-        return str(byte_tokenizer().decode(said[0, ids.shape[1] :], skip_special_tokens=True))
+
+def answer(model: ValueAdapterForCausalLM, ids: torch.Tensor) -> str:
+    """What the wrapper says behind (1, seq) ids."""
+    said = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    return str(byte_tokenizer().decode(said[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch, hub_of_alice(root / "hub", patch) as hub:
         commit = on_hub(llama(2), root / "body")
-        base, adapter = saved(qwen3(1), root / "base"), lora_adapter(root / "adapter", commit)
+        base = saved(qwen3(1), root / "base")
+        free = lora_adapter(root / "free", commit)
+        said = answer(ValueAdapterForCausalLM.from_pretrained(str(base), str(free)).eval(), IDS)
+        adapter = lora_adapter(root / "adapter", commit, stop_strings=[said[5:7]])
         export_to_vllm([GivenAdapter(str(adapter))], str(base), root / "served")
         model = ValueAdapterForCausalLM.from_pretrained(str(base), str(adapter)).eval()
         port = _free_port()
@@ -69,7 +72,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_completions_stream_what_the_wrapper_says(served: Served) -> None:
-    ids = torch.tensor([byte_tokenizer()(PROMPT)["input_ids"]])
     pieces = [
         piece.choices[0].text
         for piece in served.client.completions.create(
@@ -77,7 +79,17 @@ def test_completions_stream_what_the_wrapper_says(served: Served) -> None:
         )
     ]
     assert len(pieces) > 1
-    assert "".join(pieces) == served.expected(ids)
+    assert "".join(pieces) == answer(served.model, IDS)
+
+
+def test_answers_end_at_the_adapters_texts_unless_a_request_says_otherwise(served: Served) -> None:
+    request: Any = {"model": served.name, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    ended = served.client.completions.create(**request).choices[0]
+    assert (ended.text, ended.finish_reason) == (answer(served.model, IDS), "stop")
+    assert len(ended.text) < 12
+    on = served.client.completions.create(**request, extra_body={"vllm_xargs": {"value_adapter_stops": 0}}).choices[0]
+    assert on.text.startswith(ended.text)
+    assert len(on.text) > len(ended.text)
 
 
 def test_chats_stream_what_the_wrapper_says(served: Served) -> None:
@@ -88,7 +100,7 @@ def test_chats_stream_what_the_wrapper_says(served: Served) -> None:
             model=served.name, messages=CHAT, max_tokens=12, temperature=0, stream=True
         )
     ]
-    assert "".join(pieces) == served.expected(inputs["input_ids"])
+    assert "".join(pieces) == answer(served.model, inputs["input_ids"])
 
 
 def _free_port() -> int:

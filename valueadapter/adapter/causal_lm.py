@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from valueadapter.compat import CACHE_NAMES, cache_name
+from valueadapter.errors import UnsupportedModeError
 
 
 def execution_device(model: Any) -> torch.device:
@@ -116,3 +117,19 @@ def not_of_a_network(model: PreTrainedModel) -> list[str]:
 
 def brings_code(model: PreTrainedModel) -> bool:
     return not type(model.config).__module__.startswith("transformers.")
+
+
+def check_no_virtual_tokens(model: Any) -> None:
+    """Refuses a base that PEFT has tuned a prompt or a prefix for, whose tokens stand in no text and in every cache.
+
+    Raises:
+        UnsupportedModeError: always for such a model, naming what to do instead.
+    """
+    configs = getattr(model, "peft_config", None)
+    kinds = [one for one in configs.values() if one.is_prompt_learning] if isinstance(configs, dict) else []
+    if kinds:
+        raise UnsupportedModeError(
+            f"the base has a tuned prompt ({kinds[0].peft_type}, PEFT), which stands before every text that it reads "
+            "and is counted in none, so that base and networks would not go on from one place. Give the base without "
+            "it, a prefix as text (base_prefix=…), or a LoRA on the base"
+        )

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.utils.generic import can_return_tuple
 
+from valueadapter.adapter.causal_lm import check_no_virtual_tokens
 from valueadapter.adapter.injected_lora import check_no_lora_on_lora
 from valueadapter.adapter.shared_tensors import is_shared, together
 from valueadapter.adapter.value_adapter import ValueAdapter
@@ -80,6 +81,7 @@ class ValueAdapterForCausalLM(
     def __init__(
         self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, strict: bool = False
     ) -> None:
+        check_no_virtual_tokens(base)
         own = {"name_or_path": base.config.name_or_path, "return_dict": base.config.return_dict}
         super().__init__(ValueAdapterModelConfig(text_config=base.config, **own))
         self.base = base.requires_grad_(False).eval()

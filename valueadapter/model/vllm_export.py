@@ -126,7 +126,7 @@ def export_to_vllm(
     generation = _generation_config(base, where)
     stops = tuple(dict.fromkeys(text for adapter in loaded for text in adapter.config.stop_strings))
     served = Served(
-        base=Checkpoint(base if commit else str(Path(base).resolve()), commit),
+        base=Checkpoint(str(Path(base).resolve()) if Path(base).is_dir() else base, commit),
         architectures=_architectures(config, base),
         voices=tuple(parts.voices),
         base_weight=parts.base_weight,

@@ -9,5 +9,9 @@ ARCHITECTURE = "ValueAdaptedForCausalLM"
 def register() -> None:
     """Tells vLLM which class runs such a directory. May be called again, as vLLM does in each of its processes."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from valueadapter.serving.engine_settings import EngineSettings
 
     ModelRegistry.register_model(ARCHITECTURE, f"valueadapter.serving.served_model:{ARCHITECTURE}")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = EngineSettings

@@ -8,7 +8,6 @@ chunked prefill and prefix caching hold for the whole. `forward` returns their h
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,14 +21,12 @@ from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.serving.directory import KEY, SCALE_KEY, WEIGHTS, Served
 from valueadapter.serving.voices import check_keeps_keys_and_values, served_voices
 
-logger = logging.getLogger(__name__)
-
 
 class ValueAdaptedForCausalLM(nn.Module):
     """What vLLM runs for a directory that `valueadapter export --to vllm` wrote.
 
     Raises:
-        ConfigError: the engine's context is longer than one of the models reads, or a scale that is no number.
+        ConfigError: a scale that is no number, or a LoRA on what vLLM has no linear layer for.
         UnsupportedModeError: an architecture that vLLM serves by other interfaces.
     """
 
@@ -41,7 +38,6 @@ class ValueAdaptedForCausalLM(nn.Module):
         self.config = vllm_config.model_config.hf_config
         self.served = served = Served.from_json(getattr(self.config, KEY))
         self.scale = _scale(getattr(self.config, SCALE_KEY, 1.0))
-        _check_context(served, vllm_config.model_config.max_model_len)
         self.base = init_vllm_registered_model(
             vllm_config, prefix=prefix, hf_config=self.config, architectures=list(served.architectures)
         )
@@ -57,13 +53,6 @@ class ValueAdaptedForCausalLM(nn.Module):
             DefaultModelLoader.Source(one.name, one.revision, prefix=f"{name}/") for name, one in checkpoints.items()
         ]
         self.ends = torch.tensor(served.ends, dtype=torch.long, device="cpu")
-        if vllm_config.speculative_config is not None and served.stop_strings:
-            logger.warning(
-                "with speculative decoding vLLM runs no logits processors, so that answers do not end at %s by "
-                "themselves; name it in the requests: stop=%s",
-                " or ".join(map(repr, served.stop_strings)),
-                list(served.stop_strings),
-            )
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The base's own, which vLLM asks for and `forward` does not use."""
@@ -142,11 +131,3 @@ def _scale(given: object) -> float:
     if not isinstance(given, (int, float)) or not abs(given) < float("inf"):
         raise ConfigError(f"'{SCALE_KEY}' must be a finite number; got {given!r}")
     return float(given)
-
-
-def _check_context(served: Served, asked: int) -> None:
-    if served.context is not None and asked > served.context:
-        raise ConfigError(
-            f"the engine would read {asked:,} positions, and a model of the sum reads {served.context:,} at most; "
-            f"start it with --max-model-len {served.context}"
-        )

@@ -1,4 +1,4 @@
-"""Ends an answer in vLLM at the texts that an adapter ends answers with (entry point `vllm.logits_processors`)."""
+"""Ends an answer in vLLM at the texts that an adapter ends answers with."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ SWITCH = "value_adapter_stops"
 
 
 class StopsOfTheAdapter(AdapterLogitsProcessor):
-    """After such a text only the end-of-sequence token is left. Does nothing for other models.
+    """After such a text only the end-of-sequence token is left.
 
     A request that names `stop` itself, or that ignores ends, is left alone.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)
-        block = getattr(vllm_config.model_config.hf_config, KEY, None)
-        self.stops = Served.from_json(block).stop_strings if block else ()
-        self.tokenizer: Any = cached_tokenizer_from_config(vllm_config.model_config) if self.stops else None
+        self.stops = Served.from_json(getattr(vllm_config.model_config.hf_config, KEY)).stop_strings
+        self.tokenizer: Any = cached_tokenizer_from_config(vllm_config.model_config)
 
     def is_argmax_invariant(self) -> bool:
         """Whether greedy decoding may leave it out."""
-        return not self.stops
+        return False
 
     def new_req_logits_processor(
         self, params: SamplingParams
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
         """What ends the answers to a request; None where nothing does."""
         switched_off = str((params.extra_args or {}).get(SWITCH, 1)).lower() in ("0", "false", "0.0")
-        if not self.stops or params.stop or params.ignore_eos or switched_off:
+        if params.stop or params.ignore_eos or switched_off:
             return None
         return self._end_after_stop
 

@@ -194,4 +194,5 @@ def test_real_tokenizers_begin_with_the_prefix(name: str, tmp_path: Path) -> Non
         messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
         messages.append({"role": "user", "content": "And?"})
         assert chat_ids(own, messages) == [*made.ids, *chat_ids(tokenizer, messages)[skipped:]]
-    assert own.decode(own("a b")["input_ids"], skip_special_tokens=True).endswith("a b")
+    ids = own("a b")["input_ids"][len(made.ids) :]
+    assert own.decode(ids) == tokenizer.decode(prompt_ids("a b", tokenizer)[skipped:])

@@ -46,7 +46,7 @@ WARNINGS = {
     "'pin_memory' argument is set": "accelerate's default, on a machine without a GPU",
     "You are trying to modify a model with PEFT": "the test does it twice on purpose",
     "invalid escape sequence": "in MBPP's solutions, which the test compiles",
-    "default": "lm-eval's dependencies have deprecations of their own",
+    "default": "lm-eval's and vLLM's dependencies have deprecations of their own",
 }
 """Warnings that are no errors, by the beginning of their filter, and why."""
 

@@ -19,7 +19,7 @@ from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.model.vllm_export import GivenAdapter, export_to_vllm
 
 vllm = pytest.importorskip("vllm")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of vLLM and what it imports
+pytestmark = pytest.mark.filterwarnings("default")  # of vLLM and what it imports
 os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
 
 PROMPTS = ("Hello", "What is the answer to it all? " * 3, "x", "One two three four five six seven")

@@ -21,7 +21,7 @@ from valueadapter import ValueAdapterForCausalLM
 from valueadapter.model.vllm_export import GivenAdapter, export_to_vllm
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
 PROMPT = "What is the answer to it all?"
 IDS = torch.tensor([byte_tokenizer()(PROMPT)["input_ids"]])
 CHAT: Any = [{"role": "user", "content": "What is it?"}]

@@ -52,7 +52,8 @@ class ValueAdaptedForCausalLM(nn.Module):
         self.secondary_weights = [
             DefaultModelLoader.Source(one.name, one.revision, prefix=f"{name}/") for name, one in checkpoints.items()
         ]
-        self.ends = torch.tensor(served.ends, dtype=torch.long, device="cpu")
+        self.ends: torch.Tensor
+        self.register_buffer("ends", torch.tensor(served.ends, dtype=torch.long), persistent=False)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The base's own, which vLLM asks for and `forward` does not use."""
@@ -94,7 +95,7 @@ class ValueAdaptedForCausalLM(nn.Module):
         for given, value in zip(served.voices, said, strict=True):
             logits = logits.add(_fit(value, logits.shape[-1]), alpha=self.scale * given.weight)
         if served.end_weight:
-            logits[..., self.ends.to(logits.device)] += self.scale * served.end_weight
+            logits[..., self.ends] += self.scale * served.end_weight
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from adapters_on_hub import server  # noqa: F401  # a fixture
 from safetensors.torch import load_file
 from served_models import BODY, PREFIX, llama, lora_adapter, on_hub, qwen3, saved, with_lora
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, tiny_model
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -85,20 +84,29 @@ def test_scales_of_stacked_adapters_are_in_the_weights(base: Path, commit: str, 
     assert [voice.weight for voice in served.voices] == pytest.approx([0.3, -0.45, 0.6])  # the body counts for both
 
 
-@pytest.mark.parametrize("name", ["zz", "identity"])
-def test_an_earlier_export_is_replaced_and_nothing_else(base: Path, commit: str, tmp_path: Path, name: str) -> None:
+def test_an_earlier_export_is_replaced_and_nothing_else(base: Path, commit: str, tmp_path: Path) -> None:
     adapter, output = lora_adapter(tmp_path / "adapter", commit), tmp_path / "served"
     export(base, output, adapter, draft=True)
     export(base, output, adapter)
     assert not (output / "draft").exists()
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / name).write_text("keep")
-    with pytest.raises(ArtifactError, match="holds something else"):
-        export(base, tmp_path / "mine", adapter)
+    for place, why in ((tmp_path / "mine", "holds something else"), (output, "'notes.md', which is none of it")):
+        (place / "notes.md").write_text("keep")
+        before = {path.name: path.read_bytes() for path in place.iterdir()}
+        with pytest.raises(ArtifactError, match=why):
+            export(base, place, adapter)
+        assert {path.name: path.read_bytes() for path in place.iterdir()} == before
     with pytest.raises(ArtifactError, match="is a file"):
-        export(base, tmp_path / "mine" / name, adapter)
-    assert (tmp_path / "mine" / name).read_text() == "keep"
+        export(base, output / "notes.md", adapter)
     assert not list(tmp_path.glob(".valueadapter*"))
+
+
+def test_the_context_is_the_shortest_of_all_models(base: Path, server: Any, tmp_path: Path) -> None:  # noqa: F811
+    """GPT-2 calls it `n_positions`."""
+    for name, network, longest in (("gpt2", tiny_model("gpt2", seed=3), 256), ("llama", llama(3), 512)):
+        adapter = ValueAdapter.from_networks([network], byte_tokenizer(), base_model_name_or_path="alice/base")
+        adapter.save_pretrained(tmp_path / name)
+        assert export(base, tmp_path / f"served-{name}", tmp_path / name).context == longest
 
 
 def test_what_cannot_be_served_is_refused_with_a_way_out(base: Path, commit: str, tmp_path: Path) -> None:
@@ -139,11 +147,6 @@ def test_tokens_that_begin_with_an_end_end_answers_by_themselves(base: Path, com
     ends = json.loads((made.directory / "generation_config.json").read_text())["eos_token_id"]
     assert sorted(ends) == sorted({2, *byte_tokenizer()("z")["input_ids"]})  # not the first letter of the other one
     assert block_of(made.directory).stop_strings == ("z", "qq")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_nothing_asks_for_vllm_before_it_serves(base: Path, commit: str, tmp_path: Path) -> None:
-    assert export(base, tmp_path / "served", lora_adapter(tmp_path / "adapter", commit)).networks == 2
 
 
 # -- the tokenizer -----------------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from adapters_on_hub import hub_of_alice
-from served_models import BODY, gemma3, llama, lora_adapter, on_hub, qwen3, saved, with_lora
+from safetensors.torch import load_file, save_file
+from served_models import BODY, gemma3, llama, lora_adapter, on_hub, qwen3, saved
 from tiny import byte_tokenizer
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.errors import ConfigError
 from valueadapter.model.vllm_export import GivenAdapter, export_to_vllm
 
 vllm = pytest.importorskip("vllm")
@@ -41,7 +43,7 @@ def engine() -> Iterator[Engine]:
     made: list[Any] = []
 
     def make(directory: Path, **options: Any) -> Any:
-        settings = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, "max_logprobs": 97, **options}
+        settings = {"dtype": "float32", "max_model_len": 256, "enforce_eager": True, "max_logprobs": 112, **options}
         made.append(vllm.LLM(str(directory), **settings))
         return made[-1]
 
@@ -59,11 +61,11 @@ def tokens(llm: Any, prompts: Sequence[str] = PROMPTS, **options: Any) -> list[l
     return [list(one.outputs[0].token_ids) for one in llm.generate(list(prompts), params, use_tqdm=False)]
 
 
-def logits(llm: Any, prompt: str) -> torch.Tensor:
+def logits(llm: Any, prompt: Any, width: int = 97) -> torch.Tensor:
     """Log probabilities of the token behind a prompt, (vocab)."""
-    params = vllm.SamplingParams(max_tokens=1, temperature=0, logprobs=97)
+    params = vllm.SamplingParams(max_tokens=1, temperature=0, logprobs=width)
     (said,) = llm.generate([prompt], params, use_tqdm=False)
-    return torch.tensor([said.outputs[0].logprobs[0][token].logprob for token in range(97)])
+    return torch.tensor([said.outputs[0].logprobs[0][token].logprob for token in range(width)])
 
 
 def wrapped(base: Path, *adapters: Path) -> ValueAdapterForCausalLM:
@@ -170,6 +172,10 @@ def test_a_network_of_its_own_and_a_narrower_one(tmp_path: Path, engine: Engine)
     model = wrapped(base, tmp_path / "adapter")
     llm = engine(exported(tmp_path, base, tmp_path / "adapter"))
     assert tokens(llm) == expected(model)
+    for ids in ([40, 50, 60], [40, 100, 60, 111]):  # the network has no row for some, the base has one
+        with torch.no_grad():
+            wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(logits(llm, {"prompt_token_ids": ids}, 112), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("windows", ["base", "body", "both"])
@@ -234,6 +240,7 @@ def test_answers_end_at_the_adapters_texts(demo: tuple[Path, Path, str], tmp_pat
     assert len(ended) < 20
     assert tokens(llm, PROMPTS[1:2])[0] == [*ended, 2]
     assert tokens(llm, PROMPTS[1:2], extra_args={"value_adapter_stops": 0}) == expected(free, PROMPTS[1:2])
+    assert tokens(llm, PROMPTS[1:2], min_tokens=12)[0][:12] == expected(free, PROMPTS[1:2])[0][:12]
     assert tokens(llm, PROMPTS[1:2], ignore_eos=True)[0][:8] == expected(free, PROMPTS[1:2])[0][:8]
 
 
@@ -256,15 +263,21 @@ def test_other_models_are_served_as_before(tmp_path: Path, engine: Engine) -> No
     assert len(tokens(llm, ignore_eos=True)[0]) == 20
 
 
-def test_what_the_engine_refuses(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
-    base, adapter, commit = demo
+def test_what_the_engine_refuses(
+    demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = demo
     directory = exported(tmp_path, base, adapter)
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # without it vLLM itself says so
+    with pytest.raises(Exception, match="start it with --max-model-len 512"):
+        engine(directory, max_model_len=1024)
+    weights = load_file(directory / "value_networks.safetensors")
+    missing = "lora_0/model.layers.1.self_attn.k_proj.lora_B"
+    save_file({name: one for name, one in weights.items() if name != missing}, directory / "value_networks.safetensors")
+    with pytest.raises(ConfigError, match=r"for one, 'model.layers.1.self_attn.k_proj.lora_B'"):
+        engine(directory)
     config = json.loads((directory / "config.json").read_text())
     config["value_adapter"]["version"] = 9
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(Exception, match="has version 9"):
         engine(directory)
-    dora = with_lora(llama(2), commit, use_dora=True)
-    ValueAdapter.from_networks([dora], byte_tokenizer(), base_model_name_or_path=BODY).save_pretrained(tmp_path / "d")
-    with pytest.raises(ValueError, match="use_dora"):
-        exported(tmp_path / "2", base, tmp_path / "d")

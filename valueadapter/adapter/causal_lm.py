@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from valueadapter.compat import CACHE_NAMES, cache_name
 from valueadapter.errors import UnsupportedModeError
@@ -64,9 +64,10 @@ def fit_width(logits: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat((logits, logits.mean(-1, keepdim=True).expand(*logits.shape[:-1], missing)), dim=-1)
 
 
-def longest_text(model: PreTrainedModel) -> int | None:
+def longest_text(model: PreTrainedModel | PreTrainedConfig) -> int | None:
     """Tokens that a model reads at most, as its configuration says; None where it says nothing."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = getattr(model, "config", model)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if limit and limit > 0 else None  # some say -1
 
 

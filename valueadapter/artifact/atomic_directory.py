@@ -34,7 +34,7 @@ from valueadapter.artifact.save_target import (
 )
 from valueadapter.errors import ArtifactError
 
-__all__ = ["check_target", "copy_adapter", "staged"]
+__all__ = ["check_target", "copy_adapter", "replace_directory", "staged"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -151,7 +151,7 @@ def _put_beside(new: Path, target: Path, networks: frozenset[str]) -> bool:
     work = new.parent
     try:
         with alone(target):
-            old = _replace(new, target)
+            old = replace_directory(new, target)
     except OSError as error:
         if error.errno in _MUST_STAY:
             return False
@@ -166,8 +166,8 @@ def _put_beside(new: Path, target: Path, networks: frozenset[str]) -> bool:
     return True
 
 
-def _replace(new: Path, target: Path) -> Path | None:
-    """Makes `new` the directory at `target`; where what was there is now, if there was something."""
+def replace_directory(new: Path, target: Path) -> Path | None:
+    """Makes `new` the directory at `target`; where what was there is now, beside `new`, if there was something."""
     if not target.exists():
         try:
             new.rename(target)

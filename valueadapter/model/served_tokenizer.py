@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class ServedTokenizer:
         if made is None or _ids(own, _CHAT) != [*self.ids, *self._chat_ids()]:
             own.chat_template, self.chats = None, False
             (directory / "chat_template.jinja").unlink(missing_ok=True)
+            shutil.rmtree(directory / file_names.CHAT_TEMPLATES, ignore_errors=True)
             return
         (directory / "chat_template.jinja").write_text(made, encoding="utf-8")
 

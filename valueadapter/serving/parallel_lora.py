@@ -6,6 +6,7 @@ On a layer that splits its output the second factor is split as the layer is; on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,8 +46,7 @@ class LoRALinear(nn.Module):
         else:
             self.lora_a = ReplicatedLinear(linear.input_size, rank, **options)
             self.lora_b = _same_split(linear, rank, options)
-        for factor in (self.lora_a, self.lora_b):
-            factor.weight.data.zero_()  # of a projection without LoRA nothing is loaded
+        self.lora_b.weight.data.zero_()  # for a projection without LoRA nothing is loaded
 
     def forward(self, hidden_states: torch.Tensor) -> Any:
         """As the layer's own: (tokens, out), or that and a bias that was not added."""
@@ -54,27 +54,22 @@ class LoRALinear(nn.Module):
         change = self.lora_b(self.lora_a(hidden_states)[0])[0]
         return (said[0] + change, *said[1:]) if isinstance(said, tuple) else said + change
 
-    def load(self, part: int, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Puts the LoRA of a projection in its place.
+    def load(self, factors: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Loads the LoRA of each projection that has one.
 
         Args:
-            part: which of the layer's projections.
-            a: (rank, in).
-            b: (out, rank), scaled.
+            factors: projection -> A (rank, in) and B (out, rank), scaled.
         """
-        start = sum(self.ranks[:part])
-        rows = slice(start, start + self.ranks[part])
-        whole_a = a.new_zeros(sum(self.ranks), a.shape[1])
-        whole_a[rows] = a
-        whole_b = b.new_zeros(b.shape[0], sum(self.ranks))
-        whole_b[:, rows] = b
-        for factor, whole, shard in ((self.lora_a, whole_a, None), (self.lora_b, whole_b, self._shard(part))):
-            param = factor.weight
-            before = param.data.clone()
-            loader = param.weight_loader
-            loader(param, whole) if shard is None else loader(param, whole, shard)
-            if factor is self.lora_a:
-                param.data += before  # the other projections' rows
+        starts = list(itertools.accumulate(self.ranks, initial=0))
+        blocks = {part: slice(starts[part], starts[part + 1]) for part in factors}
+        whole_a = next(iter(factors.values()))[0].new_zeros(starts[-1], self.lora_a.input_size)
+        for part, (a, b) in factors.items():
+            whole_a[blocks[part]] = a
+            whole_b = b.new_zeros(b.shape[0], starts[-1])
+            whole_b[:, blocks[part]] = b
+            shard = self._shard(part)
+            self.lora_b.weight.weight_loader(self.lora_b.weight, whole_b, *([] if shard is None else [shard]))
+        self.lora_a.weight.weight_loader(self.lora_a.weight, whole_a)
 
     def _shard(self, part: int) -> str | int | None:
         """How vLLM names a projection of a layer of several; None for one, and for several that are stored as one."""

@@ -42,10 +42,13 @@ class StopsOfTheAdapter(AdapterLogitsProcessor):
         return self._end_after_stop
 
     def _end_after_stop(self, output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
-        longest = max(len(stop.encode()) for stop in self.stops)
-        text = self.tokenizer.decode(output_ids[-longest - 1 :])  # a token has one byte at least
-        if any(stop in text for stop in self.stops):
-            kept = logits[self.tokenizer.eos_token_id].clone()
+        longest = max(len(stop.encode()) for stop in self.stops)  # a token has one byte at least
+        said = output_ids[-longest - 1 :]
+        text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        end = self.tokenizer.eos_token_id
+        # where a grammar or `min_tokens` rules an end out, the answer goes on, as with texts that a request names
+        if any(stop in text for stop in self.stops) and not logits[end].isneginf():
+            kept = logits[end].clone()
             logits.fill_(float("-inf"))
-            logits[self.tokenizer.eos_token_id] = kept.clamp(min=0)
+            logits[end] = kept
         return logits

@@ -69,14 +69,24 @@ class ServedVoice(nn.Module):
             return {id(own[name]) for name in (own if names is None else names) if name in own}
 
     def load_lora(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[int]:
-        """Loads the LoRA, whose tensors are named `<module>.lora_A` and `<module>.lora_B`; returns as `load_body`."""
+        """Loads the LoRA, whose tensors are named `<module>.lora_A` and `<module>.lora_B`; returns as `load_body`.
+
+        Raises:
+            ConfigError: other tensors than the configuration names.
+        """
         found = dict(weights)
-        loaded = set()
-        for name in sorted({key.rpartition(".")[0] for key in found}):
-            layer, part = self.loras[name]
-            layer.load(part, found[f"{name}.lora_A"], found[f"{name}.lora_B"])
-            loaded |= {id(layer.lora_a.weight), id(layer.lora_b.weight)}
-        return loaded
+        wanted = {f"{name}.lora_{factor}" for name in self.loras for factor in "AB"}
+        if found.keys() != wanted:
+            raise ConfigError(
+                f"the LoRA's tensors are not those that config.json names (for one, "
+                f"'{min(found.keys() ^ wanted)}'); export the adapter again"
+            )
+        factors: dict[LoRALinear, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
+        for name, (layer, part) in self.loras.items():
+            factors.setdefault(layer, {})[part] = found[f"{name}.lora_A"], found[f"{name}.lora_B"]
+        for layer, own in factors.items():
+            layer.load(own)
+        return {id(factor.weight) for layer in factors for factor in (layer.lora_a, layer.lora_b)}
 
     def _with_lora(self, voice: Voice, dtype: torch.dtype) -> dict[str, tuple[LoRALinear, int]]:
         """Puts the LoRA's layers in; module, as transformers names it, -> its layer, and which projection of it."""

@@ -10,7 +10,7 @@ PIP_INSTALL_OTHER = .venv-$*/bin/python -m pip install --quiet --quiet --disable
 PIP_INSTALL_VLLM := .venv-vllm/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-minimum test-between test-vllm check docs bench study study-quick clean
+.PHONY: help demo test test-minimum test-between test-vllm test-deepspeed check docs bench study study-quick clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -33,6 +33,9 @@ test-minimum test-between: test-%: .venv-%/.installed
 
 test-vllm: .venv-vllm/.installed ## run the tests of adapters in vLLM, in an environment of its own
 	@.venv-vllm/bin/python -m pytest -q tests/serving tests/test_compat.py --durations=10
+
+test-deepspeed: build/deepspeed/.installed ## run the tests of training on two processes, with ZeRO-3 too
+	@PYTHONPATH=build/deepspeed DS_ACCELERATOR=cpu $(PY) -m pytest -q tests/training/test_distributed.py --durations=10
 
 check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff check" && $(PY) -m ruff check .
@@ -85,6 +88,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "==> installing the versions in constraints-vllm.txt into .venv-vllm (a few minutes the first time)"
 	@$(PIP_INSTALL_VLLM) --requirement constraints-vllm.txt
 	@$(PIP_INSTALL_VLLM) --no-build-isolation --editable .
+	@touch $@
+
+build/deepspeed/.installed: $(INSTALLED) constraints-deepspeed.txt
+	@echo "==> installing the versions in constraints-deepspeed.txt into build/deepspeed"
+	@DS_BUILD_OPS=0 $(PY) -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--upgrade --target build/deepspeed --requirement constraints-deepspeed.txt
 	@touch $@
 
 $(STUDY): $(INSTALLED)

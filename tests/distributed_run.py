@@ -1,39 +1,63 @@
-"""A small training run for test_distributed.py, started by `accelerate launch`: output directory and batch size."""
+"""Small training runs for test_distributed.py; `accelerate launch` starts it with their settings as JSON."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
+import sharding_on_cpu
+import torch
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments, build_network
+from valueadapter.adapter.causal_lm import set_trainable
+from valueadapter.adapter.lora import build_lora_network
+
+ROWS = [{"prompt": f"Q{i % 7}", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(32)]
 
 
-def main() -> None:
-    output_dir, batch_size = sys.argv[1], int(sys.argv[2])
-    tokenizer, base = byte_tokenizer(), tiny_model("llama", seed=1)
+def wrapper(network: str, *, tied: bool = False) -> ValueAdapterForCausalLM:
+    """A base with an adapter to train: a network of its own, or the base with a LoRA less the base, behind a prefix."""
+    torch.manual_seed(0)
+    tokenizer, base = byte_tokenizer(), tiny_model("llama", seed=1, tied=tied)
     model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)
-    adapter = ValueAdapter.from_networks([build_network(base)], tokenizer, base_model_name_or_path="alice/base")
+    named: dict[str, Any] = {"base_model_name_or_path": "alice/base"}
+    if network == "full":
+        adapter = ValueAdapter.from_networks([build_network(base)], tokenizer, **named)
+    else:
+        lora = build_lora_network(base, rank=4, name="alice/base", revision="0" * 40)
+        reading = {"base_prefix": "Q: A\n\n", "reads_prefix": [True, True]} if network == "lora behind a prefix" else {}
+        adapter = ValueAdapter.from_networks([lora, base], tokenizer, coefficients=[1, -1], **named, **reading)
     model.add_adapter(adapter, "default", is_trainable=True)
-    rows = [{"prompt": f"Q{i % 7}", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(32)]
-    args = ValueTrainingArguments(
-        output_dir=output_dir,
-        per_device_train_batch_size=batch_size,
-        max_steps=4,
-        learning_rate=1e-2,
-        penalty="l2",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        seed=0,
-    )
-    trainer = ValueTrainer(model, args, train_dataset=Dataset.from_list(rows))
-    trainer.train()
+    for frozen in adapter.networks[1:]:
+        set_trainable(frozen, False)
+    return model
+
+
+def run(
+    output_dir: str, *, network: str = "full", tied: bool = False, resume: str | None = None, **settings: Any
+) -> None:
+    """Trains, evaluates and saves in `<output_dir>/final`; what each process evaluated is beside it."""
+    common: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "seed": 0, "report_to": [], "save_strategy": "no"}
+    # with use_cpu accelerate passes over DeepSpeed
+    common |= {"use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ, "disable_tqdm": True}
+    model = wrapper(network, tied=tied)
+    args = ValueTrainingArguments(output_dir=output_dir, **{**common, **settings})
+    train, held_out = Dataset.from_list(ROWS), Dataset.from_list(ROWS[:6])
+    trainer = ValueTrainer(model, args, train_dataset=train, eval_dataset=held_out)
+    trainer.train(resume_from_checkpoint=resume)
+    loss = trainer.evaluate()["eval_loss"]
     trainer.save_model(f"{output_dir}/final")
     trainer.accelerator.wait_for_everyone()  # one that ends while the other is at work may abort, which ends both
+    found = {"loss": loss, "from_hidden_states": trainer.hidden_state_loss is not None}
+    Path(output_dir, f"said_{args.process_index}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    sharding_on_cpu.allow()
+    for settings in json.loads(sys.argv[1]):
+        run(**settings)

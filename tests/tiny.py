@@ -55,11 +55,11 @@ def byte_tokenizer(size: int = SIZE) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(kind: str, *, seed: int, width: int = SIZE) -> PreTrainedModel:
+def tiny_model(kind: str, *, seed: int, width: int = SIZE, tied: bool = False) -> PreTrainedModel:
     """A model of two layers, 16 wide, weights normal with standard deviation 0.35, logits of `width` columns."""
     shape = {**_SHAPE, "vocab_size": width}
     if kind == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**shape))
+        model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied))
     elif kind == "gpt2":
         special = {key: value for key, value in shape.items() if key.endswith("token_id")}
         model = GPT2LMHeadModel(

@@ -37,7 +37,7 @@ _EXPORTS = {
     "ValueAdapterError": "errors",
     "ValueAdapterForCausalLM": "model.modeling",
     "ValueTrainer": "training.trainer",
-    "ValueTrainingArguments": "training.trainer",
+    "ValueTrainingArguments": "training.arguments",
     "VocabularyAlignment": "vocabulary.alignment",
     "Weights": "artifact.config",
     "best_of": "evaluation.judge",
@@ -74,11 +74,11 @@ if TYPE_CHECKING:
     from valueadapter.evaluation.trace import trace as trace
     from valueadapter.forward.cache import ValueAdapterCache as ValueAdapterCache
     from valueadapter.model.modeling import ValueAdapterForCausalLM as ValueAdapterForCausalLM
+    from valueadapter.training.arguments import ValueTrainingArguments as ValueTrainingArguments
     from valueadapter.training.calibration import Calibration as Calibration
     from valueadapter.training.calibration import calibrate as calibrate
     from valueadapter.training.distillation import distill_into_lora as distill_into_lora
     from valueadapter.training.trainer import ValueTrainer as ValueTrainer
-    from valueadapter.training.trainer import ValueTrainingArguments as ValueTrainingArguments
     from valueadapter.vocabulary.alignment import VocabularyAlignment as VocabularyAlignment
 
 

@@ -36,6 +36,13 @@ def is_placed(model: nn.Module) -> bool:
     return hooked or getattr(model, "quantization_method", None) is not None
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process has a part of a model's weights, which come together layer by layer (FSDP2, ZeRO-3)."""
+    return any(hasattr(one, "full_tensor") or hasattr(one, "ds_id") for one in model.parameters()) or any(
+        hasattr(module, "unshard") for module in model.modules()
+    )
+
+
 def moved(inputs: Any, device: torch.device) -> Any:
     """Tensors, and those in mappings, on a device; anything else as it is."""
     if isinstance(inputs, torch.Tensor):

@@ -117,6 +117,17 @@ def head_of(model: PreTrainedModel) -> Head | None:
     return Head(linear.weight, linear.bias) if same_output and same_input else None
 
 
+def head_now(model: PreTrainedModel) -> Head:
+    """The head of a model of which `head_of` has found one, with the parameters that it has at this moment.
+
+    What shards a model (FSDP) puts others in their place, and whole ones for the time in which they are needed.
+    """
+    linear = cast(Any, model.get_output_embeddings())
+    if hasattr(linear, "unshard"):  # of FSDP, which does it by itself only where the layer's own forward runs
+        linear.unshard()
+    return Head(linear.weight, linear.bias)
+
+
 def last_hidden_state(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
     """What the output head would read, without computing logits.
 

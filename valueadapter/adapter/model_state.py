@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from valueadapter.adapter.causal_lm import is_sharded
+
 _WHOLE = 2**14
 """Bytes up to which every element of a tensor is looked at. Of a larger one it is one row and one column of each of its
 matrices' common layout, so that looking costs little beside a forward pass; its version counter tells the rest."""
@@ -53,12 +55,12 @@ def moment(model: PreTrainedModel) -> Moment | None:
     """What a model computes with now; None where that cannot be told, so that nothing it computes may be kept.
 
     It cannot be told while a module is in training mode (dropout), where somebody's own hook may change what a layer
-    gives, and of weights whose elements are out of reach. A change is seen by the tensors' version counters and
-    addresses and by their elements; what hides from all three is a write past autograd (`.data`) to a part of a large
-    tensor that touches neither the row nor the column in its middle.
+    gives, and of weights whose elements are out of reach, or lie in several processes. A change is seen by the tensors'
+    version counters and addresses and by their elements; what hides from all three is a write past autograd (`.data`)
+    to a part of a large tensor that touches neither the row nor the column in its middle.
     """
     modules = list(model.named_modules())
-    if any(module.training or has_hooks(module) for name, module in modules if name):
+    if is_sharded(model) or any(module.training or has_hooks(module) for name, module in modules if name):
         return None
     held: list[Any] = [tuple(_hooks(model))]
     parts: dict[torch.device, list[torch.Tensor]] = {}

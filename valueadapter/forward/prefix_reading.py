@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from valueadapter.adapter.causal_lm import execution_device, longest_text, takes
+from valueadapter.adapter.causal_lm import execution_device, is_sharded, longest_text, takes
 from valueadapter.adapter.heads import last_hidden_state
 from valueadapter.adapter.model_state import Moment, moment
 from valueadapter.errors import UnsupportedModeError
@@ -224,8 +224,9 @@ class BasePrefix:
 
     def _must_read(self, padding: torch.Tensor, length: int, cache: ValueAdapterCache | None) -> bool:
         """Whether the prefix's keys and values, put before the padding, would not give what reading it gives."""
-        # with gradient checkpointing transformers leaves a cache out, and the prefix with it
-        if not self._keys_and_values or _is_checkpointed(self.base):
+        # with gradient checkpointing transformers leaves a cache out, and the prefix with it; of weights in parts FSDP
+        # brings those of a layer together for gradients of what its last call gave, and not for its keys and values
+        if not self._keys_and_values or _is_checkpointed(self.base) or (self._is_trained() and is_sharded(self.base)):
             return True
         # a window counts slots, so with padding between them a prompt would lose sight of its prefix too soon
         if self._window is None or not bool((padding > 0).any()):
@@ -292,7 +293,7 @@ class BasePrefix:
 
         Of weights that are trained, in each call anew and with gradients: the prefix is text like any other.
         """
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.base.parameters()):
+        if self._is_trained():
             return self._read(lead)
         # while torch traces a call there is no telling what the model is, so nothing is kept
         now = None if torch.compiler.is_compiling() else moment(self.base)
@@ -304,6 +305,9 @@ class BasePrefix:
         if now is not None:
             self._states[lead] = (now, states)
         return states
+
+    def _is_trained(self) -> bool:
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.base.parameters())
 
     def _read(self, lead: int) -> States:
         cache = DynamicCache()  # without the configuration: no layer drops what leaves its window

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from valueadapter.adapter.causal_lm import execution_device, fit_width, logits_width, moved
+from valueadapter.adapter.causal_lm import execution_device, fit_width, is_sharded, logits_width, moved
 from valueadapter.adapter.heads import Head, head_of, joined, joined_bias, last_hidden_state
 from valueadapter.adapter.model_state import settings_of
 from valueadapter.errors import UnsupportedModeError
@@ -136,6 +136,8 @@ class HeadMethods(WrappedModel):
                 return f"the networks of '{term.name}' read what the base expects (connection {term.connection})"
             if any(term.prefixes):
                 return f"the networks of '{term.name}' read the base prefix"
+        if is_sharded(self.base) or any(is_sharded(network) for term in terms for network in term.networks):
+            return "each process has a part of the weights (FSDP or ZeRO-3)"
         models = [("base", self.base), *((f"network of '{t.name}'", network) for t in terms for network in t.networks)]
         return next(
             (

@@ -6,11 +6,12 @@ What an artifact is, `adapter` knows; here is which of the attached it is, and i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from valueadapter.adapter.injected_lora import States, as_saveable
 from valueadapter.adapter.value_adapter import ValueAdapter
@@ -84,14 +85,15 @@ class SavingMethods(WrappedModel):
             states = [_under(state_dict, f"value_networks.{name}.{i}.") for i in range(len(adapter.networks))]
         return as_saveable(adapter, getattr(self, "peft_config", None) or {}, states)
 
-    def as_trained(self, adapter_name: str) -> ValueAdapter:
+    def as_trained(self, adapter_name: str, networks: Sequence[PreTrainedModel] = ()) -> ValueAdapter:
         """An attached adapter with the weights and scale it is trained at and the prefix that the base reads meanwhile.
 
         Args:
             adapter_name: an attached adapter.
+            networks: whole ones, where those that are attached lie in parts.
         """
         attached = self.attached.by_name[adapter_name]
-        adapter, prefix = attached.adapter, attached.trained_behind
+        adapter, prefix = attached.adapter.replaced(networks=networks), attached.trained_behind
         if isinstance(prefix, Recorded):  # not trained yet
             prefix = self.attached.one_prefix([adapter_name])
         if adapter.config.base_prefix is not None and prefix != adapter.config.base_prefix:

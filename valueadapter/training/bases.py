@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from valueadapter.adapter.heads import Head, head_of
+from valueadapter.adapter.causal_lm import is_sharded
+from valueadapter.adapter.heads import head_now, head_of
 from valueadapter.adapter.model_state import Moment, moment
 from valueadapter.adapter.tokenizer_loading import side_of
 from valueadapter.errors import ConfigError, IncompatibleBaseError
@@ -52,13 +53,13 @@ class TrainingBases:
     """Decides which base reads which demonstration in which epoch."""
     prefix: BasePrefix | None = None
     """What stands before each demonstration."""
-    heads: list[Head] = field(init=False)
     stores: dict[int, BaseStates] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._relied_on: list[tuple[PreTrainedModel, Moment]] = []
         self._checked: int | None = -1
-        self.heads = [_head(base) for base in self.bases]
+        for base in self.bases:
+            _check_head(base)
         self._prefixes = [None if self.prefix is None else self.prefix.on(base) for base in self.bases]
 
     def cache(
@@ -77,6 +78,8 @@ class TrainingBases:
 
     def _check_models(self) -> None:
         for model, then in self._relied_on:
+            if is_sharded(model):  # by now in the hands of FSDP or ZeRO-3, and no process sees it whole
+                continue
             now = moment(model)
             if now is None or (now.settings, now.content) != (then.settings, then.content):
                 raise ConfigError(
@@ -87,7 +90,7 @@ class TrainingBases:
     def release(self) -> None:
         """Gives back the memory of all weights but the output heads'; hidden states must be in the cache by then."""
         self._relied_on.clear()
-        kept = {head.weight.data_ptr() for head in self.heads}
+        kept = {head_now(base).weight.data_ptr() for base in self.bases}
         for base in self.bases:
             for module in base.modules():
                 for name, parameter in module._parameters.items():
@@ -103,7 +106,8 @@ class TrainingBases:
         """The bases of a batch.
 
         Args:
-            samples: keys of its demonstrations; None where they are not known, which suits one base without a cache.
+            samples: keys of its demonstrations, or of those first ones whose loss is wanted; None where they are not
+                known, which suits one base without a cache.
             epoch: passes over the data that are complete; None has the first base read everything.
         """
         if epoch != self._checked:
@@ -118,8 +122,8 @@ class TrainingBases:
     def _part(self, index: int, rows: torch.Tensor | None, samples: Sequence[str] | None) -> BasePart:
         store, states = self.stores.get(index), None
         if store is not None and samples is not None and all(sample in store for sample in samples):
-            states = torch.cat([store[sample] for sample in samples])
-        return BasePart(self.bases[index], self.heads[index], rows, states, self._prefixes[index])
+            states = torch.cat([store.nothing(), *(store[sample] for sample in samples)])
+        return BasePart(self.bases[index], rows, states, self._prefixes[index])
 
 
 def records_of(*data: Any) -> list[Record]:
@@ -182,11 +186,9 @@ def public_name(model: PreTrainedModel) -> str:
     return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
 
 
-def _head(base: PreTrainedModel) -> Head:
-    head = head_of(base)
-    if head is None:
+def _check_head(base: PreTrainedModel) -> None:
+    if head_of(base) is None:
         raise ConfigError(
             f"the logits of base '{base.name_or_path}' are not its last hidden state times its output head, so it can "
             "neither take part beside other bases nor be cached; train on it alone, without cache_base"
         )
-    return head

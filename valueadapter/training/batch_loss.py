@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.heads import Head, LazyLogits, head_of, joined, joined_hidden, last_hidden_state
+from valueadapter.adapter.causal_lm import is_sharded
+from valueadapter.adapter.heads import Head, LazyLogits, head_now, head_of, joined, joined_hidden, last_hidden_state
 from valueadapter.artifact.config import Regularisation
 from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.errors import ConfigError
@@ -28,7 +30,6 @@ class BasePart(NamedTuple):
     """A base, and the rows of the batch that it reads."""
 
     base: PreTrainedModel
-    head: Head
     rows: torch.Tensor | None = None
     """Indices of the rows, rising; None for all."""
     states: torch.Tensor | None = None
@@ -44,8 +45,6 @@ class LossRequest:
 
     parts: tuple[BasePart, ...]
     """Every row of the batch is in one of them."""
-    value_heads: tuple[Head, ...]
-    """Of each value network, in their order."""
     labels: torch.Tensor
     """(batch, seq), -100 where there is no loss."""
     penalty: Regularisation
@@ -150,18 +149,19 @@ def mean_loss(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Ten
 
 
 def _loss_sum(term: Term, inputs: TextInputs, request: LossRequest) -> torch.Tensor:
-    width = len(request.value_heads[0].weight)  # ids beyond it are padding of the base's logits, and no token
+    value_heads = [head_now(network) for network in term.networks]
+    width = len(value_heads[0].weight)  # ids beyond it are padding of the base's logits, and no token
     known = inputs._replace(input_ids=inputs.input_ids.masked_fill(inputs.input_ids >= width, 0))
     networks_to_run = [index for index in range(len(term.networks)) if index not in request.stand_ins]
     # bodies run once for the whole batch; the heads only where a response token is predicted, part by part
     value_hidden = {index: _hidden(term, index, known)[:, :-1] for index in networks_to_run}
-    networks = _summands(term, request, networks_to_run)
+    networks = _summands(term, request, networks_to_run, value_heads)
     wanted, targets = predicting(request.labels), request.labels[:, 1:]
     totals: list[torch.Tensor] = []
     for part in request.parts:
         rows = slice(None) if part.rows is None else part.rows
         mask = wanted[rows]
-        if not mask.any():
+        if not mask.any() and not is_sharded(part.base):  # whose layers come together only if every process runs it
             _checked(part.states, mask)
             continue
         value_states = {index: hidden[rows][mask] for index, hidden in value_hidden.items()}
@@ -201,13 +201,13 @@ class _Summands(NamedTuple):
     base_weight: float
 
 
-def _summands(term: Term, request: LossRequest, networks_to_run: list[int]) -> _Summands:
+def _summands(term: Term, request: LossRequest, networks_to_run: list[int], value_heads: Sequence[Head]) -> _Summands:
     # a stand-in is the base: its share of the sum goes into the base's weight, unless a penalty looks at it by itself
     penalised = request.penalty.kind != "none"
     weight = base_weight(term.weights.networks, term.scale, request.stand_ins, penalised)
     summed = list(range(len(term.networks))) if penalised else networks_to_run
     coefficients = [term.weights.networks[index] for index in summed]
-    head = joined([request.value_heads[index] for index in summed], coefficients)
+    head = joined([value_heads[index] for index in summed], coefficients)
     return _Summands(summed, coefficients, head, weight)
 
 
@@ -216,10 +216,11 @@ def _base_logits(
 ) -> LazyLogits:
     """The base's hidden states of the tokens in `mask`, which are given or computed now, and its head."""
     if weight == 0:  # base and stand-ins cancel out, and neither runs
-        return LazyLogits(like.new_zeros(len(like), 0), Head(part.head.weight[:, :0]))
+        width = cast(nn.Linear, part.base.get_output_embeddings()).out_features
+        return LazyLogits(like.new_zeros(len(like), 0), Head(like.new_zeros(width, 0)))
     given = _checked(part.states, mask)
     states = base_states(part.base, inputs.of_rows(part.rows), mask, part.prefix) if given is None else given
-    return LazyLogits(states.to(like.device), part.head)
+    return LazyLogits(states.to(like.device), head_now(part.base))
 
 
 def _times(weight: float, logits: LazyLogits) -> LazyLogits:

@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from valueadapter.adapter.heads import Head, head_of
 from valueadapter.adapter.model_state import same_model
 from valueadapter.artifact.config import Regularisation
 from valueadapter.errors import ConfigError
@@ -23,6 +22,7 @@ from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.model.outputs import ValueAdapterOutput
 from valueadapter.training.bases import TrainingBases, records_of
 from valueadapter.training.batch_loss import LossRequest, base_weight, why_logits_are_needed
+from valueadapter.training.sharding import is_on
 from valueadapter.training.state_store import Say
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ class HiddenStateLoss:
 
     wrapper: ValueAdapterForCausalLM
     bases: TrainingBases
-    value_heads: tuple[Head, ...]
-    """Of each value network, in their order."""
     stand_ins: frozenset[int]
     """Numbers of the networks that compute what the base does, on what the base reads."""
 
@@ -72,7 +70,6 @@ class HiddenStateLoss:
             )
         request = LossRequest(
             self.bases.parts(samples, epoch=epoch),
-            self.value_heads,
             inputs.pop("labels"),
             penalty=penalty,
             stand_ins=self.stand_ins,
@@ -108,10 +105,14 @@ def hidden_state_loss(
             )
         logger.info("the loss is computed from whole logits: %s", reason)
         return None
+    if is_on(args) and (len(bases) > 1 or args.release_base):
+        raise ConfigError(
+            "other bases and release_base need whole models in each process, and FSDP takes them apart; train on one "
+            "base that is kept, or with whole models on each GPU"
+        )
     for base in bases[1:]:
         base.to(args.device)
     (term,) = model.attached.terms()
-    heads = tuple(cast(Head, head_of(network)) for network in term.networks)
     stand_ins = _stand_ins(model, bases)
     training_bases = TrainingBases(bases, args.seed, model.attached.acting_prefix())
     if stand_ins:
@@ -121,7 +122,7 @@ def hidden_state_loss(
         _cache(trainer, training_bases, say, base_runs=runs)
     if args.release_base:
         _release(trainer, training_bases)
-    return HiddenStateLoss(model, training_bases, heads, stand_ins)
+    return HiddenStateLoss(model, training_bases, stand_ins)
 
 
 def _stand_ins(model: ValueAdapterForCausalLM, bases: Sequence[PreTrainedModel]) -> frozenset[int]:
@@ -173,7 +174,6 @@ def _why_logits(trainer: Trainer) -> str | None:
     connection = model.adapters[model.only_adapter()].config.connection
     reasons = {
         "torch_compile is on": args.torch_compile,
-        "FSDP shards the weights": trainer.is_fsdp_enabled,
         "DeepSpeed may shard the weights": trainer.is_deepspeed_enabled,
         "one process uses several GPUs": args.n_gpu > 1,
         "compute_loss_func is given": trainer.compute_loss_func is not None,

@@ -17,8 +17,8 @@ from valueadapter.demonstrations.responses import response_bytes
 from valueadapter.demonstrations.tokenized import encode
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training.arguments import ValueTrainingArguments
 from valueadapter.training.calibration import calibrate
-from valueadapter.training.trainer import ValueTrainingArguments
 
 
 def as_trained_on_its_base(adapter: ValueAdapter, trained: ValueAdapterForCausalLM, *, name: str) -> ValueAdapter:

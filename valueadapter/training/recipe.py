@@ -35,6 +35,8 @@ from valueadapter.demonstrations.tokenized import encode, load_demonstrations, t
 from valueadapter.errors import ConfigError
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.modeling import ValueAdapterForCausalLM
+from valueadapter.training import sharding
+from valueadapter.training.arguments import ValueTrainingArguments
 from valueadapter.training.fitted_weights import as_trained_on_its_base, on_training_base, with_fitted_weights
 from valueadapter.training.recipe_settings import (
     DEFAULT_WEIGHTS,
@@ -48,7 +50,7 @@ from valueadapter.training.run_callbacks import Progress, StopWhenAsked, Trainin
 from valueadapter.training.run_data import data_and_prefix, name_of_data, stop_strings_of, with_some_held_out
 from valueadapter.training.run_directory import RunDirectory, base_identity
 from valueadapter.training.small_lora import silence
-from valueadapter.training.trainer import ValueTrainer, ValueTrainingArguments
+from valueadapter.training.trainer import ValueTrainer
 
 Say = Callable[[str], object]
 Score = Callable[[ValueAdapterForCausalLM, Sequence[Any]], Mapping[str, object]]
@@ -113,14 +115,17 @@ def run(
         trainer.take_up(cast(Path, checkpoint))
     else:
         _train(trainer, checkpoint, say)
-    adapter = _finished(recipe, trainer.trained_adapter(), plan)
+    trained = trainer.trained_adapter()
     if not trainer.is_world_process_zero():
         return {}
+    adapter = _finished(recipe, trained, plan)
     adapter = as_trained_on_its_base(adapter, model, name=name_of_data(recipe))
     place = directory.save(adapter, say=say)  # before anything more is computed, so that nothing is lost
     adapter, found = with_fitted_weights(adapter, model, plan.to_fit_on, arguments, say=say)
     if plan.to_fit_on:
         adapter.save_pretrained(place)
+    elif sharding.is_on(arguments):
+        say("no process has whole models after this training, so nothing was fitted: run valueadapter calibrate")
     summary = _summary(place, adapter) | found
     if plan.held_out and score is not None:
         say(f"scoring {len(plan.held_out):,} held-out demonstrations")
@@ -133,6 +138,12 @@ def run(
 _NO_SCORE = (
     "eval_data are held-out demonstrations for the summary, and nothing says how they are scored; pass "
     "score=valueadapter.evaluation.held_out.bits_per_byte, or leave eval_data out"
+)
+
+
+_NOT_SCORED = (
+    "held-out demonstrations are scored on whole models, and after a training with FSDP or ZeRO-3 no process has them; "
+    "leave eval_data out, and afterwards run valueadapter calibrate, which fits the weights, and valueadapter evaluate"
 )
 
 
@@ -165,7 +176,10 @@ def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     """Reads and tokenizes all data, and finds out which base is meant."""
     data, prefix = data_and_prefix(recipe)
     held_out = [] if recipe.eval_data is None else list(load_demonstrations(recipe.eval_data))
-    data, to_fit_on = (data, held_out) if held_out else with_some_held_out(recipe, data)
+    in_parts = sharding.is_on(arguments)
+    if in_parts and held_out:
+        raise ConfigError(_NOT_SCORED)
+    data, to_fit_on = (data, held_out) if held_out or in_parts else with_some_held_out(recipe, data)
     is_path = Path(recipe.base).exists()
     commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
     _check_code(recipe.base, commit)
@@ -194,8 +208,9 @@ def _trainer(
     recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say
 ) -> tuple[ValueAdapterForCausalLM, ValueTrainer]:
     """The base with a new adapter, and what trains it."""
-    model = _untrained(recipe, plan, say)
-    others = [_other_base(place, say) for place in recipe.other_bases]
+    with sharding.whole_models(arguments):
+        model = _untrained(recipe, plan, say)
+        others = [_other_base(place, say) for place in recipe.other_bases]
     trainer = ValueTrainer(
         model,
         arguments,

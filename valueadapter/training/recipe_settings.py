@@ -17,7 +17,7 @@ from valueadapter import hub
 from valueadapter.artifact.config import Connection, Initialisation, Prefix, Weights
 from valueadapter.artifact.config.prefix import GivenPrefix
 from valueadapter.errors import ConfigError
-from valueadapter.training.trainer import ValueTrainingArguments
+from valueadapter.training.arguments import ValueTrainingArguments
 
 NetworkKind = Literal["lora", "full"]
 

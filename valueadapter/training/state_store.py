@@ -143,6 +143,11 @@ class BaseStates:
     def __contains__(self, key: str) -> bool:
         return key in self._at
 
+    def nothing(self) -> torch.Tensor:
+        """The states of no demonstration, (0, hidden)."""
+        none: torch.Tensor = self._files[0][:0]
+        return none
+
     def __getitem__(self, key: str) -> torch.Tensor:
         if key not in self._at:
             raise ConfigError(

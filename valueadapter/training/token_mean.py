@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from valueadapter.demonstrations.tokenized import IGNORED
+from valueadapter.training.bases import SAMPLES
 
 
 class TokenMean:
@@ -26,14 +27,15 @@ class TokenMean:
         self._total, self._count = 0.0, 0.0
 
     def without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The last batches of several processes are filled up with the first rows again; these lose their labels."""
+        """The last batches of several processes are filled up with the first rows again; these lose labels and keys."""
         state, labels = self._accelerator.gradient_state, inputs.get("labels")
         several = self._accelerator.num_processes > 1
         if labels is None or not (several and state.end_of_dataloader and state.remainder > 0):
             return inputs
         real = state.remainder - self._accelerator.process_index * len(labels)
         kept = torch.arange(len(labels), device=labels.device) < real
-        return {**inputs, "labels": labels.masked_fill(~kept[:, None], IGNORED)}
+        keys = {SAMPLES: inputs[SAMPLES][: max(0, real)]} if SAMPLES in inputs else {}
+        return {**inputs, **keys, "labels": labels.masked_fill(~kept[:, None], IGNORED)}
 
     def add(self, loss: torch.Tensor | None, labels: torch.Tensor | None) -> None:
         """Takes up a batch: the mean over its response tokens, and its labels of (batch, seq)."""

@@ -10,76 +10,39 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
+from transformers.trainer import SCHEDULER_NAME
 
 from valueadapter.adapter.lora import has_injected_layers
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.atomic_directory import check_target
-from valueadapter.artifact.config import Initialisation, PenaltyKind, Regularisation, TrainingRecord
+from valueadapter.artifact.config import TrainingRecord
 from valueadapter.demonstrations.sources import Demonstrations
 from valueadapter.demonstrations.tokenized import IGNORED, Collator, tokenize
 from valueadapter.errors import CheckpointError, ConfigError
 from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.model.outputs import ValueAdapterOutput
+from valueadapter.training.arguments import ValueTrainingArguments
 from valueadapter.training.bases import SAMPLES, Keyed, public_name, same_vocabulary, tokenizer_of_base
 from valueadapter.training.checkpoints import take_weights
 from valueadapter.training.fast_path import HiddenStateLoss, hidden_state_loss
 from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora, with_lora_merged
 from valueadapter.training.penalty import norm_penalty
+from valueadapter.training.sharding import Shards, check_sharding, taken_apart
 from valueadapter.training.state_store import Say
 from valueadapter.training.token_mean import TokenMean
 from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ValueTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what value adapters need besides."""
-
-    penalty: PenaltyKind = field(
-        default="none", metadata={"help": "Penalty on the value logits: none, l1, l2, entropy."}
-    )
-    penalty_coefficient: float = field(default=1.0, metadata={"help": "Weight of the penalty, 0 or more."})
-    max_length: int | None = field(default=1024, metadata={"help": "Tokens kept of a demonstration."})
-    data_name: str = field(default="unnamed", metadata={"help": "Hub ID or name of the data, for the record."})
-    initialisation: Initialisation = field(default="zero_head", metadata={"help": "For the record: how it started."})
-    initialised_from: str | None = field(default=None, metadata={"help": "For the record: Hub ID of the body."})
-    num_layers: int | None = field(default=None, metadata={"help": "For the record: layers kept of the body."})
-    centred: bool = field(default=True, metadata={"help": "Take the penalty after subtracting the vocabulary's mean."})
-    cache_base: bool = field(default=False, metadata={"help": "Compute the base's hidden states once, to disk."})
-    cache_base_dir: str | None = field(default=None, metadata={"help": "Where to; in the Hugging Face home if None."})
-    release_base: bool = field(
-        default=False,
-        metadata={"help": "After caching, give back the memory of the base's body: the model then only trains."},
-    )
-    lora_rank: int | None = field(default=None, metadata={"help": "For the record: rank of the LoRA, if it is one."})
-    overwrite_card: bool = field(default=False, metadata={"help": "Replace a hand-written model card on the Hub."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its columns."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.regularisation()
-
-    def regularisation(self) -> Regularisation:
-        """The penalty as the artifact records it.
-
-        Raises:
-            ConfigError: unknown kind or a coefficient out of range.
-        """
-        if self.penalty not in ("none", "l1", "l2", "entropy"):
-            raise ConfigError(f"penalty must be none, l1, l2 or entropy; got {self.penalty!r}")
-        coefficient = 0.0 if self.penalty == "none" else self.penalty_coefficient
-        return Regularisation(self.penalty, coefficient, centred=self.centred)
 
 
 class ValueTrainer(Trainer):
@@ -142,6 +105,8 @@ class ValueTrainer(Trainer):
             data_collator=Keyed(collator) if others or args.cache_base else collator,
             **kwargs,
         )
+        check_sharding(self)
+        self._shards = Shards(model.adapters[model.only_adapter()].networks)
         self.penalty = args.regularisation()
         self._logits_wanted = False
         self._other_bases = others
@@ -247,23 +212,30 @@ class ValueTrainer(Trainer):
         place = Path(output_dir or self.args.output_dir)
         if _internal_call or output_dir is None:
             place = place / file_names.CHECKPOINT_ADAPTER
-        lora = unpinned_lora(self.trained_adapter()) if _internal_call and self.args.should_save else None
-        if lora is not None:
+        adapter = self.trained_adapter()
+        lora = unpinned_lora(adapter) if _internal_call else None
+        if self.args.should_save and lora is not None:
             save_lora(lora, place.with_name(file_names.CHECKPOINT_LORA))
         elif self.args.should_save:
-            with_lora_merged(self.trained_adapter()).save_pretrained(place)
+            with_lora_merged(adapter).save_pretrained(place)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 
     def trained_adapter(self) -> ValueAdapter:
         """The adapter as it stands: the record of its training, the scale and the prefix that it was trained with.
 
-        Records of what it was before are left out, see `valueadapter.adapter.provenance`.
+        Records of what it was before are left out, see `valueadapter.adapter.provenance`. Where each process has a part
+        of the weights, every one must ask, and the first is given them, in a copy; the others' have none.
         """
-        model = cast(ValueAdapterForCausalLM, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        name = model.only_adapter()
-        adapter = model.as_trained(name).with_config(training=self._training_record())
+        return self._adapter(self._shards.whole(on_each_process=False) if taken_apart(self._wrapper()) else ())
+
+    def _adapter(self, networks: Sequence[PreTrainedModel] = ()) -> ValueAdapter:
+        model = self._wrapper()
+        adapter = model.as_trained(model.only_adapter(), networks).with_config(training=self._training_record())
         return adapter.replaced(adapter.provenance.true_records(adapter.config, adapter.networks))
+
+    def _wrapper(self) -> ValueAdapterForCausalLM:
+        return cast(ValueAdapterForCausalLM, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     def _training_record(self) -> TrainingRecord:
         args, losses = self.args, [entry["loss"] for entry in self.state.log_history if "loss" in entry]
@@ -296,6 +268,18 @@ class ValueTrainer(Trainer):
         tokens = sum(sum(label != IGNORED for label in record["labels"][1:]) for record in data)
         return len(data), math.floor(tokens * (self.state.epoch or 0))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the Trainer's, but without FSDP's whole model: the adapter is saved already, and the base never is."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        taken_apart(self._wrapper())
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Takes up a checkpoint; anything that is missing or does not fit is an error, never a fresh start."""
         checkpoint = Path(resume_from_checkpoint)
@@ -306,7 +290,7 @@ class ValueTrainer(Trainer):
                         f"checkpoint '{checkpoint}' has no {pattern}, so training cannot go on as if not stopped. "
                         "Start from its adapter instead: load it and attach it with is_trainable=True"
                     )
-        record = take_weights(self.trained_adapter(), checkpoint)
+        record = self._take_weights(checkpoint)
         if record is not None:
             self._read = (record.num_examples, record.num_response_tokens)
 
@@ -320,8 +304,19 @@ class ValueTrainer(Trainer):
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:  # whose optimizer holds the weights as well
+            super()._load_best_model()
+            return
         logger.info("loading the best adapter, from %s", self.state.best_model_checkpoint)
-        take_weights(self.trained_adapter(), Path(str(self.state.best_model_checkpoint)))
+        self._take_weights(Path(str(self.state.best_model_checkpoint)))
+
+    def _take_weights(self, checkpoint: Path) -> TrainingRecord | None:
+        if not taken_apart(self._wrapper()):
+            return take_weights(self._adapter(), checkpoint)
+        networks = self._shards.whole(on_each_process=True)
+        record = take_weights(self._adapter(networks), checkpoint)
+        self._shards.put(networks)
+        return record
 
     # -- the Hub -----------------------------------------------------------------------------------------------------
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer
@@ -60,6 +61,13 @@ def gemma3(seed: int, layers: int = 3) -> PreTrainedModel:
     types = ["sliding_attention"] * (layers - 1) + ["full_attention"]
     config = Gemma3TextConfig(**shape, num_hidden_layers=layers, sliding_window=16, layer_types=types, **_COMMON)
     return seeded(Gemma3ForCausalLM(config), seed)
+
+
+def other(kind: str, seed: int, **more: Any) -> PreTrainedModel:
+    """A model of two layers of another architecture, named as transformers names it."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(**{**_COMMON, **shape, **more})
+    return seeded(getattr(transformers, f"{kind}ForCausalLM")(config), seed)
 
 
 def saved(model: PreTrainedModel, place: Path) -> Path:

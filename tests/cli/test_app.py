@@ -106,7 +106,7 @@ def test_export_then_push(shell: Shell, adapter: Path, tmp_path: Path) -> None:
     )
     shell("verify", tmp_path / "e")
     wrong = shell("export", adapter, "--to", "onnx", "--output", tmp_path / "f", code=1)
-    assert wrong.stderr.startswith("error: expected custom_generate or logits_processor")
+    assert wrong.stderr.startswith("error: expected custom_generate, logits_processor or vllm to export to; got 'onnx'")
 
 
 def test_errors_are_one_line_and_the_exit_code_is_one(shell: Shell, tmp_path: Path) -> None:

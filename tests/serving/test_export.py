@@ -19,7 +19,13 @@ from testkit.full_tokenizers import FULL_SIZE_TOKENIZERS, full_size_tokenizer
 from valueadapter import ValueAdapter
 from valueadapter.artifact.config import Message
 from valueadapter.demonstrations.encoding import prompt_ids
-from valueadapter.errors import ArtifactError, ConfigError, IncompatibleBaseError, UnsupportedModeError
+from valueadapter.errors import (
+    ArtifactError,
+    ConfigError,
+    IncompatibleBaseError,
+    MissingFileError,
+    UnsupportedModeError,
+)
 from valueadapter.forward.prefix_tokens import begins_texts, prefix_ids
 from valueadapter.model.served_tokenizer import ServedTokenizer
 from valueadapter.model.vllm_export import GivenAdapter, VllmExport, export_to_vllm
@@ -106,7 +112,9 @@ def test_the_context_is_the_shortest_of_all_models(base: Path, server: Any, tmp_
     for name, network, longest in (("gpt2", tiny_model("gpt2", seed=3), 256), ("llama", llama(3), 512)):
         adapter = ValueAdapter.from_networks([network], byte_tokenizer(), base_model_name_or_path="alice/base")
         adapter.save_pretrained(tmp_path / name)
-        assert export(base, tmp_path / f"served-{name}", tmp_path / name).context == longest
+        made = export(base, tmp_path / f"served-{name}", tmp_path / name)
+        assert made.context == longest
+        assert made.max_model_len == (longest if longest < 512 else None)  # the base reads 512
 
 
 def test_what_cannot_be_served_is_refused_with_a_way_out(base: Path, commit: str, tmp_path: Path) -> None:
@@ -137,6 +145,17 @@ def test_what_cannot_be_served_is_refused_with_a_way_out(base: Path, commit: str
     )
     cascade.save_pretrained(tmp_path / "c")
     refused(UnsupportedModeError, "'cascade'", tmp_path / "c")
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="a finite number"):
+            export_to_vllm([GivenAdapter(str(good), scale)], str(base), tmp_path / "served")
+    head = lora_adapter(tmp_path / "head", commit, target_modules=["lm_head", "q_proj"])
+    refused(ConfigError, "'lm_head', the output head", head)
+    refused(MissingFileError, "neither a directory here nor of the form", good, on=tmp_path / "none" / "such")
+    stops = lora_adapter(tmp_path / "stops", commit, stop_strings=["z"])
+    endless, tokenizer = saved(qwen3(1, eos_token_id=None), tmp_path / "endless"), byte_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(endless)
+    refused(ConfigError, "names no token that ends a text", stops, on=endless)
     padded = saved(qwen3(1, vocab_size=112), tmp_path / "padded")
     refused(UnsupportedModeError, "without --draft", good, on=padded, draft=True)
 
@@ -147,6 +166,15 @@ def test_tokens_that_begin_with_an_end_end_answers_by_themselves(base: Path, com
     ends = json.loads((made.directory / "generation_config.json").read_text())["eos_token_id"]
     assert sorted(ends) == sorted({2, *byte_tokenizer()("z")["input_ids"]})  # not the first letter of the other one
     assert block_of(made.directory).stop_strings == ("z", "qq")
+
+
+def test_settings_that_transformers_would_not_save_stay_as_they_are(base: Path, commit: str, tmp_path: Path) -> None:
+    """A temperature without sampling is no reason not to serve a base."""
+    given = {"eos_token_id": 2, "temperature": 0.7, "top_p": 0.9, "do_sample": False}
+    (base / "generation_config.json").write_text(json.dumps(given))
+    made = export(base, tmp_path / "served", lora_adapter(tmp_path / "adapter", commit))
+    written = json.loads((made.directory / "generation_config.json").read_text())
+    assert {key: written[key] for key in given} == {**given, "eos_token_id": [2]}
 
 
 # -- the tokenizer -----------------------------------------------------------------------------------------------------
@@ -182,6 +210,17 @@ def test_every_text_and_chat_begins_with_the_prefix(make: Any, prefix: Any, tmp_
     assert made.chats
     assert chat_ids(own, messages) == [*ids, *chat_ids(tokenizer, messages)[skipped:]]
     assert own.model_max_length == 128
+
+
+def test_each_turn_may_begin_as_a_text(tmp_path: Path) -> None:
+    """As in Llama 2: only the first turn's token gives its place to the prefix."""
+    tokenizer = beginning_with_bos()
+    turn = "{{ bos_token }}[{{ message['role'] }}] {{ message['content'] }}"
+    tokenizer.chat_template = "{% for message in messages %}" + turn + "{% endfor %}"
+    own, made = served(tokenizer, PREFIX, tmp_path / "t")
+    messages = [{"role": role, "content": "Why?"} for role in ("user", "assistant", "user")]
+    assert made.chats
+    assert chat_ids(own, messages) == [*made.ids, *chat_ids(tokenizer, messages)[1:]]
 
 
 @pytest.mark.real

@@ -13,7 +13,7 @@ import pytest
 import torch
 from adapters_on_hub import hub_of_alice
 from safetensors.torch import load_file, save_file
-from served_models import BODY, gemma3, llama, lora_adapter, on_hub, qwen3, saved
+from served_models import BODY, gemma3, llama, lora_adapter, on_hub, other, qwen3, saved
 from tiny import byte_tokenizer
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
@@ -188,6 +188,59 @@ def test_windows(tmp_path: Path, engine: Engine, windows: str) -> None:
     assert tokens(llm) == expected(wrapped(base, adapter))
 
 
+KINDS: dict[str, tuple[Any, Any]] = {
+    # one window for all layers, which vLLM keeps beside the model
+    "window of the base": (lambda: other("Mistral", 1, sliding_window=16), lambda: llama(2)),
+    "window of the body": (lambda: qwen3(1), lambda: other("Mistral", 2, sliding_window=16)),
+    "body by way of transformers": (lambda: qwen3(1), lambda: other("Olmo2", 2)),
+    "heads of another size": (lambda: qwen3(1), lambda: other("SmolLM3", 2, num_key_value_heads=1)),
+    "hidden states narrower than its layers": (
+        lambda: qwen3(1),
+        lambda: other("OPT", 2, ffn_dim=96, word_embed_proj_dim=32, do_layer_norm_before=False),
+    ),
+    "queries, keys and values in one": (lambda: qwen3(1), lambda: other("Phi3", 2)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_architectures(kind: str, tmp_path: Path, engine: Engine) -> None:
+    """Each with settings that vLLM keeps for one model alone."""
+    base, body = KINDS[kind]
+    commit = on_hub(body(), tmp_path / "body")
+    place = saved(base(), tmp_path / "base")
+    adapter = lora_adapter(tmp_path / "adapter", commit, body=body())
+    model = wrapped(place, adapter)
+    # first, since vLLM changes the classes of the models that it runs by way of transformers
+    wanted, said = expected_logits(model, PROMPTS[1]), expected(model)
+    llm = engine(exported(tmp_path, place, adapter))
+    torch.testing.assert_close(logits(llm, PROMPTS[1]), wanted, rtol=0, atol=2e-5)
+    assert tokens(llm) == said
+
+
+def test_rows_in_another_order_are_refused(tmp_path: Path, engine: Engine) -> None:
+    """vLLM sorts the heads of such layers anew when it loads them, and a LoRA has them as transformers has."""
+    commit = on_hub(other("Bloom", 2, n_layer=2, n_head=2), tmp_path / "body")
+    base = saved(qwen3(1), tmp_path / "base")
+    body = other("Bloom", 2, n_layer=2, n_head=2)
+    adapter = lora_adapter(tmp_path / "adapter", commit, body=body, target_modules=["query_key_value"])
+    with pytest.raises(ConfigError, match="keeps in another order"):
+        engine(exported(tmp_path, base, adapter))
+
+
+def test_a_tokenizer_without_an_end(tmp_path: Path, engine: Engine) -> None:
+    """The base's settings name one; answers end with it behind the adapter's text."""
+    commit = on_hub(llama(2), tmp_path / "body")
+    base, tokenizer = tmp_path / "base", byte_tokenizer()
+    qwen3(1).save_pretrained(base)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(base)
+    free = wrapped(base, lora_adapter(tmp_path / "free", commit))
+    said = byte_tokenizer().decode(expected(free, PROMPTS[:1])[0])
+    adapter = lora_adapter(tmp_path / "adapter", commit, stop_strings=[said[2:4]])
+    ended = expected(wrapped(base, adapter), PROMPTS[:1])[0]
+    assert tokens(engine(exported(tmp_path, base, adapter)), PROMPTS[:1])[0] == [*ended, 2]
+
+
 def test_loras_of_other_shapes(demo: tuple[Path, Path, str], tmp_path: Path, engine: Engine) -> None:
     base, _, commit = demo
     adapter = lora_adapter(
@@ -271,6 +324,8 @@ def test_what_the_engine_refuses(
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # without it vLLM itself says so
     with pytest.raises(Exception, match="start it with --max-model-len 512"):
         engine(directory, max_model_len=1024)
+    with pytest.raises(Exception, match="generate tokens from tokens"):
+        engine(directory, runner="pooling", convert="embed")
     weights = load_file(directory / "value_networks.safetensors")
     missing = "lora_0/model.layers.1.self_attn.k_proj.lora_B"
     save_file({name: one for name, one in weights.items() if name != missing}, directory / "value_networks.safetensors")

@@ -48,6 +48,8 @@ def export(
     ] = False,
 ) -> None:
     """Copy an adapter, with code that runs it without this library; or make a directory that vLLM serves."""
+    if to not in (known := (*file_names.CODE_FOLDERS, VLLM)):
+        raise ConfigError(f"expected {', '.join(known[:-1])} or {known[-1]} to export to; got '{to}'")
     if to == VLLM:
         _check_for_vllm(repo_id, subfolder)
         adapters = [(adapter, scale, revision), *((*parse_adapter(one), None) for one in more or ())]
@@ -108,6 +110,8 @@ def _to_vllm(
         draft=draft,
         token=token,
     )
+    serve = f"vllm serve {directory}"
+    serve += f" --max-model-len {made.max_model_len}" if made.max_model_len else ""
     speculative = {"method": "draft_model", "model": str(made.draft), "num_speculative_tokens": 4}
     facts: dict[str, object] = {
         "adapter": " and ".join(one.name for one in given),
@@ -117,8 +121,8 @@ def _to_vllm(
         "prefix_tokens": made.prefix_tokens,
         "context": made.context,
         "chats": made.chats,
-        "use": [f"vllm serve {directory}"],
+        "use": [serve],
     }
     if made.draft is not None:
-        facts["use"] = [f"vllm serve {directory} --speculative-config '{json.dumps(speculative)}'"]
+        facts["use"] = [f"{serve} --speculative-config '{json.dumps(speculative)}'"]
     output.facts(facts, as_json=as_json)

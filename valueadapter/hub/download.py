@@ -168,6 +168,7 @@ def resolve_commit(
     """
     if Path(repo_id).exists():
         return None
+    _local_directory(repo_id, Download())  # or it is of the form of a Hub ID
     asked = Asked(repo_id, revision, token, cache_dir, local_files_only)
     with readable(asked):
         return resolve(asked)

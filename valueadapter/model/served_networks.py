@@ -116,6 +116,8 @@ def lora_of(network: Any) -> Factors:
     others = [kind for kind in kinds if getattr(lora, kind, None) not in (None, False, "none")]
     layers = {path: one for path, one in _without_lora(network).named_modules() if isinstance(one, LoraLayer)}
     others += [f"a LoRA on '{path}' ({type(one).__name__})" for path, one in layers.items() if name not in one.lora_A]
+    head = _without_lora(network).get_output_embeddings()
+    others += [f"a LoRA on '{path}', the output head" for path, one in layers.items() if one is head]
     if others or not layers:
         raise ConfigError(
             f"this LoRA has {', '.join(others) or 'no layer'}, which vLLM's layers cannot carry; put it into its body "

@@ -19,6 +19,7 @@ from valueadapter.forward.prefix_tokens import begins_texts
 _NAME = "prefix"
 _SAMPLES = ("Question: what is it?\nAnswer:", " a b", "\n\n1. x")
 _CHAT = [{"role": "user", "content": "What is it?"}]
+_TURNS = [*_CHAT, {"role": "assistant", "content": "A test."}, {"role": "user", "content": "Of what?"}]
 
 
 class ServedTokenizer:
@@ -97,20 +98,34 @@ class ServedTokenizer:
         """Puts the prefix before what the chat template says; no template where the two would not be tokens apart."""
         template = self.tokenizer.chat_template
         text = self.tokenizer.decode(list(self.ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        begin = "{%- set bos_token = '' -%}" if begins_texts(self.tokenizer) else ""
-        made = f"{begin}{{{{- {json.dumps(text)} -}}}}{template}" if isinstance(template, str) else None
+        made = _after(text, template, self.tokenizer) if isinstance(template, str) else None
         own.chat_template = made
-        if made is None or _ids(own, _CHAT) != [*self.ids, *self._chat_ids()]:
+        if made is None or not all(self._is_kept_apart(own, chat) for chat in (_CHAT, _TURNS)):
             own.chat_template, self.chats = None, False
             (directory / "chat_template.jinja").unlink(missing_ok=True)
             shutil.rmtree(directory / file_names.CHAT_TEMPLATES, ignore_errors=True)
             return
         (directory / "chat_template.jinja").write_text(made, encoding="utf-8")
 
-    def _chat_ids(self) -> list[int]:
-        ids = _ids(self.tokenizer, _CHAT)
+    def _is_kept_apart(self, own: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> bool:
+        try:
+            ids = _ids(self.tokenizer, chat)
+        except ConfigError:  # the template has no room for such turns, with the prefix or without
+            return True
         first = self.tokenizer.bos_token_id
-        return ids[1:] if begins_texts(self.tokenizer) and ids[:1] == [first] else ids
+        rest = ids[1:] if begins_texts(self.tokenizer) and ids[:1] == [first] else ids
+        return _ids(own, chat) == [*self.ids, *rest]
+
+
+def _after(prefix: str, template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A chat template that says a prefix first, and does not begin the text a second time after it."""
+    if not begins_texts(tokenizer):
+        return f"{{{{- {json.dumps(prefix)} -}}}}{template}"
+    # only the first of several: templates may begin each turn so
+    begun = "value_adapter_chat.startswith(bos_token or '')"
+    rest = f"{{{{- value_adapter_chat[(bos_token or '')|length:] if {begun} else value_adapter_chat -}}}}"
+    said = f"{{{{- {json.dumps(prefix)} -}}}}{rest}"
+    return f"{{%- set value_adapter_chat -%}}{template}{{%- endset -%}}{said}"
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:

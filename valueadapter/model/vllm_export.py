@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class VllmExport:
         directory: for `vllm serve`.
         networks: how many are run beside the base.
         context: the most positions that all models read; None where none says.
+        max_model_len: what the engine must be told of it, where the base alone would read more.
         prefix_tokens: how many the served tokenizer begins every text with.
         chats: whether it has a chat template.
         draft: directory of the model that drafts, where one was asked for.
@@ -62,6 +64,7 @@ class VllmExport:
     directory: Path
     networks: int
     context: int | None
+    max_model_len: int | None
     prefix_tokens: int
     chats: bool
     draft: Path | None
@@ -95,8 +98,7 @@ def export_to_vllm(
         ConfigError: no adapter, a LoRA of a kind that vLLM's layers do not have, different prefixes.
         ArtifactError: `output` holds something else.
     """
-    if not adapters:
-        raise ConfigError("expected at least one adapter to serve; got none")
+    _check_given(adapters)
     _check_output(output)
     commit = hub.resolve_commit(base, base_revision, token=token)
     place = SmallFiles(base, commit, token=token)
@@ -113,6 +115,7 @@ def export_to_vllm(
     begun = ServedTokenizer(tokenizer, prefix, () if prefix is None else prefix_ids(prefix, tokenizer))
     ends = _Ends(_generation_config(base, where), tokenizer, theirs.width)
     settings = place.settings(file_names.CONFIG)
+    own_context = _context([_config(base, where)])
     served = Served(
         base=Checkpoint(str(Path(base).resolve()) if Path(base).is_dir() else base, commit),
         architectures=_architectures(settings, base),
@@ -124,20 +127,40 @@ def export_to_vllm(
         stop_strings=tuple(dict.fromkeys(text for adapter in loaded for text in adapter.config.stop_strings)),
         adapters=tuple(one.name for one in adapters),
     )
+    _check_ends(served)
     with tempfile.TemporaryDirectory(prefix=file_names.SAVING, dir=_parent(output)) as folder:
         new = Path(folder, "new")
         _write(new, settings, served, networks.tensors)
         begun.save(new, served.context)
-        ends.settings(served.stop_strings).save_pretrained(new)
+        ends.save(new, served.stop_strings)
         if draft:
             networks.save_draft(new / DRAFT, theirs.width)
             tokenizer.save_pretrained(new / DRAFT)
         _put(new, output)
     place_of_draft = output / DRAFT if draft else None
-    return VllmExport(output, len(networks.voices), served.context, len(begun.ids), begun.chats, place_of_draft)
+    shorter = served.context if own_context != served.context else None
+    return VllmExport(
+        output, len(networks.voices), served.context, shorter, len(begun.ids), begun.chats, place_of_draft
+    )
 
 
 # -- what can be served ------------------------------------------------------------------------------------------------
+def _check_given(adapters: Sequence[GivenAdapter]) -> None:
+    if not adapters:
+        raise ConfigError("expected at least one adapter to serve; got none")
+    for one in adapters:
+        if one.scale is not None and not math.isfinite(one.scale):
+            raise ConfigError(f"the scale of '{one.name}' must be a finite number; got {one.scale}")
+
+
+def _check_ends(served: Served) -> None:
+    if served.stop_strings and not served.ends:
+        raise ConfigError(
+            f"answers are to end at {served.stop_strings[0]!r}, and '{served.base.name}' names no token that ends a "
+            "text, neither in its tokenizer nor in its generation_config.json; give it one (eos_token)"
+        )
+
+
 def _check(adapter: ValueAdapter, name: str, base: str, theirs: ModelVocabulary, *, use_prefix: bool) -> None:
     config = adapter.config
     if config.connection != "residual":
@@ -209,12 +232,15 @@ class _Ends:
         """Its own, as `ends` of the wrapper's registry."""
         return self._known(stop_tokens(self, self.tokenizer))
 
-    def settings(self, stops: Sequence[str]) -> GenerationConfig:
-        """The base's settings, by which vLLM ends answers at tokens that begin with an end of the adapters, too."""
+    def save(self, directory: Path, stops: Sequence[str]) -> None:
+        """Writes the base's settings, by which vLLM ends answers at tokens that begin with an end of the adapters, too.
+
+        They are as the base has them; transformers would save none that it finds inconsistent.
+        """
         changed = copy.deepcopy(self.generation_config)
         found = stop_tokens(self, self.tokenizer).union(*(beginning_with(stop, self.tokenizer) for stop in stops))
         changed.eos_token_id = self._known(found) or None
-        return changed
+        (directory / file_names.GENERATION_CONFIG).write_text(changed.to_json_string(), encoding="utf-8")
 
     def _known(self, tokens: Iterable[int]) -> list[int]:
         return sorted(token for token in tokens if token < self.width)

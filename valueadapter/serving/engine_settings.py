@@ -26,9 +26,16 @@ class EngineSettings(VerifyAndUpdateConfig):
         tokens that the processor looks at, also where it schedules ahead.
 
         Raises:
-            ConfigError: the engine's context is longer than one of the models reads.
+            ConfigError: the engine's context is longer than one of the models reads, or it is to give something else
+                than tokens, or to read something else.
         """
         model = vllm_config.model_config
+        if model.runner_type != "generate" or model.enable_prompt_embeds:
+            what = "reads embeddings" if model.runner_type == "generate" else f"is a {model.runner_type} runner"
+            raise ConfigError(
+                f"base and value networks generate tokens from tokens, and the engine {what}; start it without "
+                "--runner, --convert and --enable-prompt-embeds, or serve the base alone for that"
+            )
         served = Served.from_json(getattr(model.hf_config, KEY))
         if served.context is not None and model.max_model_len > served.context:
             raise ConfigError(

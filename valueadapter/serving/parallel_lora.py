@@ -23,6 +23,18 @@ from vllm.model_executor.layers.linear import (
 
 from valueadapter.errors import ConfigError
 
+_SIZES = (
+    "input_size",
+    "output_size",
+    "output_sizes",
+    "num_heads",
+    "num_kv_heads",
+    "head_size",
+    "v_head_size",
+    "tp_size",
+)
+"""What models ask a layer for, to split its output."""
+
 
 class LoRALinear(nn.Module):
     """A layer of vLLM's whose output a LoRA is added to.
@@ -35,8 +47,9 @@ class LoRALinear(nn.Module):
 
     def __init__(self, linear: LinearBase, ranks: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
-        self.base_layer = linear
+        self.base_layer: Any = linear
         self.ranks = tuple(ranks)
+        self.is_fused = len(ranks) == 1 and isinstance(linear, (QKVParallelLinear, MergedColumnParallelLinear))
         options: dict[str, Any] = {"bias": False, "params_dtype": dtype, "disable_tp": linear.disable_tp}
         rank = sum(ranks)
         if isinstance(linear, RowParallelLinear):
@@ -46,6 +59,9 @@ class LoRALinear(nn.Module):
         else:
             self.lora_a = ReplicatedLinear(linear.input_size, rank, **options)
             self.lora_b = _same_split(linear, rank, options)
+        for name in _SIZES:
+            if hasattr(linear, name):
+                setattr(self, name, getattr(linear, name))
         self.lora_b.weight.data.zero_()  # for a projection without LoRA nothing is loaded
 
     def forward(self, hidden_states: torch.Tensor) -> Any:
@@ -53,6 +69,20 @@ class LoRALinear(nn.Module):
         said = self.base_layer(hidden_states)
         change = self.lora_b(self.lora_a(hidden_states)[0])[0]
         return (said[0] + change, *said[1:]) if isinstance(said, tuple) else said + change
+
+    def keeps_order(self, weight: torch.Tensor) -> bool:
+        """Whether the layer has the rows of a tensor of the checkpoint as the LoRA's second factor is given its own.
+
+        Args:
+            weight: (out, in), or (in, out) where transformers has it so.
+        """
+        linear: Any = self.base_layer
+        shape = (linear.output_size, linear.input_size)
+        options: dict[str, Any] = {"bias": False, "params_dtype": linear.weight.dtype, "disable_tp": linear.disable_tp}
+        like: Any = _same_split(linear, linear.input_size, options)
+        given = weight if tuple(weight.shape) == shape else weight.T
+        like.weight.weight_loader(like.weight, given.to(linear.weight.dtype))
+        return torch.equal(like.weight.to(linear.weight.device), linear.weight)
 
     def load(self, factors: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Loads the LoRA of each projection that has one.

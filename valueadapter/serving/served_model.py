@@ -8,7 +8,7 @@ chunked prefill and prefix caching hold for the whole. `forward` returns their h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model
 
 from valueadapter.errors import ConfigError, UnsupportedModeError
-from valueadapter.serving.directory import KEY, SCALE_KEY, WEIGHTS, Served
+from valueadapter.serving.directory import KEY, SCALE_KEY, WEIGHTS, Checkpoint, Served
 from valueadapter.serving.voices import check_keeps_keys_and_values, served_voices
 
 
@@ -44,7 +44,7 @@ class ValueAdaptedForCausalLM(nn.Module):
         check_keeps_keys_and_values(self.base, "the base")
         self.voices = served_voices(served, vllm_config, self.base)
         self.value_networks = nn.ModuleList(self.voices)
-        self.hidden_sizes = [int(self.config.get_text_config().hidden_size), *(v.hidden_size for v in self.voices)]
+        self.hidden_sizes: list[int] = []  # of the last call; a model may give others than its config.json says
         checkpoints = {"base": served.base}
         for index, (voice, given) in enumerate(zip(self.voices, served.voices, strict=True)):
             if voice.owns_body and given.body is not None:
@@ -76,6 +76,7 @@ class ValueAdaptedForCausalLM(nn.Module):
             raise UnsupportedModeError("value networks read tokens; give a prompt of text or tokens, no embeddings")
         states = [self.base(input_ids, positions, intermediate_tensors, None)]
         states += [voice(input_ids, positions) for voice in self.voices]
+        self.hidden_sizes = [one.shape[-1] for one in states]
         return torch.cat(states, dim=-1)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
@@ -102,16 +103,35 @@ class ValueAdaptedForCausalLM(nn.Module):
         """Loads the directory's own tensors and what `secondary_weights` names."""
         loaded: set[int] = set()
         for part, group in itertools.groupby(weights, key=lambda pair: pair[0].partition("/")[0]):
-            own = ((name.partition("/")[2], tensor) for name, tensor in group)
+            seen: dict[str, torch.Tensor] = {}
+            own = self._seen(((name.partition("/")[2], tensor) for name, tensor in group), seen)
             if part == "base":
                 names = self.base.load_weights(own)
                 params = dict(self.base.named_parameters(remove_duplicate=False))
                 loaded |= {id(params[name]) for name in (params if names is None else names) if name in params}
+                self._check_order(self.served.base, seen)
                 continue
             kind, index = part.rsplit("_", 1)
             voice = self.voices[int(index)]
             loaded |= voice.load_lora(own) if kind == "lora" else voice.load_body(own)
+            if kind != "lora":
+                self._check_order(voice.body, seen)
         return {name for name, parameter in self.named_parameters() if id(parameter) in loaded}
+
+    def _seen(
+        self, weights: Iterable[tuple[str, torch.Tensor]], seen: dict[str, torch.Tensor]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights, of which those are kept in `seen` whose order is checked once they are loaded."""
+        wanted = {f"{name}.weight" for voice in self.voices for name in voice.orders_matter()}
+        for name, tensor in weights:
+            if any(one.endswith(name) for one in wanted):
+                seen[name] = tensor
+            yield name, tensor
+
+    def _check_order(self, body: Checkpoint | None, seen: dict[str, torch.Tensor]) -> None:
+        for voice in self.voices:
+            if voice.body == body:
+                voice.check_order(seen)
 
     def process_weights_after_loading(self) -> None:
         """What the models do after loading, which vLLM asks of the whole model alone."""

@@ -25,8 +25,11 @@ class StopsOfTheAdapter(AdapterLogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)
-        self.stops = Served.from_json(getattr(vllm_config.model_config.hf_config, KEY)).stop_strings
+        served = Served.from_json(getattr(vllm_config.model_config.hf_config, KEY))
+        self.stops = served.stop_strings
         self.tokenizer: Any = cached_tokenizer_from_config(vllm_config.model_config)
+        own = self.tokenizer.eos_token_id
+        self.end = served.ends[0] if own is None else own  # there is one, see `export_to_vllm`
 
     def is_argmax_invariant(self) -> bool:
         """Whether greedy decoding may leave it out."""
@@ -45,7 +48,7 @@ class StopsOfTheAdapter(AdapterLogitsProcessor):
         longest = max(len(stop.encode()) for stop in self.stops)  # a token has one byte at least
         said = output_ids[-longest - 1 :]
         text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        end = self.tokenizer.eos_token_id
+        end = self.end
         # where a grammar or `min_tokens` rules an end out, the answer goes on, as with texts that a request names
         if any(stop in text for stop in self.stops) and not logits[end].isneginf():
             kept = logits[end].clone()

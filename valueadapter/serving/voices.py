@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -27,8 +27,8 @@ class ServedVoice(nn.Module):
 
     Attributes:
         model: vLLM's model of its architecture.
+        body: where the weights of its body lie; None in the served directory.
         width: columns of its logits.
-        hidden_size: of its hidden states.
         owns_body: whether its body's weights are loaded for it, and not another model's.
     """
 
@@ -37,10 +37,8 @@ class ServedVoice(nn.Module):
         name = f"voice_{index}"  # a number alone would be taken for a layer's
         config = AutoConfig.for_model(**copy.deepcopy(voice.config))
         self.width = int(config.get_text_config().vocab_size)
-        self.hidden_size = int(config.get_text_config().hidden_size)
         self.owns_body = first is None
-        own = vllm_config.with_hf_config(config)
-        own.quant_config = None  # how the base is quantised says nothing of the networks, whose weights are whole
+        own = _settings_of(config, vllm_config)
         # vLLM keeps compiled code, which names layers, by its settings: no two networks may have the same
         more = vllm_config.additional_config
         more = more if isinstance(more, dict) else {"settings": more.compute_hash()}
@@ -49,6 +47,7 @@ class ServedVoice(nn.Module):
             self.model = init_vllm_registered_model(own, prefix=name)
         if first is not None:
             _share(self.model, first, name)
+        self.body = voice.body
         self.loras = self._with_lora(voice, vllm_config.model_config.dtype)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -67,6 +66,27 @@ class ServedVoice(nn.Module):
             names = self.model.load_weights(weights)
             own = dict(self.model.named_parameters(remove_duplicate=False))
             return {id(own[name]) for name in (own if names is None else names) if name in own}
+
+    def check_order(self, checkpoint: Mapping[str, torch.Tensor]) -> None:
+        """Checks that vLLM keeps the rows of layers with a LoRA in the order in which the LoRA has them.
+
+        Args:
+            checkpoint: tensors of the body, under their names in its files; those of `orders_matter` at least.
+
+        Raises:
+            ConfigError: its way of loading has changed the order, as with queries, keys and values by heads.
+        """
+        for name, (layer, _) in self.loras.items():
+            given = next((one for key, one in checkpoint.items() if f"{name}.weight".endswith(key)), None)
+            if given is not None and not layer.keeps_order(given):
+                raise ConfigError(
+                    f"the LoRA is on '{name}', whose rows vLLM's {type(self.model).__name__} keeps in another order "
+                    "than transformers; merge the LoRA into its body and export that, or generate with transformers"
+                )
+
+    def orders_matter(self) -> frozenset[str]:
+        """Names of the layers with a LoRA that are several projections in one tensor."""
+        return frozenset(name for name, (layer, _) in self.loras.items() if layer.is_fused)
 
     def load_lora(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[int]:
         """Loads the LoRA, whose tensors are named `<module>.lora_A` and `<module>.lora_B`; returns as `load_body`.
@@ -128,6 +148,20 @@ class ServedVoice(nn.Module):
         yield
         for path, layer in layers.items():
             _put(self.model, path, layer)
+
+
+def _settings_of(config: PreTrainedConfig, vllm_config: VllmConfig) -> VllmConfig:
+    """The engine's settings with a network's own where vLLM has taken the base's: heads, window, quantisation."""
+    own = vllm_config.with_hf_config(config)
+    own.model_config.hf_text_config = config.get_text_config()
+    own.model_config.model_arch_config = own.model_config.get_model_arch_config()
+    # as vLLM has it: one window for all layers, which is left out where layers have their own or none
+    kinds = getattr(own.model_config.hf_text_config, "layer_types", None)
+    own.cache_config = copy.copy(own.cache_config)
+    one_window = kinds is None or all(kind == "sliding_attention" for kind in kinds)
+    own.cache_config.sliding_window = own.model_config.get_sliding_window() if one_window else None
+    own.quant_config = None  # how the base is quantised says nothing of the networks, whose weights are whole
+    return own
 
 
 def served_voices(served: Served, vllm_config: VllmConfig, base: nn.Module) -> list[ServedVoice]:

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sharding_on_cpu
 import torch
@@ -52,6 +53,9 @@ def run(
     trainer.train(resume_from_checkpoint=resume)
     loss = trainer.evaluate()["eval_loss"]
     trainer.save_model(f"{output_dir}/final")
+    with patch.object(ValueAdapter, "push_to_hub", lambda own, *_, **__: own.save_pretrained(f"{output_dir}/pushed")):
+        trainer.hub_model_id = "alice/adapter"
+        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # one that ends while the other is at work may abort, which ends both
     found = {"loss": loss, "from_hidden_states": trainer.hidden_state_loss is not None}
     Path(output_dir, f"said_{args.process_index}.json").write_text(json.dumps(found))

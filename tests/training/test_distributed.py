@@ -112,6 +112,7 @@ def assert_equal_weights(one: Path, two: Path, *, tolerance: float = 1e-5) -> No
 def assert_same_training(one: Path, two: Path, *, from_hidden_states: bool = True) -> None:
     """Equal weights, and an equal loss on held-out rows, of which the last batch has fewer than there are processes."""
     assert_equal_weights(one / "final", two / "final")
+    assert_equal_weights(two / "final", two / "pushed", tolerance=0)
     loss = json.loads((one / "said_0.json").read_text())["loss"]
     for process in (0, 1):
         said = json.loads((two / f"said_{process}.json").read_text())

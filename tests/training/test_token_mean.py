@@ -85,5 +85,5 @@ def test_the_best_checkpoint_is_the_same_for_every_batch_size(make: Make, tmp_pa
 @pytest.mark.slow
 def test_two_processes_find_the_same_loss(make: Make, tokenizer: Any, tmp_path: Path) -> None:
     """The last batch of the second process is filled up with rows that were there before, and these do not count."""
-    launch(2, str(Path(__file__).parents[1] / "eval_loss_run.py"), str(tmp_path / "loss"), "4")
+    launch(tmp_path, str(Path(__file__).parents[1] / "eval_loss_run.py"), str(tmp_path / "loss"), "4")
     assert float((tmp_path / "loss").read_text()) == pytest.approx(per_token(make(), tokenizer), rel=1e-5)

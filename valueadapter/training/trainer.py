@@ -337,11 +337,12 @@ class ValueTrainer(Trainer):
         **kwargs: Any,
     ) -> Any:
         """Publishes the adapter (never optimizer state or training arguments) to `args.hub_model_id`."""
+        adapter = self.trained_adapter()  # every process has a share in it
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        return self.trained_adapter().push_to_hub(
+        return adapter.push_to_hub(
             str(self.hub_model_id),
             commit_message=commit_message,
             token=token or self.args.hub_token,

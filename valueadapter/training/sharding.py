@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,8 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from valueadapter.adapter.causal_lm import is_sharded
-from valueadapter.errors import ConfigError
+from valueadapter.errors import CheckpointError, ConfigError
 
+_OPTIMIZER = "optimizer_0"
+"""Directory of its state in a checkpoint; the Trainer knows it for that of an optimizer by its name."""
 _CHECKPOINTING = "_checkpoint_wrapped_module."
 """What activation checkpointing puts into the names of a layer's parameters."""
 
@@ -71,6 +74,38 @@ def taken_apart(model: nn.Module) -> bool:
         if hasattr(module, "reshard"):
             module.reshard()  # type: ignore[operator]  # of an FSDPModule
     return is_sharded(model)
+
+
+def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Writes an optimizer's state, each process its part.
+
+    Args:
+        model: what it trains, in parts (FSDP2).
+        optimizer: the optimizer.
+        checkpoint: the directory of a checkpoint.
+    """
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(get_optimizer_state_dict(model, optimizer), checkpoint_id=checkpoint / _OPTIMIZER)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Reads what `save_optimizer` wrote, with as many processes or others.
+
+    Raises:
+        CheckpointError: it is not there, or is of another training.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    state = get_optimizer_state_dict(model, optimizer)  # with states of the right shapes, to be filled
+    try:
+        load(state, checkpoint_id=checkpoint / _OPTIMIZER)
+    except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint '{checkpoint}' has no state of this optimizer: {error}") from error
+    set_optimizer_state_dict(model, optimizer, state)
 
 
 def check_sharding(trainer: Trainer) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import save_fsdp_optimizer
 from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
@@ -37,7 +36,7 @@ from valueadapter.training.checkpoints import take_weights
 from valueadapter.training.fast_path import HiddenStateLoss, hidden_state_loss
 from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora, with_lora_merged
 from valueadapter.training.penalty import norm_penalty
-from valueadapter.training.sharding import Shards, check_sharding, taken_apart
+from valueadapter.training.sharding import Shards, check_sharding, load_optimizer, save_optimizer, taken_apart
 from valueadapter.training.state_store import Say
 from valueadapter.training.token_mean import TokenMean
 from valueadapter.version import __version__
@@ -274,11 +273,17 @@ class ValueTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         taken_apart(self._wrapper())
-        save_fsdp_optimizer(
-            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
-        )
+        save_optimizer(self._wrapper(), self.optimizer, Path(output_dir))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer's, but with FSDP: of some versions accelerate loads no state there, without a word."""
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self._wrapper(), self.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Takes up a checkpoint; anything that is missing or does not fit is an error, never a fresh start."""

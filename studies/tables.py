@@ -242,9 +242,9 @@ def readers(store: Store) -> str:
         usual: dict[str, dict[int, float]] = {}
         for use in READERS:
             cells = [reading(task, use, seed) for seed in SEEDS]
-            runs = {
-                cell.seed: found for cell, found in finished(store, [*(replace(c, answered=0) for c in cells), *cells])
-            }
+            either = [*(replace(cell, answered=0) for cell in cells), *cells]  # with answers or without
+            known = {cell.seed: found for cell, found in finished(store, either)}
+            runs = {seed: known[seed] for seed in SEEDS if seed in known}
             if not runs or (use != READERS[0] and not runs.keys() & usual.get(bases[0][0], {}).keys()):
                 continue
             shown = []

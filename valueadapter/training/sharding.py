@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from valueadapter.adapter.causal_lm import is_sharded
 from valueadapter.errors import CheckpointError, ConfigError
 
-_OPTIMIZER = "optimizer_0"
-"""Directory of its state in a checkpoint; the Trainer knows it for that of an optimizer by its name."""
+OPTIMIZER = "optimizer_0"
+"""Directory of an optimizer's state in a checkpoint."""
 _CHECKPOINTING = "_checkpoint_wrapped_module."
 """What activation checkpointing puts into the names of a layer's parameters."""
 
@@ -87,11 +87,11 @@ def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoin
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(get_optimizer_state_dict(model, optimizer), checkpoint_id=checkpoint / _OPTIMIZER)
+    save(get_optimizer_state_dict(model, optimizer), checkpoint_id=checkpoint / OPTIMIZER)
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Reads what `save_optimizer` wrote, with as many processes or others.
+    """Reads what `save_optimizer` wrote.
 
     Raises:
         CheckpointError: it is not there, or is of another training.
@@ -102,7 +102,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoin
 
     state = get_optimizer_state_dict(model, optimizer)  # with states of the right shapes, to be filled
     try:
-        load(state, checkpoint_id=checkpoint / _OPTIMIZER)
+        load(state, checkpoint_id=checkpoint / OPTIMIZER)
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint '{checkpoint}' has no state of this optimizer: {error}") from error
     set_optimizer_state_dict(model, optimizer, state)

@@ -36,7 +36,14 @@ from valueadapter.training.checkpoints import take_weights
 from valueadapter.training.fast_path import HiddenStateLoss, hidden_state_loss
 from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora, with_lora_merged
 from valueadapter.training.penalty import norm_penalty
-from valueadapter.training.sharding import Shards, check_sharding, load_optimizer, save_optimizer, taken_apart
+from valueadapter.training.sharding import (
+    OPTIMIZER,
+    Shards,
+    check_sharding,
+    load_optimizer,
+    save_optimizer,
+    taken_apart,
+)
 from valueadapter.training.state_store import Say
 from valueadapter.training.token_mean import TokenMean
 from valueadapter.version import __version__
@@ -105,7 +112,8 @@ class ValueTrainer(Trainer):
             **kwargs,
         )
         check_sharding(self)
-        self._shards = Shards(model.adapters[model.only_adapter()].networks)
+        in_parts = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._shards = Shards(model.adapters[model.only_adapter()].networks if in_parts else ())
         self.penalty = args.regularisation()
         self._logits_wanted = False
         self._other_bases = others
@@ -288,8 +296,9 @@ class ValueTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Takes up a checkpoint; anything that is missing or does not fit is an error, never a fresh start."""
         checkpoint = Path(resume_from_checkpoint)
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # these keep optimizer state in files of their own
-            for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth"):
+        if not self.is_deepspeed_enabled:  # which has files of its own
+            optimizer = OPTIMIZER if self.is_fsdp_enabled else "optimizer.pt"
+            for pattern in (optimizer, "scheduler.pt", "rng_state*.pth"):
                 if not any(checkpoint.glob(pattern)):
                     raise CheckpointError(
                         f"checkpoint '{checkpoint}' has no {pattern}, so training cannot go on as if not stopped. "

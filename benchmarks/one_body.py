@@ -99,7 +99,7 @@ def with_adapters(base: PreTrainedModel, its: PreTrainedTokenizerBase, count: in
             coefficients=[0.6 / count, -0.3 / count],
             base_weight=1 - 0.3 / count,
             base_prefix=PREFIX,
-            reads_prefix=[False, True],
+            reads_prefix=[True, True],
         )
         model.add_adapter(adapter, f"a{index}")
     model.set_adapter([f"a{index}" for index in range(count)])

@@ -64,7 +64,7 @@ class Cell:
     """Demonstrations that the base reads before the prompt."""
     prefix_policy: PrefixPolicy = "first"
     """Which: the first of the training split, the next as many, or its shortest."""
-    prefix_use: PrefixUse = "subtracted"
+    prefix_use: PrefixUse = "all"
     """Who reads it: `scoring` the scored bases; `both` also the base in training; `subtracted` besides the scored bases
     the network that is subtracted from them; `all` also the network that is added, in training, too; `all_by_the_body`
     the same, but what stands in for the prefix there are the keys and values of the body without its LoRA."""
@@ -169,6 +169,8 @@ class Experts:
     """Name of the demonstrations."""
     target: str = "smollm2"
     """The base."""
+    prefix_use: PrefixUse = Cell.prefix_use
+    """As `Cell.prefix_use`."""
 
     @property
     def cost(self) -> float:
@@ -184,6 +186,8 @@ class Stack:
     """Names of the demonstrations."""
     target: str = "smollm2"
     """The base."""
+    prefix_use: PrefixUse = Cell.prefix_use
+    """As `Cell.prefix_use`."""
 
     @property
     def cost(self) -> float:

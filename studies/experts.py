@@ -24,7 +24,7 @@ from studies.running import NAME, Say, attached, trained
 from studies.store import Store
 from studies.targets import TARGETS
 from studies.tasks import examples_of, load_task
-from valueadapter import ValueAdapterForCausalLM
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.demonstrations.responses import Record, response_texts
 from valueadapter.forward.stops import end_tokens
 from valueadapter.training.expert_logits import Reading
@@ -65,7 +65,8 @@ def look(cell: Cell, base: str, store: Store, say: Say, *, held_out: bool) -> Lo
     with store.locked(f"experts-{path.stem}"):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, _looked(cell, base, store, say, held_out=held_out))
+            adapter, _ = trained(cell, store, say)
+            _write(path, _looked(cell, adapter, base, held_out=held_out))
     return Look(**load_file(path))
 
 
@@ -76,8 +77,7 @@ def _write(path: Path, found: Look) -> None:
 
 
 @torch.no_grad()
-def _looked(cell: Cell, base: str, store: Store, say: Say, *, held_out: bool) -> Look:
-    adapter, _ = trained(cell, store, say)
+def _looked(cell: Cell, adapter: ValueAdapter, base: str, *, held_out: bool) -> Look:
     target, examples = TARGETS[base], examples_of(cell, load_task(cell.task))
     model = attached(cell, adapter, target, target.load(), examples)
     records = _first(examples.held_out if held_out else load_task(cell.task).calibration, target.tokenizer)

@@ -8,7 +8,7 @@ likeliest weights; or, to tell what the features are worth, on the base's own ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -92,7 +92,7 @@ def run_experts(spec: Experts, store: Store, say: Say) -> Result:
         held-out bits per byte of each weights of `GRID` without one of the end; `held_out`, way to choose weights ->
         held-out bits per byte; `examples`, how many to calibrate, and how many held out. Ends are counted.
     """
-    cell = of_task(spec.task, DEFAULT)
+    cell = replace(of_task(spec.task, DEFAULT), prefix_use=spec.prefix_use)
     calibration, held_out = (look(cell, spec.target, store, say, held_out=which) for which in (False, True))
     donor = look(cell, cell.donor, store, say, held_out=False)
     grid = [[round(calibration.bits_per_byte(column), 5) for column in rows.T] for rows in calibration.nats.unbind(1)]

@@ -12,7 +12,7 @@ from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, PrefixUse, Refe
 from studies.targets import CORE, MORE, PAIR
 
 DEFAULT = Cell(answered=60)
-"""The recipe's default: the donor with a LoRA minus the donor, which reads the prefix."""
+"""The recipe's default: the donor with a LoRA minus the donor, both of which read the prefix."""
 FOUR = replace(DEFAULT, prefix_examples=4, epochs=1, answered=0)
 """What the questions vary one setting of; half the prefix and half the passes make a cell cheaper."""
 NO_PREFIX = replace(FOUR, prefix_examples=0)
@@ -171,7 +171,7 @@ QUESTIONS = (
     Question(
         "untrained",
         "What does +1 a fine-tuned donor, -1 the donor give?",
-        (FOUR, replace(FOUR, network="expert_minus_base")),
+        (FOUR, replace(FOUR, network="expert_minus_base", prefix_use="subtracted")),
     ),
 )
 

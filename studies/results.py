@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studies.cell import VERBS, Cell, Experts, Reference, Spec, Stack, from_settings, settings
-from studies.plan import references
+from studies.plan import DEFAULT, of_task, references
 from studies.store import Result, Store
 from valueadapter.demonstrations.bootstrap import Bootstrap
 
@@ -119,9 +119,16 @@ def _estimate(values: np.ndarray, value: float) -> Estimate:
 
 
 def result_of(store: Store, cell: Cell) -> Result | None:
-    """A cell's result; one that was scored on more bases answers for it too. What was computed here goes first."""
-    wider = replace(cell, targets="all")
-    return store.get(wider) or store.get(cell) or store.known(wider) or store.known(cell)
+    """A cell's result; one that was scored on more bases, or whose answers were looked at as well, answers for it too.
+    What was computed here goes first."""
+    answered = of_task(cell.task, DEFAULT).answered
+    wider = [
+        replace(cell, targets=targets, answered=count)
+        for targets in ("all", cell.targets)
+        for count in (answered, cell.answered)
+    ]
+    found = (look(one) for look in (store.get, store.known) for one in wider)
+    return next((one for one in found if one is not None), None)
 
 
 def rows_of(store: Store, cell: Cell) -> list[Row]:

@@ -125,11 +125,10 @@ def _with_adapter(cell: Cell, model: ValueAdapterForCausalLM, target: Target, ex
 
 
 def _small(model: ValueAdapterForCausalLM, trained: Weights) -> Any:
-    """The small tuned model, as training left it: of a pair the first network; else the training base with it."""
-    networks = model.adapters[NAME].networks
-    if len(networks) > 1:
-        return networks[0]
-    model.set_weights(NAME, trained)
+    """The small tuned model, as training left it: of a pair the first network, which reads what it was trained to read;
+    else the training base with it."""
+    alone = Weights(0.0, (1.0, *(0.0 for _ in trained.networks[1:])))
+    model.set_weights(NAME, alone if len(trained.networks) > 1 else trained)
     return model
 
 
@@ -235,7 +234,7 @@ def recipe_of(cell: Cell, records: list[Any], prefix: str | None, place: Path, s
         dropout=cell.dropout or None,
         other_bases=tuple(str(TARGETS[name].folder) for name in cell.other_bases),
         base_prefix=prefix if cell.prefix_use != "scoring" else None,
-        lora_reads_prefix=cell.prefix_use in ("all", "all_by_the_body"),
+        lora_reads_prefix=cell.lora_rank is None or cell.prefix_use in ("all", "all_by_the_body"),
         base_prefix_examples=0,
         arguments=arguments,
     )

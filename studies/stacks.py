@@ -28,7 +28,7 @@ def run_stack(spec: Stack, store: Store, say: Say) -> Result:
     """
     target = TARGETS[spec.target]
     model = ValueAdapterForCausalLM(target.load(), tokenizer=target.tokenizer)
-    cells = {task: of_task(task, DEFAULT) for task in spec.tasks}
+    cells = {task: dataclasses.replace(of_task(task, DEFAULT), prefix_use=spec.prefix_use) for task in spec.tasks}
     examples = {
         task: dataclasses.replace(examples_of(cell, load_task(task)), answered=0) for task, cell in cells.items()
     }

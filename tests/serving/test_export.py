@@ -129,7 +129,7 @@ def test_what_cannot_be_served_is_refused_with_a_way_out(base: Path, commit: str
     with pytest.raises(ConfigError, match="at least one"):
         export_to_vllm([], str(base), tmp_path / "served")
     apart = lora_adapter(tmp_path / "apart", commit, reads_prefix=[False, True])
-    refused(UnsupportedModeError, "--lora-reads-prefix.*--no-base-prefix", apart)
+    refused(UnsupportedModeError, "every network reads.*--no-base-prefix", apart)
     assert export(base, tmp_path / "ok", apart, use_prefix=False).prefix_tokens == 0
     other = lora_adapter(tmp_path / "other", commit, base_prefix="Another.")
     refused(UnsupportedModeError, "different prefixes", good, other)

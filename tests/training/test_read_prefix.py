@@ -100,7 +100,7 @@ def test_a_body_that_reads_less_does_not_stand_in(make: Make) -> None:  # noqa: 
 
 def test_a_recipe_in_which_all_read_the_prefix(tmp_path: Path, bases: list[str]) -> None:  # noqa: F811
     """On its training base at scale 1 the adapter is its network behind the prefix, as it was trained."""
-    how: dict[str, Any] = {"base_prefix_examples": 3, "arguments": QUICK, "lora_reads_prefix": True}
+    how: dict[str, Any] = {"base_prefix_examples": 3, "arguments": QUICK}
     summary = run(Recipe(base=bases[0], data=RECORDS, output_dir=tmp_path / "out", **how), say=lambda line: None)
     config = verification.verify(tmp_path / "out" / "adapter")
     assert [one.reads_prefix for one in config.networks] == [True, True]
@@ -114,6 +114,6 @@ def test_a_recipe_in_which_all_read_the_prefix(tmp_path: Path, bases: list[str])
         torch.testing.assert_close(model(ids).logits, alone, rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match="lora_reads_prefix is of a LoRA network"):
         run(
-            Recipe(base=bases[0], data=RECORDS, output_dir=tmp_path / "o", network="full", lora_reads_prefix=True),
+            Recipe(base=bases[0], data=RECORDS, output_dir=tmp_path / "o", network="full", lora_reads_prefix=False),
             say=lambda line: None,
         )

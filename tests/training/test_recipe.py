@@ -15,6 +15,7 @@ from testkit.local_hub import LocalHub
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, ValueTrainingArguments, Weights
 from valueadapter.artifact import verification
 from valueadapter.demonstrations.selection import draw
+from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.training.recipe import Recipe, run
 from valueadapter.training.recipe_settings import DEFAULT_WEIGHTS, run_settings
 from valueadapter.training.state_store import default_place
@@ -155,22 +156,29 @@ def test_a_lora_on_a_base_without_commit_is_saved_whole(tmp_path: Path, bases: l
     assert not torch.allclose(adapter.networks[0](ids).logits, base(ids).logits)
 
 
-def test_a_lora_on_a_base_of_the_hub_is_saved_alone(server: LocalHub, tmp_path: Path, bases: list[str]) -> None:
-    """Both networks name the base at its commit, and what is loaded computes base + LoRA - base, prefix or not."""
+@pytest.mark.parametrize("reads_it", [True, False])
+def test_a_lora_on_a_base_of_the_hub_is_saved_alone(
+    server: LocalHub, tmp_path: Path, bases: list[str], reads_it: bool
+) -> None:
+    """Both networks name the base at its commit, and what is loaded computes base + LoRA - base: as the network gives
+    it, behind the prefix where it was trained there."""
     HfApi().create_repo("alice/base")
     HfApi().upload_folder(repo_id="alice/base", folder_path=bases[0])
-    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", lora_rank=2, arguments=QUICK)
+    how: dict[str, Any] = {"arguments": QUICK, **({} if reads_it else {"lora_reads_prefix": False})}
+    recipe = Recipe(base="alice/base", data=DATA, output_dir=tmp_path / "out", lora_rank=2, **how)
     run(recipe, push_to="alice/adapter", say=lambda line: None)
     names = {path.name for path in (tmp_path / "out" / "adapter" / "value_network").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
     model = ValueAdapterForCausalLM.from_pretrained("alice/base", "alice/adapter", scale=1.0)
     assert model.base_prefix is not None
-    assert [spec.reads_prefix for spec in model.adapters["default"].config.networks] == [False, True]
+    assert [spec.reads_prefix for spec in model.adapters["default"].config.networks] == [reads_it, True]
     config = model.adapters["default"].config
     assert (config.scale, config.default_weights) == (1.0, DEFAULT_WEIGHTS["lora"])
     assert model.weights["default"] == Weights(1.0, (1.0, -1.0))  # as trained: there was too little to hold out
     ids = torch.tensor([[5, 6, 7]])
-    expected = model.adapters["default"].networks[0](ids).logits
+    before = torch.tensor([prefix_ids(model.base_prefix, model.base_tokenizer) if reads_it else []], dtype=torch.long)
+    network = model.adapters["default"].networks[0]
+    expected = network(torch.cat([before, ids], dim=1)).logits[:, before.shape[1] :]
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected, model.base(ids).logits)
 

@@ -56,8 +56,8 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     lora_reads_prefix: Annotated[
         bool,
-        typer.Option("--lora-reads-prefix", help="Every network reads the prefix, as an adapter for vLLM needs it."),
-    ] = False,
+        typer.Option(help="Whether the LoRA reads the prefix, too, as an adapter for vLLM has to."),
+    ] = True,
 ) -> None:
     """Train a value adapter on a frozen base from demonstrations.
 

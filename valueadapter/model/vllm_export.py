@@ -178,7 +178,7 @@ def _check(adapter: ValueAdapter, name: str, base: str, theirs: ModelVocabulary,
         raise UnsupportedModeError(
             f"the base reads a prefix with '{name}' that its tuned network does not read, and all models in a vLLM "
             f"engine read the same text. Either {IN_TRANSFORMERS}; or train the adapter with a prefix that every "
-            "network reads (valueadapter train --lora-reads-prefix); or serve it without prefix (--no-base-prefix)"
+            "network reads (as `valueadapter train` does by default); or serve it without prefix (--no-base-prefix)"
         )
 
 

@@ -43,6 +43,7 @@ from valueadapter.training.recipe_settings import (
     EPOCHS,
     LEARNING_RATES,
     Recipe,
+    all_read,
     check_settings,
     run_settings,
 )
@@ -287,7 +288,7 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
     model = ValueAdapterForCausalLM(base, tokenizer=plan.tokenizer)
     name = recipe.base_name or recipe.base
     networks, coefficients = _networks(recipe, base, name, plan.commit, say)
-    all_read = recipe.lora_reads_prefix and plan.prefix is not None
+    reads_it = all_read(recipe, plan.prefix)
     adapter = ValueAdapter.from_networks(
         networks,
         plan.tokenizer,
@@ -296,8 +297,8 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
         base_model_revision=plan.commit,
         connection=recipe.connection,
         # of a LoRA that does not read it, it cancels out, and costs
-        base_prefix=plan.prefix if recipe.network == "full" or all_read else None,
-        reads_prefix=[all_read] * len(networks),
+        base_prefix=plan.prefix if recipe.network == "full" or reads_it else None,
+        reads_prefix=[reads_it] * len(networks),
     )
     model.add_adapter(adapter, "default", is_trainable=True)
     for network in adapter.networks[1:]:
@@ -336,8 +337,9 @@ def _finished(recipe: Recipe, adapter: ValueAdapter, plan: _Plan) -> ValueAdapte
 def _finished_config(recipe: Recipe, config: ValueAdapterConfig, plan: _Plan) -> ValueAdapterConfig:
     """What is recorded.
 
-    On its training base a LoRA network gives base + (LoRA - base) at scale 1, whatever both bases read: the prefix
-    changes nothing there, and is set afterwards. The weights are those for bases that nobody measured.
+    On its training base a LoRA network gives base + (LoRA - base) at scale 1, whatever both bases read: to a LoRA that
+    does not read it the prefix changes nothing there, and is set afterwards. The weights are those for bases that
+    nobody measured.
     """
     default = DEFAULT_WEIGHTS[recipe.network]
     networks = [

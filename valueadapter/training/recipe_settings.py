@@ -54,13 +54,13 @@ class Recipe:
     data_name: str | None = None
     """Name of the data to record, where `data` is no Hub ID."""
     network: NetworkKind = "lora"
-    """`lora`: the base with a LoRA at +1, beside the base at -1, which reads the prefix as the base does, so that what
-    is added is what training moved beyond it; `full`: a network of its own, all of it trained, on the prefixed base."""
+    """`lora`: the base with a LoRA at +1, beside the base at -1, which both read the prefix as the base does, so that
+    what is added is what training moved beyond it; `full`: a network of its own, all of it trained, on the prefixed
+    base."""
     lora_rank: int = 16
     """Of the LoRA."""
-    lora_reads_prefix: bool = False
-    """Whether the network with the LoRA reads the prefix as well, in training and in use, so that all models have one
-    text."""
+    lora_reads_prefix: bool = True
+    """Whether the network with the LoRA reads the prefix, in training and in use, so that all models have one text."""
     num_layers: int | None = None
     """First N layers of the body, of a full network."""
     initialisation: Initialisation = "zero_head"
@@ -129,13 +129,18 @@ def _check_combination(recipe: Recipe) -> None:
         raise ConfigError(
             f"a LoRA network is the base as it is and reads its tokens; for {', '.join(given)} train network='full'"
         )
-    if recipe.lora_reads_prefix and recipe.network == "full":
+    if not recipe.lora_reads_prefix and recipe.network == "full":
         raise ConfigError("lora_reads_prefix is of a LoRA network; train network='lora', or leave it out")
     if recipe.eval_data is not None and recipe.arguments.get("release_base"):
         raise ConfigError(
             "release_base gives the base's memory back, and eval_data would be scored with it; give one of them, and "
             "score the adapter with `valueadapter evaluate`"
         )
+
+
+def all_read(recipe: Recipe, prefix: Prefix | None) -> bool:
+    """Whether every network of the adapter reads this prefix, in training, too."""
+    return recipe.network == "lora" and recipe.lora_reads_prefix and prefix is not None
 
 
 def run_settings(
@@ -158,7 +163,9 @@ def run_settings(
     return {
         **{name: getattr(recipe, name) for name in _OF_RECIPE},
         **{name: getattr(arguments, name) for name in _OF_ARGUMENTS},
-        **({"lora_reads_prefix": True} if recipe.lora_reads_prefix else {}),  # earlier runs do not say it
+        **(
+            {"lora_reads_prefix": True} if all_read(recipe, prefix) else {}
+        ),  # runs that lie in directories do not say it
         "base": base,
         "other_bases": [str(place) for place in recipe.other_bases],
         "data": f"{len(data)} demonstrations, sha256:{digest.hexdigest()}",

@@ -5,7 +5,7 @@ Every question varies one thing around the default cell, which it contains, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from studies.cell import AnySpec, Cell, Experts, Judge, Penalty, PrefixUse, Reference, Stack, key_of
@@ -23,6 +23,8 @@ OWN = replace(FULL, prefix_examples=DEFAULT.prefix_examples, targets="all", answ
 TASKS = {"jeopardy": 400, "natural_questions": 400, "mbpp": 120, "gsm8k": 120}
 """Task -> demonstrations: those with long responses cost more each."""
 SEEDS = (0, 1)
+EARLIER: PrefixUse = "subtracted"
+"""What was the default; it stands in the tables where the default's cell is not finished yet."""
 READERS: tuple[PrefixUse, ...] = ("subtracted", "all", "all_by_the_body")
 """Of the prefix: the bases and the network that is subtracted; the network that is added, too, in training as well; it
 by the keys and values of its body without the LoRA."""
@@ -51,9 +53,8 @@ def of_task(name: str, cell: Cell) -> Cell:
 
 
 def reading(task: str, use: PrefixUse, seed: int) -> Cell:
-    """A cell whose answers nobody needs; the default one has them for other tables."""
-    cell = replace(of_task(task, DEFAULT), prefix_use=use, seed=seed)
-    return cell if cell == of_task(task, DEFAULT) else replace(cell, answered=0)
+    """A cell whose answers nobody needs."""
+    return replace(of_task(task, DEFAULT), prefix_use=use, seed=seed, answered=0)
 
 
 def _penalties() -> tuple[Cell, ...]:
@@ -133,7 +134,7 @@ QUESTIONS = (
     Question(
         "seeds",
         "How much is chance?",
-        tuple(replace(of_task(task, DEFAULT), seed=seed) for task in TASKS for seed in SEEDS),
+        tuple(reading(task, DEFAULT.prefix_use, seed) for task in TASKS for seed in SEEDS),
     ),
     Question(
         "bases",
@@ -224,10 +225,14 @@ def plan(*, quick: bool = False, question: str | None = None) -> list[AnySpec]:
 
 
 def _each_once(specs: Sequence[AnySpec]) -> list[AnySpec]:
-    """A cell that is scored on all bases also answers for the same cell on the core."""
-    wide = {key_of(replace(spec, targets="core")) for spec in specs if isinstance(spec, Cell) and spec.targets == "all"}
-    unique: dict[str, AnySpec] = {}
-    for spec in specs:
-        if not (isinstance(spec, Cell) and spec.targets == "core" and key_of(spec) in wide):
-            unique.setdefault(key_of(spec), spec)
-    return list(unique.values())
+    """A cell that is scored on all bases, or that answers as well, also answers for the same cell without."""
+    covered = {key_of(one) for spec in specs if isinstance(spec, Cell) for one in less(spec) if one != spec}
+    unique = {key_of(spec): spec for spec in reversed(specs) if key_of(spec) not in covered}
+    return list(reversed(unique.values()))
+
+
+def less(cell: Cell) -> Iterator[Cell]:
+    """What a cell's result also says: the same on the core of bases, and without answers; it itself first."""
+    for targets in dict.fromkeys((cell.targets, "core")):
+        for answered in dict.fromkeys((cell.answered, 0)):
+            yield replace(cell, targets=targets, answered=answered)  # type: ignore[arg-type]  # of the two that there are

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.plan import DEFAULT
-from studies.results import TOTAL, rows_of
+from studies.results import TOTAL, newest
 from studies.store import Store
 from studies.targets import TARGETS
 
@@ -28,7 +28,8 @@ def bars(store: Store) -> dict[str, dict[str, float]]:
 
     Without the model over bytes, whose bars would make the others small.
     """
-    rows = [row for row in rows_of(store, DEFAULT) if not row.refusal and row.target != "byte"]
+    found = (row for _, rows in newest(store, [DEFAULT]) for row in rows)
+    rows = [row for row in found if not row.refusal and row.target != "byte"]
     return {
         TARGETS[row.target].title: {arm: float(found[TOTAL]) for arm, found in row.arms.items() if arm in COLOURS}
         for row in rows

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studies.cell import VERBS, Cell, Experts, Reference, Spec, Stack, from_settings, settings
-from studies.plan import DEFAULT, of_task, references
+from studies.plan import DEFAULT, EARLIER, less, of_task, references
 from studies.store import Result, Store
 from valueadapter.demonstrations.bootstrap import Bootstrap
 
@@ -121,13 +121,12 @@ def _estimate(values: np.ndarray, value: float) -> Estimate:
 def result_of(store: Store, cell: Cell) -> Result | None:
     """A cell's result; one that was scored on more bases, or whose answers were looked at as well, answers for it too.
     What was computed here goes first."""
-    answered = of_task(cell.task, DEFAULT).answered
-    wider = [
-        replace(cell, targets=targets, answered=count)
-        for targets in ("all", cell.targets)
-        for count in (answered, cell.answered)
-    ]
-    found = (look(one) for look in (store.get, store.known) for one in wider)
+    answered = dict.fromkeys(
+        (of_task(cell.task, DEFAULT).answered if cell.answered == 0 else cell.answered, cell.answered)
+    )
+    wider = [replace(cell, targets=targets, answered=count) for targets in ("all", "core") for count in answered]
+    more = [one for one in wider if cell in less(one)]
+    found = (look(one) for look in (store.get, store.known) for one in more)
     return next((one for one in found if one is not None), None)
 
 
@@ -170,14 +169,25 @@ def finished(store: Store, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[R
             yield from_settings(Cell, result["settings"]), rows_of(store, cell)
 
 
+def newest(store: Store, cells: Sequence[Cell]) -> Iterator[tuple[Cell, list[Row]]]:
+    """The same; where a cell is not finished, the one of the recipe that was the default before."""
+    for cell in cells:
+        earlier = [] if cell.lora_rank is None else [replace(cell, prefix_use=EARLIER)]
+        yield from next((found for one in (cell, *earlier) if (found := list(finished(store, [one])))), [])
+
+
 def references_of(store: Store) -> list[tuple[Reference, Result]]:
     """All finished references."""
     return _of_kind(store, Reference)
 
 
 def experts_of(store: Store) -> list[tuple[Experts, Result]]:
-    """All finished looks at weights."""
-    return _of_kind(store, Experts)
+    """The finished looks at weights; where one is not finished, that of the recipe that was the default before."""
+    found = _of_kind(store, Experts)
+    today = {(spec.task, spec.target) for spec, _ in found if spec.prefix_use == DEFAULT.prefix_use}
+    return [
+        one for one in found if one[0].prefix_use == DEFAULT.prefix_use or (one[0].task, one[0].target) not in today
+    ]
 
 
 def stacks_of(store: Store) -> list[tuple[Stack, Result]]:

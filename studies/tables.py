@@ -6,8 +6,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from studies.cell import AnySpec, Cell, command_of, settings
-from studies.plan import DEFAULT, FOUR, FULL, JUDGES, OWN, QUESTIONS, READERS, SEEDS, TASKS, Question, of_task, reading
-from studies.results import TEXT, TOTAL, Estimate, Row, finished, references_of, rows_of
+from studies.plan import (
+    DEFAULT,
+    EARLIER,
+    FOUR,
+    FULL,
+    JUDGES,
+    OWN,
+    QUESTIONS,
+    READERS,
+    SEEDS,
+    TASKS,
+    Question,
+    of_task,
+    reading,
+)
+from studies.results import TEXT, TOTAL, Estimate, Row, finished, newest, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
 
@@ -58,14 +72,19 @@ def kind(cell: Cell) -> str:
     return "LoRA" if cell.lora_rank is not None else "full"
 
 
+def recipe(cell: Cell) -> str:
+    """The same, and where it is not today's default who reads the prefix."""
+    return f"LoRA, prefix use {EARLIER}" if cell.lora_rank and cell.prefix_use == EARLIER else kind(cell)
+
+
 def tasks(store: Store) -> str:
     """Every arm of the default cells, base by base, the ends of answers counted."""
     head = ["task", "network", "base", "it is", *ARMS, "command"]
     rows = []
-    for cell, found in finished(store, main_cells()):
+    for cell, found in newest(store, main_cells()):
         for row in found:
             shown = [_estimated(row.estimate(row.arms[arm])) if arm in row.arms else "" for arm in ARMS]
-            rows.append([cell.task, kind(cell), TARGETS[row.target].title, row.relation, *shown, code(cell)])
+            rows.append([cell.task, recipe(cell), TARGETS[row.target].title, row.relation, *shown, code(cell)])
     return table(head, rows)
 
 
@@ -83,44 +102,44 @@ ARMS = (
 def text(store: Store) -> str:
     """The same arms by the text of answers alone."""
     rows = []
-    for cell, found in finished(store, main_cells()):
+    for cell, found in newest(store, main_cells()):
         for row in found:
             shown = [bits(float(row.arms[arm][TEXT])) if arm in row.arms else "" for arm in ARMS]
-            rows.append([cell.task, kind(cell), TARGETS[row.target].title, *shown])
+            rows.append([cell.task, recipe(cell), TARGETS[row.target].title, *shown])
     return table(["task", "network", "base", *ARMS], rows)
 
 
 def ends(store: Store) -> str:
     """How many answers end by themselves within the limit, and how many are right, of those that were answered."""
     rows = []
-    for cell, found in finished(store, main_cells()):
+    for cell, found in newest(store, main_cells()):
         for row in found:
             shown = [
                 f"{share(row.arms[arm]['ends'])}, {share(row.arms[arm]['exact_match'])}" if arm in row.arms else ""
                 for arm in ARMS
             ]
-            rows.append([cell.task, kind(cell), TARGETS[row.target].title, str(cell.answered), *shown])
+            rows.append([cell.task, recipe(cell), TARGETS[row.target].title, str(cell.answered), *shown])
     return table(["task", "network", "base", "answers", *ARMS], rows)
 
 
 def tokens(store: Store) -> str:
     """Bits per token of the first, middle and last response token in each arm of the default cells."""
     rows = []
-    for cell, found in finished(store, main_cells()):
+    for cell, found in newest(store, main_cells()):
         for row in found:
             for name, arm in row.arms.items():
                 values = [f"{arm[kind]:.2f}" if kind in arm else "" for kind in ("first", "middle", "last")]
-                rows.append([cell.task, kind(cell), TARGETS[row.target].title, name, *values])
+                rows.append([cell.task, recipe(cell), TARGETS[row.target].title, name, *values])
     return table(["task", "network", "base", "arm", "first", "middle", "last"], rows)
 
 
 def scales(store: Store) -> str:
     """Bits per byte of the calibration examples of the default cells along the scale, at the fitted weights."""
     rows, steps = [], [f"{step / 4:g}" for step in range(7)]
-    for cell, found in finished(store, main_cells()):
+    for cell, found in newest(store, main_cells()):
         for row in (one for one in found if not one.refusal):
             shown = [bits(row.result["curve"][step]) for step in steps]
-            rows.append([cell.task, kind(cell), TARGETS[row.target].title, _weights(row), *shown])
+            rows.append([cell.task, recipe(cell), TARGETS[row.target].title, _weights(row), *shown])
     return table(["task", "network", "base", "fitted weights", *steps], rows)
 
 
@@ -134,7 +153,7 @@ def _weights(row: Row) -> str:
 def goals(store: Store) -> str:
     """The default cell against what was to be reached, as loaded: nothing is calibrated."""
     rows = []
-    for cell, found in finished(store, [of_task(task, DEFAULT) for task in TASKS]):
+    for cell, found in newest(store, [of_task(task, DEFAULT) for task in TASKS]):
         for row in (one for one in found if not one.refusal):
             goal = _goal(row)
             reached, fitted = row.share("default"), row.share("fitted")
@@ -164,7 +183,7 @@ def versus(store: Store) -> str:
     pairs = [("+ adapter as loaded", other) for other in others]
     pairs += [("+ adapter, fitted weights", other) for other in (*others, "+ adapter as loaded")]
     rows = []
-    for cell, found in finished(store, [of_task(task, DEFAULT) for task in TASKS]):
+    for cell, found in newest(store, [of_task(task, DEFAULT) for task in TASKS]):
         for row in (one for one in found if not one.refusal):
             for which in ("+ adapter as loaded", "+ adapter, fitted weights"):
                 shown = [
@@ -242,8 +261,7 @@ def readers(store: Store) -> str:
         usual: dict[str, dict[int, float]] = {}
         for use in READERS:
             cells = [reading(task, use, seed) for seed in SEEDS]
-            either = [*(replace(cell, answered=0) for cell in cells), *cells]  # with answers or without
-            known = {cell.seed: found for cell, found in finished(store, either)}
+            known = {cell.seed: found for cell, found in finished(store, cells)}
             runs = {seed: known[seed] for seed in SEEDS if seed in known}
             if not runs or (use != READERS[0] and not runs.keys() & usual.get(bases[0][0], {}).keys()):
                 continue
@@ -305,13 +323,13 @@ def tuned(store: Store) -> str:
 def seeds_spread(store: Store) -> str:
     """The differences between two seeds of the default row, base by base."""
     rows = []
-    for cell in (of_task(task, DEFAULT) for task in TASKS):
-        runs = [rows_of(store, replace(cell, seed=seed)) for seed in SEEDS]
+    for task in TASKS:
+        runs = [rows_of(store, reading(task, DEFAULT.prefix_use, seed)) for seed in SEEDS]
         for row in runs[0]:
             twin = next((other for other in runs[1] if other.target == row.target), None)
             if twin is not None and not row.refusal:
                 apart = [bits(abs(row.bits(arm) - twin.bits(arm))) for arm in ("default", "fitted")]
-                rows.append([cell.task, TARGETS[row.target].title, *apart])
+                rows.append([task, TARGETS[row.target].title, *apart])
     return table(["task", "base", "as loaded", "fitted"], rows)
 
 

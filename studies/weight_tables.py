@@ -88,4 +88,5 @@ def stacks(store: Store) -> str:
 
 
 def _title(spec: Experts) -> str:
-    return f"{spec.task}, {TARGETS[spec.target].title}"
+    how = "" if spec.prefix_use == DEFAULT.prefix_use else f" (prefix use {spec.prefix_use})"
+    return f"{spec.task}, {TARGETS[spec.target].title}{how}"

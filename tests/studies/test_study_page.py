@@ -11,7 +11,8 @@ import pytest
 
 from studies import tables
 from studies.__main__ import run_all
-from studies.plan import DEFAULT, FOUR, JUDGES, references
+from studies.cell import key_of
+from studies.plan import DEFAULT, EARLIER, FOUR, JUDGES, plan, reading, references
 from studies.report import filled, makers, write_report
 from studies.results import Estimate, rows_of
 from studies.store import Store
@@ -103,6 +104,22 @@ def test_published_results_stand_in_the_report_and_are_not_run_again(tmp_path: P
     (row, *_) = rows = rows_of(Store(tmp_path / "none", tmp_path / "results.json"), DEFAULT)
     assert [one.bits("fitted") for one in rows] == [0.25] * 3
     assert row.better(row.result["fitted"], row.result["alone"]).low > 0, "intervals can be had of what is published"
+
+
+def test_what_was_the_default_stands_in_until_the_default_is_finished(tmp_path: Path) -> None:
+    """And says so; a cell with answers also answers for the one without, and not the other way."""
+    store = Store(tmp_path)
+    store.compute(dataclasses.replace(DEFAULT, prefix_use=EARLIER), lambda: _made_up(0.5))
+    assert f"| LoRA, prefix use {EARLIER} |" in tables.tasks(store)
+    store.compute(dataclasses.replace(DEFAULT, answered=0), lambda: _made_up(0.4))
+    assert f"| LoRA, prefix use {EARLIER} |" in tables.tasks(store), "its ends are not known"
+    store.compute(DEFAULT, lambda: _made_up(0.25))
+    assert EARLIER not in tables.tasks(store)
+    (row, *_) = rows_of(store, dataclasses.replace(DEFAULT, answered=0))
+    assert row.bits("fitted") == 0.25
+    keys = {key_of(spec) for spec in plan()}
+    assert key_of(reading("gsm8k", "all", 0)) not in keys, "the default cell answers for it"
+    assert key_of(reading("gsm8k", "all", 1)) in keys
 
 
 def _made_up(bits: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from testkit.local_hub import LocalHub
 from valueadapter import ConfigError, ValueAdapter
 from valueadapter.cli import output
 from valueadapter.cli.app import app
+from valueadapter.evaluation.plot import draw
 
 RECORDS = [{"prompt": f"{a}B", "completion": f"{a}C"} for a in "DEFGHIJK"]
 
@@ -90,7 +91,7 @@ def test_results_are_written_into_the_adapter(place: Path) -> None:
     assert records[1].relation == "the same vocabulary"
     results = ModelCard.load(place / "better" / "README.md").data.eval_results or []
     assert "bits per byte on second: base alone" in [result.metric_name for result in results]
-    assert "## Evaluation" in (place / "better" / "README.md").read_text()
+    assert "## Results" in (place / "better" / "README.md").read_text()
 
 
 def test_calibrated_weights_are_a_result_of_their_own(place: Path) -> None:
@@ -136,6 +137,48 @@ def test_wrong_usage_is_said_before_anything_is_measured(place: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             invoke(place, *more)
+
+
+def test_the_first_held_out_prompts_are_on_the_card(place: Path) -> None:
+    """With the answers of base, examples and adapter, as the report has them; the command says that they are public."""
+    better = place / "better"
+    training = str(place / "training.jsonl")
+    shown = invoke(place, "--train-data", training, "--shots", "2", "--output", str(better), "--json")
+    told = json.loads(shown.stdout)["arms"][0]["prompts"]
+    assert "--no-card-prompts leaves them out" in shown.stderr
+    assert [(one["prompt"], one["expected"]) for one in told] == [("DB", "DC"), ("EB", "EC"), ("FB", "FC")]
+    assert told[0]["answers"].keys() == {"base", "fewshot", "donor", "adapted"}
+    (result,) = ValueAdapter.from_pretrained(better).card_results.results
+    assert [one.prompt for one in result.prompts] == ["DB", "EB", "FB"]
+    for one, said in zip(result.prompts, told, strict=True):
+        assert one.answers == {arm: said["answers"][arm] for arm in ("base", "fewshot", "adapted")}
+    assert "## Held-out prompts" in (better / "README.md").read_text()
+    run(place, "--data-name", "other", "--no-card-prompts", "--output", str(better), adapter=str(better))
+    first, second = ValueAdapter.from_pretrained(better).card_results.results
+    assert (first, second.data, second.prompts) == (result, "other", ())
+
+
+def test_no_prompts_are_on_the_card_where_nobody_wants_them(place: Path) -> None:
+    """Nor where no model was asked; what was measured is there all the same."""
+    for more in ("--no-card-prompts", "--no-generate"):
+        shown = invoke(place, more, "--limit", "2", "--output", str(place / more))
+        assert "card shows" not in shown.stderr
+        text = (place / more / "README.md").read_text()
+        assert "Held-out prompts" not in text
+        assert "## Results" in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+def test_the_card_has_a_picture_of_all_results(place: Path) -> None:
+    """Of earlier runs, too."""
+    better = place / "better"
+    for base in ("first", "second"):
+        adapter = str(better) if better.exists() else None
+        run(place, "--limit", "2", "--no-generate", "--output", str(better), bases=(base,), adapter=adapter)
+    found = ValueAdapter.from_pretrained(better).card_results
+    assert [one.base for one in found.results] == ["first", "second"]
+    assert found.picture == draw(found.results)
+    assert "](value_adapter_card.png)" in (better / "README.md").read_text()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")

@@ -1,5 +1,5 @@
-"""The command line: `valueadapter train | calibrate | align | push | fetch | inspect | verify |
-generate`.
+"""The command line: `valueadapter train | calibrate | evaluate | search | push | fetch | inspect | verify | align |
+export | distill | generate | trace`.
 
 Only parses, calls the library and shows; torch and transformers load when a command that needs them runs.
 """

@@ -21,8 +21,9 @@ from valueadapter.cli.artifacts import (
     Token,
     base_place,
     base_vocabulary,
-    compatibility_rows,
 )
+from valueadapter.cli.described import compatibility_rows
+from valueadapter.cli.destination import tell_what_becomes_public
 from valueadapter.errors import ConfigError
 from valueadapter.hub.small_files import SmallFiles, adapter_side
 from valueadapter.vocabulary.alignment import VocabularyAlignment
@@ -102,5 +103,6 @@ def _push(
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "adapter")
         _fill(target, source, name, alignment)
+        tell_what_becomes_public(verification.read_config(target), repo_id)
         commit = hub.push(target, repo_id, hub.Push(commit_message=message, revision=branch, token=token))
     return {"commit": str(commit.oid), "url": str(commit.commit_url)}

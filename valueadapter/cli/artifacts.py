@@ -1,10 +1,12 @@
-"""The commands that move and look at adapters: push, fetch, inspect, verify. None of them needs torch."""
+"""The commands that move and look at adapters: push, fetch, inspect, verify. None of them needs torch.
+
+What is said of an adapter for a person is `described`'s.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +14,12 @@ import typer
 
 from valueadapter import hub
 from valueadapter.artifact import file_names, verification
-from valueadapter.artifact.config import ValueAdapterConfig, prefix_text
+from valueadapter.artifact.atomic_directory import check_target, copy_adapter, staged
 from valueadapter.artifact.cost import Cost, cost_of
 from valueadapter.cli import output
-from valueadapter.errors import IncompatibleBaseError, NotAValueAdapterError
+from valueadapter.cli.described import compatibility_rows, cost_rows, described, pair_rows
+from valueadapter.cli.destination import tell_what_becomes_public
+from valueadapter.cli.models import check_base
 from valueadapter.hub.failures import Asked, readable
 from valueadapter.hub.small_files import SmallFiles, adapter_side, base_side
 from valueadapter.vocabulary.bridge import alignment_name, connect, why_unreadable
@@ -41,8 +45,17 @@ def push(
     overwrite_card: Annotated[bool, typer.Option("--overwrite-card", help="Replace a hand-written card.")] = False,
     token: Token = None,
     as_json: AsJson = False,
+    no_base_prefix: Annotated[
+        bool, typer.Option("--no-base-prefix", help="Publish it without its prefix, and what was measured behind it.")
+    ] = False,
+    description: Annotated[
+        str | None, typer.Option(help="What the adapter does, in one line: the first of the card.")
+    ] = None,
 ) -> None:
-    """Publish an adapter in one commit: all of it arrives, or nothing."""
+    """Publish an adapter in one commit: all of it arrives, or nothing.
+
+    Its prefix is published with it, verbatim: by default eight demonstrations of the data that it was trained with.
+    """
     options = hub.Push(
         commit_message=message,
         private=private,
@@ -51,7 +64,11 @@ def push(
         create_pr=create_pr,
         tags=tuple(tag or ()),
         overwrite_card=overwrite_card,
+        base_prefix=not no_base_prefix,
+        description=description,
     )
+    if options.base_prefix and (directory / file_names.CONFIG).is_file():  # what else it may be, the push says
+        tell_what_becomes_public(verification.read_config(directory), repo_id)
     commit = hub.push(directory, repo_id, options)
     output.facts({"repository": repo_id, "commit": commit.oid, "url": commit.commit_url}, as_json=as_json)
 
@@ -64,8 +81,13 @@ def fetch(
     local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Ask no server.")] = False,
     force_download: Annotated[bool, typer.Option("--force-download", help="Download what is cached, too.")] = False,
     as_json: AsJson = False,
+    local_dir: Annotated[
+        Path | None, typer.Option("--local-dir", help="Copy it to this directory, as a whole or not at all.")
+    ] = None,
 ) -> None:
-    """Download an adapter into the cache, verify it, and say where it lies."""
+    """Download an adapter into the cache, verify it, and say where it lies; or copy it to a directory of yours."""
+    if local_dir is not None:
+        check_target(local_dir)
     download = hub.Download(
         revision=revision,
         subfolder=subfolder,
@@ -73,7 +95,13 @@ def fetch(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    output.facts({"adapter": adapter, "directory": str(hub.fetch(adapter, download))}, as_json=as_json)
+    directory = hub.fetch(adapter, download)
+    if local_dir is not None:
+        with staged(local_dir) as staging:
+            copy_adapter(directory, staging)
+            verification.verify(staging)
+        directory = local_dir
+    output.facts({"adapter": adapter, "directory": str(directory)}, as_json=as_json)
 
 
 def inspect(
@@ -84,6 +112,7 @@ def inspect(
     subfolder: Subfolder = "",
     token: Token = None,
     as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Everything, where there is much of it.")] = False,
 ) -> None:
     """Show what an adapter is, and with --base how it goes with a model; downloads no weights."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # two small files
@@ -91,20 +120,30 @@ def inspect(
     mine = SmallFiles(adapter, facts.commit, subfolder=subfolder, token=token)
     cost = _cost(facts, mine)
     there = None if base is None else base_place(base, base_revision, token)
-    shown: dict[str, object] = {"adapter": adapter, "commit": facts.commit}
+    shown: dict[str, object] = {"adapter": adapter}
     if as_json:
-        shown |= {"files": dict(facts.files), "bytes": sum(facts.files.values()), **json.loads(facts.config.to_json())}
+        shown |= {
+            "commit": facts.commit,
+            "files": dict(facts.files),
+            "bytes": sum(facts.files.values()),
+            **json.loads(facts.config.to_json()),
+        }
         shown["cost"] = cost.to_dict(base or "", there.revision if there else None)
     else:
-        shown |= _described(facts.config)
-        shown["size"] = f"{sum(facts.files.values()) / 1e6:,.1f} MB in {len(facts.files)} files"
-        shown |= _costs(cost, base or "", there.revision if there else None)
+        shown |= {} if facts.commit is None else {"commit": facts.commit}
+        shown |= described(facts.config, verbose=verbose)
+        shown |= cost_rows(cost, facts.files, base or "", there.revision if there else None)
+        if verbose:
+            shown["files"] = {name: f"{size:,} bytes" for name, size in facts.files.items()}
     if base is not None and there is not None:
-        found, more, refusal = _verdict(facts, mine, there, cost)
+        theirs = base_vocabulary(there)
+        found, more, refusal = _verdict(facts, mine, there, theirs, cost)
         if as_json:
             shown["compatibility"] = {"base": base, **found.to_dict(), **more, **refusal}
         else:
-            shown |= {"with": base, **compatibility_rows(found), **refusal, **_cost_rows(found, more)}
+            fingerprint = theirs.spec.byte_fingerprint
+            shown |= {"with": base, **compatibility_rows(found, verbose=verbose), **refusal}
+            shown |= {} if refusal else pair_rows(facts.config, found, more, base, fingerprint)
     output.facts(shown, as_json=as_json)
 
 
@@ -118,22 +157,14 @@ def verify(
     """Check every file of an adapter: complete, unchanged, safe, of a known format."""
     directory = hub.fetch(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
     config = verification.read_config(directory)
-    described = json.loads(config.to_json()) if as_json else _described(config)
-    output.facts({"verified": str(directory), **described}, as_json=as_json)
+    told = json.loads(config.to_json()) if as_json else described(config)
+    version = {} if as_json else {"format_version": config.format_version}
+    output.facts({"verified": str(directory), **version, **told}, as_json=as_json)
 
 
 def base_place(name: str, revision: str | None, token: str | None) -> SmallFiles:
     """One commit of the base, so that its files belong together; the cached one where the Hub cannot be reached."""
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return SmallFiles(name, hub.resolve_commit(name, revision, token=token), token=token)
-    except HFValidationError:
-        return SmallFiles(name, token=token)  # which says what it expected when it is read
-    except NotAValueAdapterError:
-        raise IncompatibleBaseError(
-            f"base model '{name}' is a dataset or a space on the Hub; name a causal language model"
-        ) from None
+    return SmallFiles(name, check_base(name, revision, token), token=token)
 
 
 def base_vocabulary(base: SmallFiles) -> ModelVocabulary:
@@ -142,39 +173,10 @@ def base_vocabulary(base: SmallFiles) -> ModelVocabulary:
         return base_side(base)
 
 
-def compatibility_rows(found: Compatibility) -> dict[str, object]:
-    """What a person wants to read of it."""
-    order = ("same bytes", "first of several", "end of text", "nothing", "no token")
-    kinds = ", ".join(f"{found.coverage[kind]:,} {kind}" for kind in order if found.coverage[kind])
-    rows: dict[str, object] = {"verdict": found.advice, "tokens_of_the_base": kinds}
-    if found.relation == "static":
-        rows["sample_text"] = (
-            f"{found.text_coverage:.1%} of its base tokens have a value token of the same bytes; "
-            f"at {found.same_event_share:.1%} base and network predict the same thing"
-        )
-    if names := found.special_without_counterpart:
-        more = ", …" if len(names) > 6 else ""
-        rows["no_counterpart"] = f"{len(names):,} control tokens of the base: {', '.join(names[:6])}{more}"
-    return rows
-
-
-def _cost_rows(found: Compatibility, more: Mapping[str, int | None]) -> dict[str, object]:
-    own, theirs = (f" ({size / 1e6:,.1f} MB)" if size else "" for size in (more["network_bytes"], more["base_bytes"]))
-    rows: dict[str, object] = {
-        "cost": f"for each base token the network runs over about {found.value_tokens_per_base_token:.2f} of its tokens"
-        f"{own}, beside the base's own pass{theirs}"
-    }
-    if found.relation != "identity":
-        here = more["map_in_artifact"]
-        rows["map"] = "in the artifact" if here else "built at first use; `valueadapter align` puts it in the artifact"
-    return rows
-
-
 def _verdict(
-    facts: hub.RepositoryFacts, adapter: SmallFiles, base: SmallFiles, of_adapter: Cost
+    facts: hub.RepositoryFacts, adapter: SmallFiles, base: SmallFiles, theirs: ModelVocabulary, of_adapter: Cost
 ) -> tuple[Compatibility, dict[str, int | None], dict[str, str]]:
     """How the two go together, what it costs, and why it cannot be, where it cannot."""
-    theirs = base_vocabulary(base)
     with readable(Asked(adapter.name, adapter.revision, adapter.token)):
         mine = adapter_side(adapter)
     link = connect(mine, theirs)  # the map is built once, and is there when the adapter is used
@@ -197,73 +199,3 @@ def _cost(facts: hub.RepositoryFacts, adapter: SmallFiles) -> Cost:
         return SmallFiles(name, commit, token=adapter.token).weight_bytes()
 
     return cost_of(facts.config, facts.files, settings, body_bytes)
-
-
-def _costs(cost: Cost, base: str, commit: str | None) -> dict[str, object]:
-    """For a person: what is downloaded, held and run beside the base."""
-    elsewhere = [body for body in cost.bodies if body.revision is not None]
-    bodies = " and ".join(
-        f"{_megabytes(body.num_bytes)} of {body.name}@{str(body.revision)[:12]}" for body in elsewhere
-    )
-    held = _megabytes(cost.memory_bytes(base, commit))
-    one = [body.name for body in elsewhere]
-    if cost.lora_bytes and elsewhere and cost.memory_bytes(base, commit) == cost.memory_bytes():
-        held += f"; {_megabytes(cost.lora_bytes)} where the base is {' or '.join(one)} itself"
-    networks = sum(body.num_networks for body in cost.bodies)
-    rows = f", with a row for each of {networks} networks" if networks > cost.num_passes else ""
-    return {
-        "to_download": _megabytes(cost.adapter_bytes) + (f" here and {bodies}" if bodies else ""),
-        "in_memory": f"{held}, as stored, beside the base",
-        "per_token": f"{cost.num_passes} pass{'' if cost.num_passes == 1 else 'es'} beside the base's own{rows}",
-    }
-
-
-def _megabytes(size: int | None) -> str:
-    return "the weights (of a size that nobody tells)" if size is None else f"{size / 1e6:,.1f} MB"
-
-
-def _described(config: ValueAdapterConfig) -> dict[str, object]:
-    networks = [
-        f"{n.coefficient:+g} x {n.path or f'{n.repo}@{n.revision}'}{', reads the prefix' if n.reads_prefix else ''}"
-        for n in config.networks
-    ]
-    described: dict[str, object] = {
-        "format_version": config.format_version,
-        "base_model": config.base_model_name_or_path,
-        "base_revision": config.base_model_revision,
-        "networks": networks,
-        "weights": f"{config.default_weights}, on bases that nobody measured",
-        "scale": config.scale,
-        "logits_width": config.vocabulary.logits_width,
-        "vocabulary": config.vocabulary.byte_fingerprint[:16],
-    }
-    if config.base_prefix is not None:
-        described["base_prefix"] = _shortened(prefix_text(config.base_prefix))
-    if config.stop_strings:
-        described["answers_end_at"] = [repr(text) for text in config.stop_strings]
-    if config.connection != "residual":
-        described["connection"] = f"{config.connection}; only for bases of this vocabulary"
-    if config.training is not None:
-        record = config.training
-        described["trained"] = (
-            f"{record.steps} steps on {record.num_examples} demonstrations ({record.data}), "
-            f"start {record.initialisation}, penalty {record.regularisation.kind}"
-        )
-    for one in config.weights:
-        scale = "" if one.scale == 1 else f" at scale {one.scale:g}"
-        described[f"weights on {one.base}"] = f"{one.weights}{scale}, {one.found_on}"
-    for result in config.evaluation:
-        fewshot, tuned = result.fewshot_bits_per_byte, result.finetuned_bits_per_byte
-        beside = "" if fewshot is None else f", {fewshot:.3f} with {result.num_fewshot} examples in its prompt"
-        beside += "" if tuned is None else f", {tuned:.3f} fine-tuned"
-        described[f"on {result.base}"] = (
-            f"{result.base_bits_per_byte:.3f} -> {result.adapted_bits_per_byte:.3f} bits per byte "
-            f"at scale {result.scale:g}{beside} ({result.num_examples} held-out examples of {result.data})"
-        )
-    return described
-
-
-def _shortened(text: str) -> str:
-    """A prefix in one line; `--json` shows all of it."""
-    line = text.replace("\n", "\\n")
-    return f"{len(text):,} characters that the base reads first: {line if len(line) <= 160 else f'{line[:159]}…'}"

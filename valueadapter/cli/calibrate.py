@@ -10,10 +10,10 @@ import typer
 
 from valueadapter import hub
 from valueadapter.artifact.config import ValueAdapterConfig, same_base
-from valueadapter.cli import output
+from valueadapter.cli import other_libraries, output
 from valueadapter.cli.artifacts import AsJson, Revision, Token
 from valueadapter.cli.destination import check_destination, put
-from valueadapter.cli.models import TrustRemoteCode, names_of
+from valueadapter.cli.models import TrustRemoteCode, check_base, names_of
 from valueadapter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,11 +47,16 @@ def calibrate(
             "leave --output and --push out, and take them up with model.set_weights"
         )
     check_destination(sources[0], save_to, push=push, token=token)
-    from valueadapter.demonstrations.tokenized import load_demonstrations
-
-    output.silence_libraries()
+    check_base(base, token=token)
+    for source in sources[1:]:  # the first is loaded before the base, the others after it
+        hub.fetch_config(source, hub.Download(token=token))
+    with output.working("starting torch"):
+        from valueadapter.demonstrations.tokenized import load_demonstrations
+    other_libraries.also_bars_of_models()
     examples = list(load_demonstrations(data))[:limit]
-    model = _attached(sources, base, hub.Download(revision=revision, token=token), trust_remote_code=trust_remote_code)
+    download = hub.Download(revision=revision, token=token)
+    with output.working(f"loading {base} and {' and '.join(sources)}"):
+        model = _attached(sources, base, download, trust_remote_code=trust_remote_code)
     found = _found(model, examples, base)
     facts = _facts(found)
     if len(sources) == 1:

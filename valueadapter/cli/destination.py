@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from valueadapter import hub
+from valueadapter.artifact.config import ValueAdapterConfig
+from valueadapter.artifact.publishing import what_becomes_public
 from valueadapter.artifact.save_target import check_target
+from valueadapter.cli import output
 from valueadapter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +38,12 @@ def check_destination(adapter: str, save_to: Path | None, *, push: bool, token: 
         hub.check_push(adapter, token=token)
 
 
+def tell_what_becomes_public(config: ValueAdapterConfig, repo_id: str) -> None:
+    """Says before a push, on standard error, what of somebody's data it shows to others."""
+    if (line := what_becomes_public(config, repo_id)) is not None:
+        output.note(line)
+
+
 def put(
     measured: ValueAdapter,
     adapter: str,
@@ -48,9 +57,12 @@ def put(
     """Saves and publishes as was asked, and returns what to say of it; `message` is the commit's."""
     done: dict[str, object] = {}
     if save_to is not None:
-        measured.save_pretrained(save_to)
+        with output.working(f"saving {save_to}"):
+            measured.save_pretrained(save_to)
         done["written"] = str(save_to)
     if push:
-        commit = measured.push_to_hub(adapter, commit_message=message, revision=revision, token=token)
+        tell_what_becomes_public(measured.config, adapter)
+        with output.working(f"publishing {adapter}"):
+            commit = measured.push_to_hub(adapter, commit_message=message, revision=revision, token=token)
         done["published"] = commit.commit_url
     return done

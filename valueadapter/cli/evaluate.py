@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,11 @@ import typer
 from rich.table import Table
 
 from valueadapter import hub
-from valueadapter.cli import output
+from valueadapter.cli import other_libraries, output
 from valueadapter.cli.artifacts import AsJson, Revision, Source, Token
 from valueadapter.cli.destination import check_destination, put
-from valueadapter.cli.models import TrustRemoteCode
+from valueadapter.cli.models import Device, TrustRemoteCode, check_base, check_device
+from valueadapter.compat import require
 
 if TYPE_CHECKING:
     from valueadapter.adapter.value_adapter import ValueAdapter
@@ -50,7 +51,7 @@ def evaluate(
     generate: Annotated[bool, typer.Option(help="Also answer, and count exact matches.")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer at most.", min=1)] = 16,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 16,
-    device: Annotated[str | None, typer.Option(help="Where to run, for example cuda.")] = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     plot: Annotated[list[Path] | None, typer.Option(help="Draw it: FILE.png or FILE.svg; may be given again.")] = None,
     save_to: Annotated[Path | None, typer.Option("--output", help="Write the adapter with the results here.")] = None,
@@ -62,30 +63,37 @@ def evaluate(
     revision: Revision = None,
     token: Token = None,
     as_json: AsJson = False,
+    card_prompts: Annotated[
+        bool, typer.Option(help="Show the first three held-out prompts, with the answers, in the adapter's card.")
+    ] = True,
 ) -> None:
     """Measure an adapter on bases, beside everything that one could do without it.
 
     For each base: it alone, with demonstrations in its prompt, the adapter's own small tuned model, base + adapter at
     its own and at fitted weights, and with --finetune-reference the base fine-tuned directly.
     """
+    if finetune_reference:
+        require("evaluation", "accelerate", "datasets")
     check_destination(adapter, save_to, push=push, token=token)
-    from valueadapter.adapter.value_adapter import ValueAdapter
-    from valueadapter.demonstrations.selection import split as split_records
-    from valueadapter.demonstrations.tokenized import load_demonstrations
-    from valueadapter.evaluation.arms import Options, evaluate_adapter
-    from valueadapter.evaluation.kept import Kept, default_place
-    from valueadapter.evaluation.plot import check_plot, save_plot
-
-    output.silence_libraries()
+    for one in base:  # before the first is measured
+        check_base(one, token=token)
+    with output.working("starting torch"):
+        from valueadapter.adapter.value_adapter import ValueAdapter
+        from valueadapter.demonstrations.tokenized import load_demonstrations
+        from valueadapter.evaluation.arms import Options, evaluate_adapter
+        from valueadapter.evaluation.kept import Kept, default_place
+        from valueadapter.evaluation.plot import check_plot, save_plot
+        from valueadapter.evaluation.recording import recorded
+    other_libraries.also_bars_of_models()
+    check_device(device)
     for path in plot or ():
         check_plot(path)
-    others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None
-    given = list(load_demonstrations(data, split=split))
-    records = split_records(given, limit=limit, calibrate=calibrate, others=others)
+    records = _records(data, split, calibration_data, limit=limit, calibrate=calibrate)
     demonstrations = list(load_demonstrations(train_data)) if train_data else ()
-    loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
+    with output.working(f"loading {adapter}"):
+        loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     kept = Kept(default_place(), again=again)
-    with _resumable(kept), output.progress() as on_progress:
+    with _resumable(kept), output.progress() as on_progress, output.working("evaluating"):
         options = Options(
             demonstrations=demonstrations,
             shots=shots,
@@ -108,14 +116,29 @@ def evaluate(
     done: dict[str, object] = {}
     if plot:
         done["plots"] = [str(save_plot(report, path)) for path in plot]
-    better = loaded.with_config(evaluation=report.merged_into(loaded.config.evaluation))
+    better = recorded(loaded, report, prompts=card_prompts)
+    _say_what_is_public(better, written=save_to is not None or push)
     message = f"Measured on {', '.join(result.base for result in report.results)}"
     done |= put(better, adapter, save_to, push=push, message=message, revision=revision, token=token)
-    if not as_json:
-        _show(report)
-    if as_json or done:
-        output.facts(report.to_dict() | done if as_json else done, as_json=as_json)
+    _show(report, done, as_json=as_json)
     kept.forget()
+
+
+def _records(data: str, split: str, calibration_data: str | None, *, limit: int | None, calibrate: int) -> Any:
+    from valueadapter.demonstrations.selection import split as split_records
+    from valueadapter.demonstrations.tokenized import load_demonstrations
+
+    others = list(load_demonstrations(calibration_data, split=split)) if calibration_data else None
+    return split_records(list(load_demonstrations(data, split=split)), limit=limit, calibrate=calibrate, others=others)
+
+
+def _say_what_is_public(adapter: ValueAdapter, *, written: bool) -> None:
+    """Says that held-out prompts are on the card that is written or published, if they are."""
+    if written and any(result.prompts for result in adapter.card_results.results):
+        output.note(
+            "the card shows the first held-out prompts with the answers to them, and is public where the adapter is; "
+            "--no-card-prompts leaves them out"
+        )
 
 
 @contextlib.contextmanager
@@ -139,10 +162,13 @@ def _finetuning(adapter: ValueAdapter, epochs: float | None, seed: int) -> FineT
     return FineTuning(epochs=epochs or recorded or 1.0, seed=seed)
 
 
-def _show(report: Report) -> None:
-    """A table for each base, with every arm, and what the adapter did to it."""
+def _show(report: Report, done: Mapping[str, object], *, as_json: bool) -> None:
+    """All of it as JSON, or a table for each base with every arm and what the adapter did, and what was done."""
+    if as_json:
+        output.facts(report.to_dict() | {**done}, as_json=True)
+        return
     for arm, result in zip(report.to_dict()["arms"], report.results, strict=True):
-        output.out.print(_table(arm, report))
+        output.show(_table(arm, report))
         facts = {
             "weights": str(result.weights),
             "calibrated weights": "-" if result.calibrated_weights is None else str(result.calibrated_weights),
@@ -151,6 +177,8 @@ def _show(report: Report) -> None:
             "mean |value logit|": f"{_number(arm['value_norm_raw'])}, centred {_number(arm['value_norm_centred'])}",
         }
         output.facts(facts, as_json=False)
+    if done:
+        output.facts(done, as_json=False)
 
 
 def _table(arm: dict[str, Any], report: Report) -> Table:

@@ -13,16 +13,14 @@ from valueadapter.artifact import file_names
 from valueadapter.artifact import standalone as exporting
 from valueadapter.cli import output
 from valueadapter.cli.artifacts import AsJson, BaseRevision, Revision, Source, Subfolder, Token
-from valueadapter.cli.models import parse_adapter
+from valueadapter.cli.choices import Target
+from valueadapter.cli.models import check_base, parse_adapter
 from valueadapter.errors import ConfigError
-
-VLLM = "vllm"
-"""As `--to`."""
 
 
 def export(
     adapter: Source,
-    to: Annotated[str, typer.Option("--to", help="custom_generate, logits_processor or vllm.")],
+    to: Annotated[Target, typer.Option("--to", help="What it is to run in.")],
     output_dir: Annotated[Path, typer.Option("--output", help="Write adapter and code to this directory.")],
     repo_id: Annotated[
         str | None, typer.Option(help="Hub ID (user/name) it will have, if not `valueadapter push` publishes it.")
@@ -48,9 +46,7 @@ def export(
     ] = False,
 ) -> None:
     """Copy an adapter, with code that runs it without this library; or make a directory that vLLM serves."""
-    if to not in (known := (*file_names.CODE_FOLDERS, VLLM)):
-        raise ConfigError(f"expected {', '.join(known[:-1])} or {known[-1]} to export to; got '{to}'")
-    if to == VLLM:
+    if to == Target.vllm:
         _check_for_vllm(repo_id, subfolder)
         adapters = [(adapter, scale, revision), *((*parse_adapter(one), None) for one in more or ())]
         _to_vllm(
@@ -67,7 +63,7 @@ def export(
     if base or base_revision or more or scale is not None or no_base_prefix or draft:
         raise ConfigError("--base, --base-revision, --adapter, --scale, --no-base-prefix and --draft are for --to vllm")
     directory = hub.fetch(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
-    code = exporting.export(directory, output_dir, to=cast(exporting.Target, to), repo_id=repo_id)
+    code = exporting.export(directory, output_dir, to=cast(exporting.Target, to.value), repo_id=repo_id)
     place, name = str(output_dir), repo_id or "user/name"
     use = [
         f"model.generate(**inputs, custom_generate='{place}', adapter='{place}', trust_remote_code=True)",
@@ -101,6 +97,7 @@ def _to_vllm(
     if base is None:
         config = hub.fetch_config(given[0].name, hub.Download(revision=given[0].revision, token=token))
         base, base_revision = config.base_model_name_or_path, base_revision or config.base_model_revision
+    check_base(base, base_revision, token)
     made = export_to_vllm(
         given,
         base,

@@ -41,6 +41,7 @@ _EXPORTS = {
     "VocabularyAlignment": "vocabulary.alignment",
     "Weights": "artifact.config",
     "best_of": "evaluation.judge",
+    "build_lora_network": "adapter.lora",
     "build_network": "adapter.network_building",
     "calibrate": "training.calibration",
     "distill_into_lora": "training.distillation",
@@ -51,6 +52,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from valueadapter.adapter.lora import build_lora_network as build_lora_network
     from valueadapter.adapter.network_building import build_network as build_network
     from valueadapter.adapter.value_adapter import ValueAdapter as ValueAdapter
     from valueadapter.artifact.config import ValueAdapterConfig as ValueAdapterConfig

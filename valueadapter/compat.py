@@ -12,9 +12,12 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
+
+from valueadapter.errors import MissingExtraError
 
 OLDEST = {"transformers": (5, 16), "huggingface-hub": (1, 5)}
 """What is refused at import below: caches would pass models unused, and logits be wrong without an error."""
@@ -50,6 +53,20 @@ def check_installed() -> None:
                 f"valueadapter needs {package} {needed} or newer, and {version(package)} is installed; "
                 f"run: pip install --upgrade '{package}>={needed}'"
             )
+
+
+def require(extra: str, *modules: str) -> None:
+    """Whether the modules of an extra are installed, asked before any work; imports none of them.
+
+    Args:
+        extra: its name in pyproject.toml.
+        modules: what it must bring.
+
+    Raises:
+        MissingExtraError: some are not; the message says what to install.
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise MissingExtraError(f"{' and '.join(missing)} not installed: pip install 'valueadapter[{extra}]'")
 
 
 # -- transformers: what a cache is called ------------------------------------------------------------------------------

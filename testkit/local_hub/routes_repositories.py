@@ -128,6 +128,12 @@ def info(call: Call) -> Response:
     return Response.json(choose(description, query["expand"]) if "expand" in query else description)
 
 
+@ROUTES.add("GET", rf"/api/{KIND}/(?P<id>[\w.-]+)")
+def without_account(call: Call) -> Response:
+    """A name alone: on the Hub a few old models have one, here none."""
+    raise HubError(404, f"{call.repository().id} is in no account")
+
+
 @ROUTES.add("GET", f"/api/{KIND}")
 def listing(call: Call) -> Response:
     """The repositories of a kind that match, newest first unless asked otherwise."""

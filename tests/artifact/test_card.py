@@ -13,10 +13,12 @@ import pytest
 from adapters_on_hub import REPO, publish, server
 from hub_clients import ASKS_ITS_ENDPOINT
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from markdown_it import MarkdownIt
 from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
 from valueadapter.artifact.card import is_generated, render_card
+from valueadapter.artifact.card_results import CardArm, CardPrompt, CardResult, CardResults
 from valueadapter.artifact.config import (
     EvaluationRecord,
     NetworkSpec,
@@ -90,7 +92,7 @@ def test_metadata_is_what_the_hub_reads() -> None:
     data = _metadata(render_card(FULL, repo_id=REPO, license="apache-2.0", tags=("quiz", "yes")))
     assert (data.library_name, data.pipeline_tag, data.license) == ("valueadapter", "text-generation", "apache-2.0")
     assert (data.base_model, data.get("base_model_relation")) == ("alice/base", "adapter")
-    assert data.tags == ["value-adapter", "quiz", "yes"]
+    assert data.tags == ["value-adapter", "vocab:" + 16 * "a", "quiz", "yes"]
     assert data.datasets == ["alice/demonstrations"]
     results = [(r.metric_type, r.metric_name, r.metric_value, r.dataset_name) for r in data.eval_results or []]
     assert results == [
@@ -146,7 +148,8 @@ def test_results_at_other_weights_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("name", ["no", "1e3", "a: b", "#x", 'say "hi"', "日本", "back\\slash", "null", "- x", ""])
 def test_any_text_survives_the_metadata(name: str) -> None:
     """What YAML would read as something else is quoted."""
-    assert _metadata(render_card(BARE, repo_id=REPO, tags=("x", name))).tags == ["value-adapter", "x", name]
+    tags = _metadata(render_card(BARE, repo_id=REPO, tags=("x", name))).tags
+    assert tags == ["value-adapter", "vocab:" + 16 * "a", "x", name]
 
 
 @ASKS_ITS_ENDPOINT
@@ -173,13 +176,14 @@ def test_a_prefix_is_shown_whole() -> None:
 def test_sections_without_data_are_left_out() -> None:
     """An adapter that nobody trained or measured says nothing of training and measuring."""
     headings = re.findall(r"^## (.*)$", render_card(BARE, repo_id=None), re.M)
-    assert headings == ["Use", "Limits", "Citation"]
+    assert headings == ["Install", "Use", "Cost", "Recipe", "Limits", "Citation"]
     assert re.findall(r"^## (.*)$", render_card(FULL, repo_id=REPO), re.M) == [
+        "Install",
         "Use",
+        "Results",
+        "Cost",
+        "Recipe",
         "Base prefix",
-        "Networks",
-        "Training",
-        "Evaluation",
         "Limits",
         "Citation",
     ]
@@ -204,6 +208,70 @@ TRAINED_ON_IT = "| alice/base (trained on it) | quiz: a \\| b | 150 | 1.0 |"
 def test_facts_are_in_the_tables(line: str) -> None:
     """Every arm of the comparison, every network and the training facts have their row."""
     assert line in render_card(FULL, repo_id=REPO).splitlines()
+
+
+def test_the_card_begins_with_what_the_adapter_does() -> None:
+    """In its title and its first line; then prompts, install, use, results, cost, recipe, prefix, limits."""
+    shown = CardResults((shown_with("Which gas?"),), b"\x89PNG\r\n\x1a\n", "Answers quiz questions.")
+    text = render_card(FULL, repo_id=REPO, shown=shown)
+    title, first, more = text.split("\n---\n\n", 1)[1].split("\n\n")[:3]
+    assert title == "# Value adapter for alice/demonstrations, trained on alice/base"
+    assert first == "Answers quiz questions."
+    assert more.startswith("It makes a language model answer as the 1,200 demonstrations of alice/demonstrations do")
+    assert re.findall(r"^## (.*)$", text, re.M) == [
+        *("Held-out prompts", "Install", "Use", "Results", "Cost", "Recipe", "Base prefix", "Limits", "Citation")
+    ]
+    assert "(value_adapter_card.png)" in text
+    assert "value_adapter_card" not in render_card(FULL, repo_id=REPO)
+    assert not re.search(r"\n\n\n|[ \t]\n|\|\n\n\||None|\{\{|\{%", text)
+
+
+def test_results_have_one_row_for_each_base() -> None:
+    """Everything that was compared stands side by side, calibrated weights too; no column is empty."""
+    fitted = dataclasses.replace(ALL_ARMS, weights=Weights(0.7, (0.6,)), adapted_bits_per_byte=0.7)
+    text = render_card(dataclasses.replace(BARE, evaluation=(ALL_ARMS, fitted, EVALUATION[1])), repo_id=REPO)
+    table = text[text.index("## Results") : text.index("<details>")]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert rows[0].split(" | ")[1:4] == ["base alone", "examples in its prompt", "small tuned model"]
+    assert rows[2:] == [
+        "| alice/big (same family, larger)<br>150 of alice/held-out | 10.0%<br>1.200 | 15.0%<br>0.950 | 12.0%<br>1.100 "
+        "| 20.0%<br>0.900 | 20.0%<br>0.700 | 30.0%<br>0.800 |",
+        "| alice/base (trained on it)<br>150 of quiz: a \\| b | 1.200 | not measured | not measured | 0.950 "
+        "| not measured | not measured |",
+    ]
+    assert "calibrated" not in render_card(FULL, repo_id=REPO).split("<details>")[0].split("| base model |")[1][:120]
+
+
+def shown_with(text: str) -> CardResult:
+    """A result in which everything that people or models wrote is this text."""
+    arms = (CardArm("base", text), CardArm("adapted", text))
+    return CardResult(text, text, text, 3, arms, (CardPrompt(text, text, {"base": text, "adapted": text}),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "a|b|c",
+        "[x](javascript:y)",
+        "![x](http://a/b.png)",
+        "`</code>`<b>",
+        "http://a.b",
+        "# x\n---\n| a |\n|---|\n```",
+        "*a* _b_ **c**",
+        "\u202egnp\x1b[31m",
+        "&lt;img src=x onerror=y&gt;",
+    ],
+)
+def test_prompts_and_answers_are_text(text: str) -> None:
+    """Whatever they hold: they stay in their cells, and nothing of it is a tag, a link or a table on the page."""
+    page = MarkdownIt("commonmark", {"html": True}).enable("table")
+    card = render_card(BARE, repo_id=REPO, shown=CardResults((shown_with(text),)))
+    body = card[card.index("## Held-out prompts") : card.index("## Install")]
+    shown = page.render(body)
+    assert shown.count("<td>") == 4
+    assert not re.search(r"<(?!/?(h2|p|table|thead|tbody|tr|th|td|code|br)\b)", shown)
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", shown)
 
 
 def test_edited_card_is_no_longer_ours() -> None:

@@ -123,7 +123,7 @@ def test_the_command_line_goes_on_from_the_prompt(
     prompts[True] = {**model.chat_inputs([{"role": "user", "content": "What: "}])}
     for chat, inputs in prompts.items():
         capsys.readouterr()
-        generate(str(tmp_path), "What: ", [], None, False, chat, 8, 0.0, 0, "float32")
+        generate(str(tmp_path), ["What: "], [], None, False, chat, 8, 0.0, 0, "float32")
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
         expected = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert capsys.readouterr().out.strip() == expected.strip()

@@ -24,7 +24,11 @@ def report() -> Report:
     """Two bases, all arms but the calibrated one."""
 
     def score(bits: float) -> Score:
-        return Score(tuple(Example({"bits_per_byte": (bits * size, size)}, ()) for size in (3, 5, 9)))
+        hits = [float(bits < size / 4) for size in (3, 5, 9)]
+        pairs = [
+            {"bits_per_byte": (bits * n, n), "exact_match": (hit, 1)} for n, hit in zip((3, 5, 9), hits, strict=True)
+        ]
+        return Score(tuple(Example(totals, ()) for totals in pairs))
 
     bits = {"base": 1.4, "fewshot": 0.826, "donor": 1.236, "adapted": 1.053, "finetuned": 0.631}
     arms = {name: Arm(score(bits[name])) if name in bits else Arm(reason="no --calibrate") for name in ARMS}
@@ -42,6 +46,54 @@ def test_svg_holds_every_arm(tmp_path: Path) -> None:
         assert words in text
     assert "base + adapter, scale 0.75" in text
     assert not re.search("base \\+ adapter, calibrated \\(", text)
+
+
+@drawn
+def test_exact_match_stands_beside_the_bits_with_intervals_explained(tmp_path: Path) -> None:
+    """Where answers were asked for; a caption says what dots, bars and lines are."""
+    text = save_plot(report(), tmp_path / "plot.svg").read_text()
+    for words in (
+        "bits per UTF-8 byte",
+        "exact answers in %",
+        "66.7",
+        "95 % interval",
+        "2,000 draws",
+        "3 examples of quiz",
+    ):
+        assert words in text
+    told = report()
+    silent = [Example({"bits_per_byte": (1.0, 1)}, ())] * 3
+    arms = {name: Arm(Score(tuple(silent))) for name in ARMS}
+    told = dataclasses.replace(told, results=(dataclasses.replace(told.results[0], arms=arms),))
+    assert "exact answers" not in save_plot(told, tmp_path / "bits.svg").read_text()
+
+
+@drawn
+def test_nothing_is_drawn_that_nobody_asked_for(tmp_path: Path) -> None:
+    """What was asked for and could not be measured is there without a value; the rest is not."""
+    told = report()
+    left_out = {
+        name: dataclasses.replace(arm, asked=arm.score is not None) for name, arm in told.results[0].arms.items()
+    }
+    told = dataclasses.replace(told, results=tuple(dataclasses.replace(one, arms=left_out) for one in told.results))
+    text = save_plot(told, tmp_path / "plot.svg").read_text()
+    assert "base + adapter" in text
+    assert "alibrated" not in text
+    assert "not measured" not in text
+
+
+@drawn
+def test_nothing_is_cut_off(tmp_path: Path) -> None:
+    """Long names are broken into lines: no text reaches beyond the edges."""
+    from PIL import Image
+
+    told, name = report(), "organisation/" + "-a-model-with-a-very-long-name" * 6
+    results = tuple(dataclasses.replace(one, base=name) for one in told.results)
+    path = save_plot(dataclasses.replace(told, adapter=name, data=name, results=results), tmp_path / "plot.png")
+    image = Image.open(path).convert("L")
+    width, height = image.size
+    edges = [(0, 0, 2, height), (width - 2, 0, width, height), (0, 0, width, 2), (0, height - 2, width, height)]
+    assert all(image.crop(edge).getextrema() == (255, 255) for edge in edges)
 
 
 @drawn
@@ -76,4 +128,4 @@ def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
     results = tuple(dataclasses.replace(one, base=name) for one in told.results)
     path = save_plot(dataclasses.replace(told, adapter=name, data=name, results=results), tmp_path / "plot.svg")
     text = " ".join(ElementTree.parse(path).getroot().itertext())
-    assert text.count(visible(name)) == 2 + len(results)
+    assert text.count(visible(name)) == 1 + 2 * len(results)

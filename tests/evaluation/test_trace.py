@@ -15,8 +15,9 @@ from tiny import tiny_model
 from typer.testing import CliRunner
 from vocabularies import tokenizer_of
 
-from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, Weights, trace
+from valueadapter import ConfigError, UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, Weights, trace
 from valueadapter.cli.app import app
+from valueadapter.evaluation.visible import signed
 
 Make = Callable[..., ValueAdapterForCausalLM]
 PROMPT = "A B <C> & D"
@@ -93,6 +94,28 @@ def test_generated_tokens_are_those_of_generate(make: Make) -> None:
     assert traced.prompt == PROMPT
 
 
+CHAT = [{"role": "user", "content": "A B?"}]
+
+
+def test_a_chat_is_traced_as_it_is_answered(make: Make) -> None:
+    """Each model reads it by its own template: the tokens of `generate`, and the probabilities of `forward`."""
+    model = make()
+    inputs = model.chat_inputs(CHAT)
+    before = inputs["input_ids"].shape[1]
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    final = model(ids, messages=CHAT).logits[0].softmax(-1)
+    traced = trace(model, CHAT, max_new_tokens=4)
+    assert [step.token for step in traced.steps] == [model.base_tokenizer.decode([t]) for t in ids[0, before:]]
+    for index, (step, label) in enumerate(zip(traced.steps, ids[0, before:], strict=True)):
+        assert step.probability == pytest.approx(float(final[before + index - 1, label]), rel=1e-3)
+    answer = model.base_tokenizer.encode("A C", add_special_tokens=False)
+    final = model(torch.tensor([[*inputs["input_ids"][0], *answer]]), messages=CHAT).logits[0].softmax(-1)
+    given = trace(model, [*CHAT, {"role": "assistant", "content": "A C"}])
+    assert "".join(step.token for step in given.steps) == "A C"
+    expected = [float(final[before + index - 1, token]) for index, token in enumerate(answer)]
+    assert [step.probability for step in given.steps] == pytest.approx(expected, rel=1e-3)
+
+
 def test_rows_of_mixed_adapters_have_their_own_pushes(make: Make) -> None:
     """An adapter that does not act on a row adds nothing there."""
     model = make()
@@ -105,12 +128,19 @@ def test_rows_of_mixed_adapters_have_their_own_pushes(make: Make) -> None:
 
 
 def test_what_cannot_be_traced_says_so(make: Make) -> None:
-    """Without an adapter, or with too little text."""
+    """Without an adapter, with too little text, a chat without answer, or no prompt at all."""
     model = make()
     with model.disable_adapter(), pytest.raises(UnsupportedModeError, match="no adapter acts here"):
         trace(model, PROMPT)
     with pytest.raises(UnsupportedModeError, match="has 1 tokens; tracing it needs 2"):
         trace(model, "A")
+    with pytest.raises(UnsupportedModeError, match="must be the assistant's answer; got one of 'user'"):
+        trace(model, CHAT)
+    for prompt in (None, [], ["A"], [CHAT]):
+        with pytest.raises(ConfigError, match="prompt must be text, or one conversation"):
+            trace(model, prompt, max_new_tokens=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"max_new_tokens must be a whole number; got '3' \(str\)"):
+        trace(model, PROMPT, max_new_tokens="3")  # type: ignore[arg-type]
 
 
 def test_the_page_shows_the_text_and_runs_none_of_it(make: Make, tmp_path: Path) -> None:
@@ -151,4 +181,56 @@ def test_the_command_shows_it(make: Make, tmp_path: Path) -> None:
     assert "style" in (tmp_path / "page.html").read_text(encoding="utf-8")
     found = CliRunner().invoke(app, [*words, "--json"])
     assert json.loads(found.stdout)["scales"] == {"style": 0.7}
+    chat = json.loads(CliRunner().invoke(app, [*words, "--json", "--chat"]).stdout)
+    assert chat["prompt"] != json.loads(found.stdout)["prompt"]
     assert CliRunner().invoke(app, [*words[:-3], "", "--max-new-tokens", "3"]).exit_code != 0
+
+
+def test_a_prefix_shows_beside_the_base_without_it(make: Make, tmp_path: Path) -> None:
+    """What the base alone says is in data and page, and the page names base, adapter, prefix and prompt."""
+    model = make("Z: <Y>\n\n")
+    ids = model.base_tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    alone = model.base(ids).logits[0, :-1].softmax(-1)
+    traced = trace(model, PROMPT, sources={"a": "alice/quiz", "b": str(tmp_path)})
+    for index, (step, label) in enumerate(zip(traced.steps, ids[0, 1:], strict=True)):
+        assert step.alone is not None
+        assert step.alone.token == model.base_tokenizer.decode([alone[index].argmax()])
+        assert step.alone.probability == pytest.approx(float(alone[index].max()), rel=1e-3)
+        assert step.alone_probability == pytest.approx(float(alone[index, label]), rel=1e-3)
+        assert step.alone_probability != pytest.approx(step.base_probability, rel=1e-3)
+    assert traced.prefix == "Z: <Y>\n\n"
+    assert traced.adapters == {"a": "alice/quiz", "b": tmp_path.name}
+    page = traced.to_html()
+    for words in (
+        "base alone",
+        "base behind the prefix",
+        "<dd>alice/quiz ",
+        "Z: &lt;Y&gt;⏎\n",
+        '<span class="scale">',
+    ):
+        assert words in page
+    without = trace(make(), PROMPT)
+    assert (without.prefix, without.steps[0].alone) == (None, None)
+    assert "behind the prefix" not in without.to_html()
+
+
+@pytest.mark.parametrize(
+    ("token", "shown", "in_line"),
+    [
+        ("\n", "⏎", "⏎\n"),
+        (" ", "·", "·"),
+        (" a\n", "·a⏎", " a⏎\n"),
+        ("", "∅", "∅"),
+        ("\u200b", "\\u200b", "\\u200b"),
+        ("\u200d", "\\u200d", "\\u200d"),
+        ("\u3164", "\\u3164", "\\u3164"),
+        ("\u0301", "\\u0301", "\\u0301"),
+        ("\xa0", "␣", "␣"),
+        ("<s>", "<s>", "<s>"),
+        ("👩\u200d💻", "👩\u200d💻", "👩\u200d💻"),
+    ],
+)
+def test_no_token_is_invisible(token: str, shown: str, in_line: str) -> None:
+    """White space, ends of lines and characters without a picture have one; signs that are joined stay whole."""
+    assert signed(token) == shown
+    assert signed(token, in_line=True) == in_line

@@ -10,7 +10,7 @@ from torch import nn
 
 from valueadapter import AdapterNameError, ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.cli.models import _name
-from valueadapter.model.attaching import check_name
+from valueadapter.model.adapter_names import check_name
 
 TAKEN = sorted({*dir(nn.ModuleDict()), *vars(nn.ModuleDict()), *dir(nn.ModuleDict), *dir(type)})
 

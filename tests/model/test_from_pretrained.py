@@ -247,3 +247,15 @@ def test_one_load_parses_config_and_maps_once(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(kind, name, classmethod(counted))
     ValueAdapterForCausalLM.from_pretrained(str(theirs), tmp_path / "adapter")
     assert sorted(parsed) == ["from_json", "load"]
+
+
+def test_options_that_would_have_no_effect_are_refused(tmp_path: Path) -> None:
+    """Of a base that is loaded already nothing can be chosen; a configuration of PEFT's chooses nothing at all."""
+    loaded = tiny_model("llama", seed=1)
+    for options, message in (
+        ({"dtype": torch.bfloat16}, "^dtype would have no effect: the base is loaded already"),
+        ({"torch_device": "cpu", "low_cpu_mem_usage": True}, "^torch_device, low_cpu_mem_usage would have no effect"),
+        ({"config": peft.LoraConfig()}, "^config is a LoraConfig of PEFT's"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ValueAdapterForCausalLM.from_pretrained(loaded, tmp_path / "none", **options)

@@ -319,6 +319,14 @@ def test_moved_repository_is_found_by_old_id(hub: LocalHub) -> None:
     assert alice.model_info("alice/old").id == "alice/new"
 
 
+def test_a_name_without_account_is_no_repository(hub: LocalHub) -> None:
+    """As on the Hub, where a few old models have one."""
+    for name, status in (("alice", "404"), ("anonymous", "401")):
+        with pytest.raises(errors.RepositoryNotFoundError, match=status):
+            client(hub, name).model_info("gpt2")
+    assert not client(hub).repo_exists("gpt2", repo_type="dataset")
+
+
 def test_owner_deletes(hub: LocalHub, first: str) -> None:
     """Owners delete, once; others do not."""
     alice = client(hub)

@@ -118,9 +118,23 @@ def test_settings_that_exclude_each_other(
     tmp_path: Path, bases: list[str], changes: dict[str, Any], message: str
 ) -> None:
     """With what to leave out."""
-    recipe = Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", arguments=QUICK, **changes)
     with pytest.raises(ConfigError, match=message):
+        run(
+            Recipe(base=bases[0], data=DATA, output_dir=tmp_path / "out", arguments=QUICK, **changes),
+            say=lambda line: None,
+        )
+
+
+@pytest.mark.parametrize("network", ["lora", "full"])
+def test_prefix_and_demonstration_must_fit_the_base(tmp_path: Path, bases: list[str], network: Any) -> None:
+    """Said before anything is trained: such an adapter would train, and read nothing afterwards."""
+    long = [{"prompt": f"{number} ", "completion": "AB" * 60} for number in range(16)]
+    recipe = Recipe(base=bases[0], data=long, output_dir=tmp_path / "out", arguments=QUICK, network=network)
+    with pytest.raises(
+        ConfigError, match=r"the longest demonstration 1\d\d, and the base reads 256 at most; give a lower"
+    ):
         run(recipe, say=lambda line: None)
+    assert not (tmp_path / "out" / "adapter").exists()
 
 
 def test_by_default_a_lora_with_a_prefix_of_eight(tmp_path: Path, bases: list[str]) -> None:

@@ -48,6 +48,7 @@ def fresh(tokenizer: object) -> Fresh:
 
 def trainer(model: ValueAdapterForCausalLM, folder: Path, **changes: Any) -> ValueTrainer:
     defaults: dict[str, Any] = {"max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2}
+    defaults |= {"lr_scheduler_type": "linear", "warmup_steps": 0}  # six steps are too few to warm up in
     quiet: dict[str, Any] = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 0}
     args = ValueTrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=4, **{**defaults, **quiet, **changes}

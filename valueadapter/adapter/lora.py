@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from valueadapter.artifact.config.number import whole
 from valueadapter.errors import ConfigError
 
 
 def build_lora_network(
-    source: PreTrainedModel, *, rank: int, name: str, revision: str | None = None
+    source: PreTrainedModel,
+    *,
+    rank: int,
+    name: str,
+    revision: str | None = None,
+    alpha: int | None = None,
+    target_modules: Sequence[str] | None = None,
 ) -> PreTrainedModel:
     """Makes a value network of which only a LoRA is trained and, where `revision` pins the rest, saved: a few MB.
 
@@ -27,42 +35,68 @@ def build_lora_network(
         rank: of the LoRA, on every linear layer of the body; at least 1.
         name: Hub ID of `source`, for the record in the LoRA's own configuration.
         revision: its commit, 40 hex digits; without one the LoRA cannot be saved apart, see `merged`.
+        alpha: what the LoRA is scaled by, times the rank; twice the rank by default.
+        target_modules: names of the linear layers that it is on, as `q_proj`; by default every one of the body.
 
     Raises:
-        ConfigError: a rank below 1.
+        ConfigError: a rank below 1, or a name that no linear layer of the body has.
     """
-    if rank < 1:
-        raise ConfigError(f"the rank of a LoRA must be at least 1; got {rank}")
+    rank = whole("the rank of a LoRA", rank, least=1)
     own = copy.deepcopy(source)
     own.generation_config = GenerationConfig()
     for module in own.modules():  # what someone hung on the source is not the network's
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    network = with_lora(own, rank, revision=revision)
+    network = with_lora(own, rank, revision=revision, alpha=alpha, target_modules=target_modules)
     network.peft_config["default"].base_model_name_or_path = name
     return network.eval()
 
 
-def with_lora(model: PreTrainedModel, rank: int, *, revision: str | None = None) -> Any:
-    """The model as a `PeftModel` with a new LoRA on every linear layer of its body, scaled by 2.
+def with_lora(
+    model: PreTrainedModel,
+    rank: int,
+    *,
+    revision: str | None = None,
+    alpha: int | None = None,
+    target_modules: Sequence[str] | None = None,
+) -> Any:
+    """The model as a `PeftModel` with a new LoRA; by default on every linear layer of its body, scaled by 2.
 
     Args:
         model: a causal language model; it is changed in place.
         rank: of the LoRA, at least 1.
         revision: commit of the model, for the LoRA's record.
+        alpha: as in `build_lora_network`.
+        target_modules: as in `build_lora_network`.
     """
     from peft import LoraConfig, get_peft_model  # slow to import, and few adapters need it
 
+    if target_modules is not None:
+        _check_targets(model, target_modules)
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank,
-        target_modules="all-linear",
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules="all-linear" if target_modules is None else [*target_modules],
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's linear layers
         task_type="CAUSAL_LM",
         revision=revision,
     )
     with quiet_peft():
         return get_peft_model(model, config)
+
+
+def _check_targets(model: PreTrainedModel, wanted: Sequence[str]) -> None:
+    """PEFT takes a name that no layer has for nothing, as long as another one is found."""
+    head = model.get_output_embeddings()
+    layers = [
+        name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    ]
+    known = sorted({name.split(".")[-1] for name in layers})
+    for name in wanted:
+        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            raise ConfigError(
+                f"{type(model).__name__} has no linear layer '{name}' to put a LoRA on; it has {', '.join(known)}"
+            )
 
 
 @contextmanager
@@ -78,6 +112,19 @@ def has_injected_layers(network: PreTrainedModel) -> bool:
     if isinstance(getattr(network, "peft_config", None), dict):
         return False
     return any(hasattr(module, "base_layer") for module in network.modules())
+
+
+def described(network: PreTrainedModel) -> str:
+    """A network in a few words, for people: its class, and its LoRA."""
+    if (rank := rank_of(network)) is None:
+        return type(network).__name__
+    return f"{type(cast(Any, network).get_base_model()).__name__} with a LoRA of rank {rank}"
+
+
+def rank_of(network: PreTrainedModel) -> int | None:
+    """The rank of a network's LoRA, or None where it has none."""
+    configs = getattr(network, "peft_config", None)
+    return next((one.r for one in configs.values() if hasattr(one, "r")), None) if isinstance(configs, dict) else None
 
 
 def merged(network: PreTrainedModel) -> PreTrainedModel:

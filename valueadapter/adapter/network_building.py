@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from valueadapter.adapter.causal_lm import brings_code, not_of_a_network
 from valueadapter.artifact.config import Initialisation
+from valueadapter.artifact.config.number import finite, whole
 from valueadapter.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _cut_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrainedC
     depth = text.num_hidden_layers
     if num_layers is None:
         return config
-    if not 1 <= num_layers <= depth:
+    if not 1 <= (num_layers := whole("num_layers", num_layers)) <= depth:
         raise ConfigError(f"num_layers must be from 1 to {depth}, the depth of {config.model_type}; got {num_layers}")
     for key, value in vars(text).items():
         if isinstance(value, list) and len(value) == depth:  # one entry per layer, e.g. `layer_types`
@@ -110,7 +111,7 @@ _DROPOUTS = (
 def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
     text = config.get_text_config()
     names = [name for name in _DROPOUTS if isinstance(getattr(text, name, None), (int, float))]
-    if not 0 <= dropout < 1 or not names:
+    if not 0 <= (dropout := finite("dropout", dropout)) < 1 or not names:
         raise ConfigError(
             f"dropout must be from 0 to below 1, for an architecture that has some; got {dropout} for "
             f"{config.model_type}, which has {', '.join(names) or 'none'}"

@@ -16,15 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from valueadapter import hub
+from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.lora import quiet_peft
 from valueadapter.adapter.shared_tensors import share, twin
+from valueadapter.adapter.tokenizer_loading import vocabulary_of
 from valueadapter.artifact import file_names
+from valueadapter.artifact.config import NetworkSpec
 from valueadapter.artifact.network_files import OpenedNetwork
 from valueadapter.artifact.network_settings import check_implementations, check_settings
 from valueadapter.artifact.weight_file import Stored
-from valueadapter.errors import ArtifactError, ConfigError
+from valueadapter.errors import ArtifactError, ConfigError, IncompatibleBaseError
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -267,3 +279,24 @@ def _check_loaded(info: Mapping[str, Any], place: Path | str) -> None:
             f"tensor '{name}' in '{place}' has shape {tuple(got)}, the architecture expects {tuple(expected)}; "
             "download the adapter again"
         )
+
+
+def load_named_network(
+    name: str, coefficient: float, tokenizer: PreTrainedTokenizerBase, token: str | bool | None
+) -> tuple[NetworkSpec, PreTrainedModel]:
+    """A network that is named in place of a loaded one, `user/name` or `user/name@commit`, and its entry.
+
+    Raises:
+        ConfigError: it has no commit on the Hub.
+        IncompatibleBaseError: its vocabulary is not that of the tokenizer.
+    """
+    repo, _, wanted = name.partition("@")
+    commit = hub.resolve_commit(repo, wanted or None, token=token)
+    if commit is None:
+        raise ConfigError(f"network '{name}' has no commit on the Hub to pin; push it first, or pass the loaded model")
+    model = load_hub_network(repo, commit, token=token)
+    theirs = vocabulary_of(AutoTokenizer.from_pretrained(repo, revision=commit, token=token))
+    width = logits_width(model)
+    if differences := theirs.differences(width, vocabulary_of(tokenizer), width):
+        raise IncompatibleBaseError(f"network '{name}' has another vocabulary: {'; '.join(differences)}")
+    return NetworkSpec(coefficient, repo=repo, revision=commit), model

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from valueadapter.artifact import file_names, tokenizer_settings
+from valueadapter.artifact import file_names, tokenizer_settings, verification
 from valueadapter.artifact.verification import OpenedArtifact
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError
 from valueadapter.vocabulary.byte_view import Vocabulary
@@ -127,3 +127,11 @@ def _text_of(tokenizer: PreTrainedTokenizerBase) -> str:
             "save it with a tokenizer.json and load that"
         )
     return str(backend.to_str())
+
+
+def forget_where_it_was_loaded_from(path: Path) -> None:
+    """transformers records the circumstances of loading in what it saves; equal tokenizers must give equal bytes."""
+    settings = verification.load_json(path)
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        settings.pop(key, None)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

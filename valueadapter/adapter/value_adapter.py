@@ -8,31 +8,40 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter import hub
 from valueadapter.adapter.causal_lm import logits_width
-from valueadapter.adapter.network_loading import KnownBodies, check_savable, load_hub_network, load_network
+from valueadapter.adapter.lora import described
+from valueadapter.adapter.network_loading import (
+    KnownBodies,
+    check_savable,
+    load_hub_network,
+    load_named_network,
+    load_network,
+)
 from valueadapter.adapter.network_saving import save_network
 from valueadapter.adapter.provenance import Provenance
 from valueadapter.adapter.shared_tensors import copied
 from valueadapter.adapter.tokenizer_loading import (
     LoadedTokenizer,
     check_tokenizer,
+    forget_where_it_was_loaded_from,
     load_tokenizer,
     side_of,
     vocabulary_of,
 )
 from valueadapter.artifact import card, file_names, verification
 from valueadapter.artifact.atomic_directory import staged
+from valueadapter.artifact.card_results import CardResults
 from valueadapter.artifact.config import Connection, Message, NetworkSpec, ValueAdapterConfig, Weights
+from valueadapter.artifact.config.number import finite
 from valueadapter.artifact.config.prefix import as_prefix
 from valueadapter.artifact.cost import cost_in
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, IncompatibleBaseError
@@ -47,12 +56,16 @@ if TYPE_CHECKING:
 class ValueAdapter:
     """What is published: networks, what each counts for in the sum, and the tokenizer they speak.
 
+    `from_pretrained` loads one from the Hub or a directory, `from_networks` makes one of models; `save_pretrained` and
+    `push_to_hub` keep it. `ValueAdapterForCausalLM.add_adapter` attaches it to a base.
+
     Attributes:
         config: everything but weights and tokenizer.
         networks: one loaded model per entry of `config.networks`.
         tokenizer: the training base's tokenizer, which the networks read.
         alignments: vocabulary alignments that the adapter brings, by the first 16 hex digits of the byte fingerprint
             of the base's vocabulary.
+        card_results: what its card shows of an evaluation beside what the configuration says.
     """
 
     def __init__(
@@ -63,6 +76,7 @@ class ValueAdapter:
         alignments: Mapping[str, VocabularyAlignment] | None = None,
         known: Provenance | None = None,
     ) -> None:
+        """Puts together what is loaded already; `known` is what its records speak of, where it was made of another."""
         if len(networks) != len(config.networks):
             raise ConfigError(f"config lists {len(config.networks)} networks; got {len(networks)} models")
         if (width := max(logits_width(n) for n in networks)) != config.vocabulary.logits_width:
@@ -73,6 +87,7 @@ class ValueAdapter:
         self.networks = tuple(networks)
         self.tokenizer = tokenizer
         self.alignments = dict(alignments or {})
+        self.card_results = CardResults()
         self.provenance = Provenance(config, networks, known)
 
     @classmethod
@@ -117,7 +132,9 @@ class ValueAdapter:
                 that would not come back from a directory as it is.
             IncompatibleBaseError: a named network has another vocabulary.
         """
-        weights = [1.0] * len(networks) if coefficients is None else [float(c) for c in coefficients]
+        weights = (
+            [1.0] * len(networks) if coefficients is None else [float(finite("coefficient", c)) for c in coefficients]
+        )
         reads = [False] * len(networks) if reads_prefix is None else list(reads_prefix)
         for what, given in (("coefficient", weights), ("of reads_prefix", reads)):
             if len(given) != len(networks) or not networks:
@@ -126,7 +143,7 @@ class ValueAdapter:
         specs, models = [], []
         for index, (network, weight, reads_it) in enumerate(zip(networks, weights, reads, strict=True)):
             if isinstance(network, str):
-                spec, model = _named_network(network, weight, tokenizer, token)
+                spec, model = load_named_network(network, weight, tokenizer, token)
             else:
                 spec, model = NetworkSpec(weight, path=file_names.network_directory(index)), network
                 check_savable(network)
@@ -212,6 +229,7 @@ class ValueAdapter:
             )
         adapter = cls(config, networks, own.tokenizer, opened.alignments)
         adapter.side = own.side  # so that it is read once
+        adapter.card_results = opened.card_results
         return adapter
 
     def save_pretrained(
@@ -241,7 +259,7 @@ class ValueAdapter:
         own = self.provenance.true_records(self.config, self.networks, state_dicts)
         with staged(target) as staging:
             self.tokenizer.save_pretrained(staging)
-            _forget_where_it_was_loaded_from(staging / file_names.TOKENIZER_CONFIG)
+            forget_where_it_was_loaded_from(staging / file_names.TOKENIZER_CONFIG)
             specs = []
             for index, (spec, model) in enumerate(zip(self.config.networks, self.networks, strict=True)):
                 if spec.path is not None:
@@ -253,9 +271,12 @@ class ValueAdapter:
                 alignment.save(staging / file_names.ALIGNMENTS / f"{name}{file_names.SAFETENSORS}")
             config = dataclasses.replace(own, networks=tuple(specs))
             (staging / file_names.CONFIG).write_text(config.to_json(), encoding="utf-8")
+            shown = self.card_results.true_to(config.evaluation)
+            for name, data in shown.files().items():
+                (staging / name).write_bytes(data)
             old_card = target / file_names.CARD
             if not old_card.exists() or card.is_generated(old_card.read_text(encoding="utf-8")):
-                text = card.render_card(config, repo_id=None, cost=cost_in(staging, config))
+                text = card.render_card(config, repo_id=None, cost=cost_in(staging, config), shown=shown)
                 (staging / file_names.CARD).write_text(text, encoding="utf-8")
             verification.verify(staging)
         return config
@@ -274,6 +295,10 @@ class ValueAdapter:
         overwrite_card: bool = False,
     ) -> CommitInfo:
         """Publishes the adapter in one commit: all of it arrives, or nothing.
+
+        Whoever may read the repository then reads the adapter's prefix there, verbatim, in config.json and in the card:
+        by default eight demonstrations of the data it was trained with. `adapter.with_config(base_prefix=None,
+        stop_strings=())` is the adapter without it, and a training with `base_prefix_examples=0` makes none.
 
         Args:
             repo_id: `user/name`; created if it does not exist.
@@ -317,12 +342,17 @@ class ValueAdapter:
     def replaced(self, config: ValueAdapterConfig | None = None, networks: Sequence[Any] = ()) -> ValueAdapter:
         """This adapter under another configuration or with other networks; its records stay those of what it was."""
         own = config or self.config, networks or self.networks, self.tokenizer, self.alignments
-        return ValueAdapter(*own, self.provenance)
+        made = ValueAdapter(*own, self.provenance)
+        made.card_results = self.card_results
+        return made
 
     @property
     def reads_prefix(self) -> bool:
         """Whether one of the networks reads the prefix as the base does."""
         return any(spec.reads_prefix for spec in self.config.networks)
+
+    def __repr__(self) -> str:
+        return "\n".join(["ValueAdapter(", *self.config.lines([*map(described, self.networks)]), ")"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ValueAdapter:
         """A copy whose networks have in common what these have."""
@@ -364,26 +394,3 @@ class ValueAdapter:
     def side(self) -> ModelVocabulary:
         """The adapter's vocabulary as its networks use it."""
         return side_of(self.tokenizer, self.config.vocabulary.logits_width)
-
-
-def _forget_where_it_was_loaded_from(path: Path) -> None:
-    """transformers records the circumstances of loading in what it saves; equal tokenizers must give equal bytes."""
-    settings = verification.load_json(path)
-    for key in ("is_local", "local_files_only", "name_or_path"):
-        settings.pop(key, None)
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _named_network(
-    name: str, coefficient: float, tokenizer: PreTrainedTokenizerBase, token: str | bool | None
-) -> tuple[NetworkSpec, PreTrainedModel]:
-    repo, _, wanted = name.partition("@")
-    commit = hub.resolve_commit(repo, wanted or None, token=token)
-    if commit is None:
-        raise ConfigError(f"network '{name}' has no commit on the Hub to pin; push it first, or pass the loaded model")
-    model = load_hub_network(repo, commit, token=token)
-    theirs = vocabulary_of(AutoTokenizer.from_pretrained(repo, revision=commit, token=token))
-    width = logits_width(model)
-    if differences := theirs.differences(width, vocabulary_of(tokenizer), width):
-        raise IncompatibleBaseError(f"network '{name}' has another vocabulary: {'; '.join(differences)}")
-    return NetworkSpec(coefficient, repo=repo, revision=commit), model

@@ -139,7 +139,7 @@ def _must_stay(target: Path) -> bool:
         stands_in = Path.cwd().is_relative_to(target)
     except OSError:  # the current directory was removed
         stands_in = False
-    own = {*tops(networks_in(target) or ()), file_names.CONFIG, *file_names.TOKENIZER_FILES}
+    own = {*tops(networks_in(target) or ()), file_names.CONFIG, *file_names.BESIDE_CONFIG}
     copied = {path for path in _documents(target) if not path.is_symlink() and os.access(path, os.R_OK)}
     theirs = {path for path in target.iterdir() if path.name not in own} - copied
     return stands_in or bool(theirs) or any(map(os.path.ismount, (target, *target.iterdir())))
@@ -227,7 +227,7 @@ def _put_inside(new: Path, target: Path, networks: frozenset[str]) -> None:
 def _bring_inside(new: Path, target: Path, place: Path) -> None:
     """Moves what `target` is to get, and does not have, to a folder in it, copying if it lies elsewhere."""
     place.mkdir()
-    own = {file_names.CONFIG, file_names.CARD, *file_names.TOKENIZER_FILES, *tops(networks_in(new) or ())}
+    own = {file_names.CONFIG, file_names.CARD, *file_names.BESIDE_CONFIG, *tops(networks_in(new) or ())}
     for path in sorted(new.iterdir()):
         if path.name in own or not os.path.lexists(target / path.name):
             shutil.move(path, place / path.name)
@@ -237,7 +237,7 @@ def _move_out(target: Path, work: Path) -> None:
     """Moves the adapter in `target` aside: config.json first, from when on there is no adapter. All or nothing."""
     moving = work / MOVING
     moving.mkdir()
-    own = {file_names.CARD, *file_names.TOKENIZER_FILES, *tops(networks_in(target) or ())}
+    own = {file_names.CARD, *file_names.BESIDE_CONFIG, *tops(networks_in(target) or ())}
     try:
         for name in (file_names.CONFIG, *sorted(own)):
             if os.path.lexists(target / name):
@@ -260,7 +260,7 @@ def _move_back(moving: Path, target: Path) -> None:
 def _move_in(work: Path, target: Path, networks: frozenset[str]) -> None:
     """Moves the new adapter in: config.json last, from when on there is an adapter. All or nothing."""
     new, since, done = work / NEW, work / _SINCE, []
-    own = {file_names.CONFIG, file_names.CARD, *file_names.TOKENIZER_FILES, *tops(networks_in(new) or ())}
+    own = {file_names.CONFIG, file_names.CARD, *file_names.BESIDE_CONFIG, *tops(networks_in(new) or ())}
     since.mkdir(exist_ok=True)
     try:
         for path in sorted(new.iterdir(), key=_config_last):

@@ -10,11 +10,17 @@ CONFIG = "config.json"
 """Everything the adapter is, except weights and tokenizer."""
 CARD = "README.md"
 """The model card."""
+CARD_RESULTS = "value_adapter_card.json"
+"""What the card shows of an evaluation beside what config.json says."""
+CARD_PICTURE = "value_adapter_card.png"
+"""The picture of it."""
 TOKENIZER = "tokenizer.json"
 """The value network's tokenizer; the training base's is the same."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 """Files that a tokenizer's `save_pretrained` may write at the root."""
+BESIDE_CONFIG = (CARD_RESULTS, CARD_PICTURE, *TOKENIZER_FILES)
+"""All of an adapter that may lie at the root, except config.json and the card."""
 CHAT_TEMPLATES = "additional_chat_templates"
 """Directory of a tokenizer's further chat templates, a file for each name; the default one is at the root."""
 CHAT_TEMPLATE = ".jinja"
@@ -94,7 +100,7 @@ def patterns(networks: Iterable[str]) -> list[str]:
     """
     return [
         CONFIG,
-        *TOKENIZER_FILES,
+        *BESIDE_CONFIG,
         f"{CHAT_TEMPLATES}/*{CHAT_TEMPLATE}",
         f"{ALIGNMENTS}/*{SAFETENSORS}",
         *(f"{glob.escape(network)}/*{end}" for network in networks for end in (".json", SAFETENSORS)),

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from valueadapter.artifact import card, file_names, verification
 from valueadapter.artifact.atomic_directory import copy_adapter, staged
+from valueadapter.artifact.card_results import read_card_results
 from valueadapter.artifact.config import ValueAdapterConfig
 from valueadapter.artifact.cost import cost_in
 from valueadapter.errors import ConfigError
@@ -94,7 +95,9 @@ def _copy(source: Path, target: Path, config: ValueAdapterConfig, *, runs_alone:
     place = target / file_names.CARD
     if not place.exists() or card.is_generated(place.read_text(encoding="utf-8")):
         runs_alone = runs_alone or (source / file_names.CUSTOM_GENERATE).is_dir()
-        text = card.render_card(config, repo_id=None, runs_alone=runs_alone, cost=cost_in(target, config))
+        shown = read_card_results(target).true_to(config.evaluation)
+        cost = cost_in(target, config)
+        text = card.render_card(config, repo_id=None, runs_alone=runs_alone, cost=cost, shown=shown)
         place.write_text(text, encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from valueadapter.artifact import contents, file_names, tokenizer_settings
+from valueadapter.artifact.card_results import CardResults, read_card_results
 from valueadapter.artifact.config import ValueAdapterConfig
 from valueadapter.artifact.json_file import parse_object
 from valueadapter.artifact.network_files import OpenedNetwork, open_network
@@ -145,6 +146,7 @@ class OpenedArtifact:
         tokenizer_files: path inside the adapter -> content of what a tokenizer is loaded from.
         side: its vocabulary, as tokenizer.json has it.
         alignments: the maps that it brings, by the first 16 hex digits of the base's byte fingerprint.
+        card_results: what its card shows of an evaluation.
         held: what closing closes.
     """
 
@@ -154,6 +156,7 @@ class OpenedArtifact:
     tokenizer_files: Mapping[str, bytes]
     side: ModelVocabulary
     alignments: Mapping[str, VocabularyAlignment]
+    card_results: CardResults
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> OpenedArtifact:
@@ -216,7 +219,8 @@ def _open(directory: Path, held: contextlib.ExitStack) -> OpenedArtifact:
     files = _tokenizer_files(directory)
     side = _side(directory, files, config.vocabulary)
     alignments = _alignments(directory, side, config.vocabulary)
-    return OpenedArtifact(directory, config, tuple(networks), files, side, alignments)
+    shown = read_card_results(directory)
+    return OpenedArtifact(directory, config, tuple(networks), files, side, alignments, shown)
 
 
 def _tokenizer_files(directory: Path) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from valueadapter.compat import require
 from valueadapter.errors import ConfigError
 
 FORMATS = {".jsonl": "JSON Lines", ".ndjson": "JSON Lines", ".json": "JSON", ".csv": "CSV", ".tsv": "CSV"}
@@ -110,6 +111,7 @@ def _unpack(data: bytes, packed: str) -> bytes:
     if packed == ".xz":
         return lzma.decompress(data)
     if packed == ".zst":
+        require("train", "pyarrow")
         import pyarrow  # comes with datasets; the standard library has no zstd before Python 3.14
 
         with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:

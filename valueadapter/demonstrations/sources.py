@@ -8,21 +8,23 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, overload
 
-from datasets import Dataset, IterableDataset, IterableDatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
-
+from valueadapter.compat import require
 from valueadapter.demonstrations import record_files
 from valueadapter.demonstrations.record_checks import checked
 from valueadapter.demonstrations.record_files import Found
 from valueadapter.errors import ConfigError
 
+if TYPE_CHECKING:
+    from datasets import Dataset  # an extra, which what generates does without
+
 logger = logging.getLogger(__name__)
 
-Source: TypeAlias = str | Path | Dataset | Iterable[Mapping[str, Any]]
+Source: TypeAlias = "str | Path | Dataset | Iterable[Mapping[str, Any]]"
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _AT_HAND = "record {} (the first is 0)"
 
@@ -120,6 +122,12 @@ class _Chosen(Sequence[Any]):
         return self.rows[self.indices[index]]
 
 
+def of_datasets(value: object, *kinds: str) -> TypeGuard[Any]:
+    """Whether a value is of one of these classes of `datasets`; imports it not: what nobody imported, nobody holds."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(value, tuple(getattr(library, kind) for kind in kinds))
+
+
 def load_demonstrations(source: Source, *, split: str = "train") -> Demonstrations:
     """Demonstrations from a file, a Hub dataset or objects at hand, each checked.
 
@@ -133,12 +141,13 @@ def load_demonstrations(source: Source, *, split: str = "train") -> Demonstratio
     Raises:
         ConfigError: no record, or one that cannot be trained on; names file, line, key and what is wrong.
         FileNotFoundError: there is no such file.
+        MissingExtraError: a Hub dataset or Parquet file, and `datasets` is not installed.
     """
     if isinstance(source, Demonstrations):
         return source
     if isinstance(source, (str, Path)):
         return _of_path(source) if _is_path(source) else _of_hub(str(source), split)
-    if isinstance(source, (IterableDataset, IterableDatasetDict)):
+    if of_datasets(source, "IterableDataset", "IterableDatasetDict"):
         raise ConfigError(
             "a streamed dataset is read once, and demonstrations are read several times; give some of its records, "
             "list(stream.take(1000))"
@@ -147,7 +156,7 @@ def load_demonstrations(source: Source, *, split: str = "train") -> Demonstratio
         raise ConfigError(
             f"expected records; got an object with {', '.join(map(repr, source))}. Give one of its values"
         )
-    if isinstance(source, Dataset):
+    if of_datasets(source, "Dataset"):
         return Demonstrations(_Table(source), form="row {} (the first is 0)")
     return Demonstrations(list(source))
 
@@ -193,7 +202,9 @@ def _of_path(source: str | Path) -> Demonstrations:
 
 
 def _parquet(path: str, data: bytes) -> _Table:
+    require("train", "datasets")
     import pyarrow
+    from datasets import Dataset
     from pyarrow import parquet
 
     try:
@@ -203,6 +214,10 @@ def _parquet(path: str, data: bytes) -> _Table:
 
 
 def _of_hub(name: str, split: str) -> Demonstrations:
+    require("train", "datasets")
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
     try:
         data = load_dataset(name, split=split)
     except DatasetGenerationError as error:

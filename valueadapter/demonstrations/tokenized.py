@@ -6,25 +6,27 @@ Three shapes of record: `prompt` and `completion`; `messages` (chat, loss on ass
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from valueadapter.compat import require
 from valueadapter.demonstrations.encoding import chat_row, ended, prompt_ids, response_ids, text_ids
 from valueadapter.demonstrations.messages import template_arguments, text_of
 from valueadapter.demonstrations.record_checks import carries_loss, checked, shape_of
-from valueadapter.demonstrations.sources import Demonstrations, Source, as_record
+from valueadapter.demonstrations.sources import Demonstrations, Source, as_record, of_datasets
 from valueadapter.demonstrations.sources import load_demonstrations as load_demonstrations
 from valueadapter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset  # an extra, which what generates does without
 
 IGNORED = -100
 """The label of a position without loss, as everywhere in transformers."""
 SEPARATOR = "\n\n"
 """What stands after each demonstration in a context of texts, and so what ends the answers of a model that read it."""
 _CHUNK = 1000
-_TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 
 def encode(
@@ -120,16 +122,21 @@ def tokenize(
 
     Raises:
         ConfigError: a record that cannot be learned, with its place.
+        MissingExtraError: `datasets` is not installed.
     """
-    if isinstance(data, IterableDataset):
+    require("train", "datasets")
+    if of_datasets(data, "IterableDataset"):
         return _tokenized_stream(data, tokenizer, max_length)
-    first = data[0] if isinstance(data, (Dataset, list, tuple)) and len(data) else None
+    first = data[0] if (of_datasets(data, "Dataset") or isinstance(data, (list, tuple))) and len(data) else None
     if isinstance(first, Mapping) and "input_ids" in first:
         return data
     records = load_demonstrations(data)
     chunks = [range(begin, min(begin + _CHUNK, len(records))) for begin in range(0, len(records), _CHUNK)]
     rows = ([_encoded(records, index, tokenizer, max_length) for index in chunk] for chunk in chunks)
-    return concatenate_datasets([Dataset.from_list(chunk, features=_TOKENS) for chunk in rows])
+    from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+    columns = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    return concatenate_datasets([Dataset.from_list(chunk, features=columns) for chunk in rows])
 
 
 def _encoded(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Weights
+from valueadapter.artifact.config.number import finite, hold, whole
 from valueadapter.demonstrations.responses import Record, response_texts, shape_of
 from valueadapter.demonstrations.selection import draw, without
 from valueadapter.demonstrations.sources import all_checked
@@ -23,6 +24,7 @@ from valueadapter.demonstrations.tokenized import SEPARATOR, as_context
 from valueadapter.errors import ConfigError, ValueAdapterError
 from valueadapter.evaluation.kept import Kept, digest, kept_score, state_of
 from valueadapter.evaluation.metrics import evaluate, tokens_too_many
+from valueadapter.evaluation.recording import first_prompts
 from valueadapter.evaluation.report import Arm, BaseResult, Report
 from valueadapter.evaluation.score import Score
 from valueadapter.model.modeling import ValueAdapterForCausalLM
@@ -69,6 +71,12 @@ class Options:
     kept: Kept | None = None
     """Where finished arms are kept, so that a run that is stopped goes on with them; None keeps none. The caller
     forgets them (`Kept.forget`) once the report is where it belongs."""
+
+    def __post_init__(self) -> None:
+        hold(self, whole, "shots", least=0)
+        hold(self, whole, "max_new_tokens", "batch_size", least=1)
+        hold(self, whole, "seed")
+        hold(self, finite, "scale")
 
 
 def evaluate_adapter(
@@ -117,6 +125,7 @@ def evaluate_adapter(
         num_demonstrations=len(run.demonstrations),
         seed=options.seed,
         settings=dataclasses.asdict(options.finetuning) if options.finetuning else {},
+        prompts=first_prompts(held_out),
     )
 
 
@@ -266,7 +275,7 @@ class _Run:
     def _fewshot(self, model: ValueAdapterForCausalLM, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Arm:
         shots = self.options.shots
         if not self.options.demonstrations:
-            return Arm(reason="no training data (--train-data)")
+            return Arm(reason="no training data (--train-data)", asked=False)
         try:
             context = draw(self.demonstrations, shots, seed=self.options.seed)
         except ConfigError as error:
@@ -282,7 +291,7 @@ class _Run:
     def _calibrated(self, model: ValueAdapterForCausalLM, name: str, adapted: Arm) -> tuple[Arm, Calibration | None]:
         examples = self.options.calibration
         if not examples:
-            return Arm(reason="no examples to calibrate on (--calibrate)"), None
+            return Arm(reason="no examples to calibrate on (--calibrate)", asked=False), None
         found = self._calibration(model, name)
         weights = found.weights[NAME]
         if weights == model.weights[NAME] and model.scales[NAME] == 1:
@@ -315,7 +324,7 @@ class _Run:
     def _finetuned(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> Arm:
         how = self.options.finetuning
         if how is None:
-            return Arm(reason="not asked for (--finetune-reference)")
+            return Arm(reason="not asked for (--finetune-reference)", asked=False)
         if not self.demonstrations or tokenizer is None:
             return Arm(reason="no training data (--train-data)")
         what = f"{name}: fine-tuning"

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import StopStringCriteria
 
-from valueadapter.demonstrations.encoding import prompt_ids, response_ids, response_text
+from valueadapter.artifact.config.number import whole
+from valueadapter.demonstrations.encoding import response_ids, response_text
 from valueadapter.demonstrations.messages import render
 from valueadapter.demonstrations.tokenized import IGNORED, left_padded
 from valueadapter.errors import AdapterNameError, ConfigError
+from valueadapter.evaluation.question import Prompt, Question, as_read
 from valueadapter.forward.bounded_logits import pieces
 from valueadapter.forward.stops import as_set, stop_tokens
 from valueadapter.model.modeling import ValueAdapterForCausalLM
-
-Prompt = str | Sequence[Mapping[str, str]]
-"""Text, or one conversation of `{"role": …, "content": …}` that the response answers."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,6 @@ class BestOf:
     """Every answer as it was sampled, without control tokens."""
     best: int
     """Index of the best answer; the first where several are equal."""
-
-
-class _Question(NamedTuple):
-    """A prompt as the base reads it, and the chat that it was, if it was one."""
-
-    text: str
-    ids: list[int]
-    messages: Sequence[Mapping[str, str]] | None
 
 
 def value_score(
@@ -89,9 +80,8 @@ def value_score(
         AdapterNameError: no such adapter, or none is active.
     """
     tokenizer = _tokenizer(model)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
-    question = _question(model, prompt, tokenizer)
+    batch_size = whole("batch_size", batch_size, least=1)
+    question = as_read(model, prompt, tokenizer)
     answers = _encoded(responses, question, tokenizer)
     if end_of_sequence:
         end = _end_of_answer(model, question, tokenizer)
@@ -130,10 +120,10 @@ def best_of(
         ConfigError: n is not positive, an empty prompt, or a base without chat template for a chat.
         AdapterNameError: no such adapter, or none is active.
     """
-    if n < 1:
-        raise ConfigError(f"n, how many answers are sampled, must be at least 1; got {n}")
+    n = whole("n, how many answers are sampled,", n, least=1)
+    seed = None if seed is None else whole("seed", seed)
     tokenizer = _tokenizer(model)
-    question = _question(model, prompt, tokenizer)
+    question = as_read(model, prompt, tokenizer)
     with _judged_by(model, adapter_name):
         with model.disable_adapter() if from_base else contextlib.nullcontext(), _seeded(seed, model.device):
             answers = _sample(model, question, n, tokenizer, generation)
@@ -167,25 +157,7 @@ def _judged_by(model: ValueAdapterForCausalLM, adapter_name: str | None) -> Iter
     yield
 
 
-def _question(model: ValueAdapterForCausalLM, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> _Question:
-    if isinstance(prompt, str):
-        question = _Question(prompt, prompt_ids(prompt, tokenizer), None)
-    elif not prompt or not isinstance(prompt[0], Mapping):
-        raise ConfigError(
-            f"prompt must be text, or one conversation of {{'role': …, 'content': …}}; got {str(prompt)[:80]}"
-        )
-    else:
-        text = render(prompt, tokenizer, generation=True)
-        question = _Question(text, model.chat_inputs(prompt)["input_ids"][0].tolist(), prompt)
-    if not question.ids:
-        raise ConfigError(
-            "the prompt is empty, and the base's tokenizer puts no token at the beginning, so that the first "
-            "token of a response has no likelihood; expected a prompt of at least one token"
-        )
-    return question
-
-
-def _end_of_answer(model: ValueAdapterForCausalLM, question: _Question, tokenizer: PreTrainedTokenizerBase) -> int:
+def _end_of_answer(model: ValueAdapterForCausalLM, question: Question, tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer; in a chat the one after it in the template at which `generate` stops."""
     if question.messages is not None:
         answered = [*question.messages, {"role": "assistant", "content": "."}]
@@ -205,7 +177,7 @@ def _end_of_answer(model: ValueAdapterForCausalLM, question: _Question, tokenize
 @torch.no_grad()
 def _score(
     model: ValueAdapterForCausalLM,
-    question: _Question,
+    question: Question,
     answers: Sequence[list[int]],
     *,
     per_token: bool,
@@ -222,7 +194,7 @@ def _score(
     return scores
 
 
-def _log_likelihoods(model: ValueAdapterForCausalLM, question: _Question, answers: Sequence[list[int]]) -> torch.Tensor:
+def _log_likelihoods(model: ValueAdapterForCausalLM, question: Question, answers: Sequence[list[int]]) -> torch.Tensor:
     """Of each answer's tokens, in nats, (batch, longest answer), padded on the left with 0."""
     ids = left_padded([question.ids + answer for answer in answers]).to(model.device)
     mask = left_padded([[1] * (len(question.ids) + len(answer)) for answer in answers]).to(model.device)
@@ -244,7 +216,7 @@ def _log_likelihoods(model: ValueAdapterForCausalLM, question: _Question, answer
 
 def _sample(
     model: ValueAdapterForCausalLM,
-    question: _Question,
+    question: Question,
     n: int,
     tokenizer: PreTrainedTokenizerBase,
     generation: dict[str, Any],
@@ -292,7 +264,7 @@ class _Lengths(StoppingCriteria):
         return cast(torch.Tensor, done)
 
 
-def _encoded(responses: Sequence[str], question: _Question, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _encoded(responses: Sequence[str], question: Question, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     if isinstance(responses, str) or not responses:
         raise ConfigError(f"responses must be a list of at least one text; got {responses!r}")
     encoded = [response_ids(text, tokenizer, prompt=question.text) for text in responses]

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from valueadapter.adapter.causal_lm import logits_width, longest_text
+from valueadapter.artifact.config.number import whole
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.responses import (
     Record,
@@ -63,6 +64,8 @@ def evaluate(
         value_norms: also measure how large the value logits of a `ValueAdapterForCausalLM` are, before its scale.
         on_progress: called with the number of records done since the last call.
     """
+    batch_size = whole("batch_size", batch_size, least=1)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, least=1)
     records, context = all_checked(records), all_checked(context, name="context")
     examples: list[Example] = []
     right_texts = [text for record in records for text in response_texts(record)]

@@ -1,30 +1,53 @@
-"""Draws a report as one picture for a model card; measures nothing."""
+"""Draws what was measured on several bases as one picture; measures nothing."""
 
 from __future__ import annotations
 
+import io
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from valueadapter.artifact.card_results import CardArm, CardResult, Measure
+from valueadapter.compat import require
 from valueadapter.errors import ConfigError
-from valueadapter.evaluation.report import ARMS, Report
+from valueadapter.evaluation.report import Report
 from valueadapter.evaluation.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".svg")
+_INK, _QUIET, _LINES = "#1f2328", "#57606a", "#e4e6ea"
 _COLOURS = {
-    "base": "#8a8f98",
-    "fewshot": "#b08bd0",
-    "donor": "#e0a13c",
+    "base": "#6e7781",
+    "fewshot": "#9460bd",
+    "donor": "#b8730a",
     "adapted": "#1f6fb4",
     "calibrated": "#1f6fb4",
-    "finetuned": "#3c9d5d",
+    "finetuned": "#2c8a4b",
+}
+_PANELS = {
+    "bits_per_byte": "bits per UTF-8 byte (fewer are better)",
+    "exact_match": "exact answers in % (more are better)",
+}
+# text stays text in an SVG, the same report gives the same file, and it is dark on light wherever it is shown
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "valueadapter",
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _QUIET,
+    "xtick.color": _QUIET,
+    "ytick.color": _INK,
 }
 
 
 def save_plot(report: Report, path: str | Path) -> Path:
-    """Draws bits per byte of every arm with its interval, one panel per base.
+    """Draws bits per byte and exact match of every arm that was asked for, with intervals, base by base.
 
     Args:
         report: what was measured.
@@ -34,21 +57,8 @@ def save_plot(report: Report, path: str | Path) -> Path:
         ConfigError: another ending, or matplotlib is not installed.
     """
     target = check_plot(path)
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    arms = report.to_dict()["arms"]
-    figure = Figure(figsize=(7.6, 0.8 + 2.1 * len(arms)), layout="constrained")
-    panels = figure.subplots(len(arms), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, arm in zip(panels, arms, strict=True):
-        _panel(axes, arm)
-    panels[-1].set_xlabel("bits per UTF-8 byte of the response (fewer are better)")
-    title = f"{report.adapter} on {report.num_examples} held-out examples of {report.data}"
-    figure.suptitle(visible(title), fontsize=11, parse_math=False)  # a name with dollar signs is no formula
     target.parent.mkdir(parents=True, exist_ok=True)
-    # text stays text in an SVG, and the same report gives the same file
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "valueadapter"}):
-        figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else {"Software": None})
+    target.write_bytes(draw(report.on_card(prompts=False), name=report.adapter, kind=target.suffix[1:]))
     return target
 
 
@@ -56,65 +66,110 @@ def check_plot(path: str | Path) -> Path:
     """Whether `save_plot` could write there, asked before anything is measured.
 
     Raises:
-        ConfigError: an ending that is no picture's, or matplotlib is not installed.
+        ConfigError: an ending that is no picture's.
+        MissingExtraError: matplotlib is not installed.
     """
     if not str(path).endswith(ENDINGS):
         raise ConfigError(f"a plot's name ends in .png or .svg; got '{path}'")
-    try:
-        import matplotlib  # noqa: F401  # only whether it is there
-    except ImportError:
-        raise ConfigError(
-            "drawing needs matplotlib, which is not installed; pip install 'valueadapter[evaluation]'"
-        ) from None
+    require("evaluation", "matplotlib")
     return Path(path)
 
 
-def _panel(axes: Axes, arm: dict[str, Any]) -> None:
-    """One base: a dot with its interval for each arm, from the base alone down."""
-    names = list(ARMS)
-    axes.axvline(arm["base_bits_per_byte"], color=_COLOURS["base"], linewidth=0.8, linestyle=":", zorder=1)
-    labels = []
-    for place, name in enumerate(names):
-        value = arm[f"{name}_bits_per_byte"]
-        labels.append(_label(name, arm))
-        if value is None:
-            axes.text(
-                0.01,
-                place,
-                "not measured",
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=8,
-                color="#8a8f98",
-                style="italic",
-            )
+def draw(results: Sequence[CardResult], *, name: str = "", kind: str = "png") -> bytes:
+    """The picture, as the content of a file.
+
+    Args:
+        results: one for each base and held-out set.
+        name: of the adapter.
+        kind: `png` or `svg`.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 1.5 + sum(map(_height, results))), layout="constrained")
+        _draw_panels(figure, results)
+        if name:  # a name with dollar signs is no formula
+            figure.suptitle(_wrapped(visible(name), 90), fontsize=12, parse_math=False)
+        figure.supxlabel(_caption(results), fontsize=8.5, color=_QUIET, x=0.01, ha="left", parse_math=False)
+        file = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+    return file.getvalue()
+
+
+def _draw_panels(figure: Figure, results: Sequence[CardResult]) -> None:
+    """A row of panels for each result, a column for each measure that somebody has."""
+    there = [key for key in _PANELS if any(getattr(arm, key) for one in results for arm in one.arms)]
+    measures = there or ["bits_per_byte"]
+    sizes = {"height_ratios": [_height(one) for one in results]}
+    grid = figure.subplots(len(results), len(measures), squeeze=False, sharex="col", gridspec_kw=sizes)
+    for row, result in zip(grid, results, strict=True):
+        for axes, measure in zip(row, measures, strict=True):
+            _panel(axes, result.arms, measure)
+        labels = [_wrapped(visible(arm.label), 40) for arm in result.arms]
+        row[0].set_yticks(range(len(labels)), labels, fontsize=9, parse_math=False)
+        for axes in row[1:]:
+            axes.set_yticks(range(len(labels)), [])
+        title = f"{result.base} ({result.relation}), {result.num_examples:,} examples of {result.data}"
+        row[0].set_title(_wrapped(visible(title), 100), fontsize=10, loc="left", parse_math=False)
+    for axes, measure in zip(grid[-1], measures, strict=True):
+        axes.set_xlabel(_PANELS[measure], fontsize=9)
+        if measure == "exact_match":
+            shares = [arm.exact_match.high for one in results for arm in one.arms if arm.exact_match is not None]
+            axes.set_xlim(-4 * max(0.1, *shares, 0.0), 108 * max(0.1, *shares, 0.0))
+
+
+def _panel(axes: Axes, arms: Sequence[CardArm], measure: str) -> None:
+    """One measure on one base: a dot with its interval for each arm, from the base alone down."""
+    factor = 100 if measure == "exact_match" else 1
+    for place, arm in enumerate(arms):
+        found: Measure | None = getattr(arm, measure)
+        if found is None:
+            where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            axes.text(0.02, place, "not measured", fontsize=8, color=_QUIET, style="italic", **where)
             continue
-        low, high = arm["intervals"][f"{name}_bits_per_byte"]
-        filled = name != "calibrated"
+        value, low, high = (factor * one for one in (found.value, found.low, found.high))
+        colour = _COLOURS.get(arm.arm, _INK)
+        if arm.arm == "base":
+            axes.axvline(value, color=colour, linewidth=0.8, linestyle=":", zorder=1)
         axes.errorbar(
             value,
             place,
             xerr=[[max(value - low, 0)], [max(high - value, 0)]],
             fmt="o",
-            color=_COLOURS[name],
-            markerfacecolor=_COLOURS[name] if filled else "white",
+            color=colour,
+            markerfacecolor="white" if arm.arm == "calibrated" else colour,
             capsize=3,
             zorder=2,
         )
-        axes.annotate(
-            f"{value:.3f}", (value, place), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
-        )
-    axes.set_yticks(range(len(names)), labels, fontsize=9)
-    axes.set_ylim(len(names) - 0.4, -0.8)
-    axes.set_title(visible(f"{arm['base']} ({arm['relation']})"), fontsize=10, loc="left", parse_math=False)
-    axes.grid(axis="x", color="#e4e6ea", linewidth=0.6)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "bbox": box}
+        axes.annotate(f"{value:.1f}" if factor == 100 else f"{value:.3f}", (value, place), fontsize=8, **above)
+    axes.set_ylim(len(arms) - 0.4, -0.8)
+    axes.grid(axis="x", color=_LINES, linewidth=0.6)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.08)
+    axes.margins(x=0.1)
 
 
-def _label(name: str, arm: dict[str, Any]) -> str:
-    if name == "fewshot":
-        return f"base, {arm['num_fewshot']} demonstrations in its prompt"
-    if name == "adapted":
-        return f"{ARMS[name]}, scale {arm['scale']:g}"
-    return ARMS[name]
+def _caption(results: Sequence[CardResult]) -> str:
+    arms = {arm.arm for one in results for arm in one.arms}
+    said = [
+        "Dot: the value over all held-out examples. Bar: its 95 % interval, from 2,000 draws of as many of these "
+        "examples with replacement: how far the value depends on which examples there are. Dotted line: the base alone."
+    ]
+    if "donor" in arms:
+        said.append("Small tuned model: the base that the adapter was trained on, with it.")
+    if "calibrated" in arms:
+        said.append("Calibrated: at weights fitted on other examples.")
+    return _wrapped(" ".join(said), 150)
+
+
+def _height(result: CardResult) -> float:
+    """Inches of a row of panels."""
+    return 0.75 + 0.36 * len(result.arms)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)) or text

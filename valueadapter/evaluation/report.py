@@ -5,12 +5,13 @@ Knows nothing of how it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from valueadapter.artifact.card_results import LONGEST, CardArm, CardPrompt, CardResult, Measure
 from valueadapter.artifact.config import EvaluationRecord, Weights
 from valueadapter.demonstrations.bootstrap import Bootstrap, Pairs
 from valueadapter.evaluation.score import METRICS, Score, ratio
@@ -25,6 +26,8 @@ ARMS = {
     "finetuned": "base fine-tuned (LoRA)",
 }
 """Prefix of the keys -> what a person reads; `adapted` is at the adapter's own scale. Always all of them."""
+ON_CARD = ("base", "fewshot", "adapted")
+"""The arms whose answers a card shows."""
 NORMS = ("value_norm_raw", "value_norm_centred")
 
 
@@ -36,6 +39,20 @@ class Arm:
     """None where it was not measured."""
     reason: str = ""
     """Why not."""
+    asked: bool = True
+    """Whether somebody asked for it; what nobody asked for is in no picture."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out prompt that a report shows with the answers to it."""
+
+    index: int
+    """Its place among the held-out records."""
+    prompt: str
+    """The prompt; the turns of a chat as `role: text`."""
+    expected: str
+    """The held-out answer."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,48 @@ class BaseResult:
         with np.errstate(divide="ignore", invalid="ignore"):
             return gain / best, gains / bests
 
+    def answers(self, index: int) -> dict[str, str]:
+        """Arm -> what it said to a held-out record, of the arms that were asked."""
+        scores = {name: arm.score for name, arm in self.arms.items() if arm.score is not None}
+        said = {name: score.examples[index].answer for name, score in scores.items()}
+        return {name: answer for name, answer in said.items() if answer is not None}
+
+    def on_card(self, data: str, bootstrap: Bootstrap, prompts: Sequence[HeldOut]) -> CardResult:
+        """What a card and a picture show of it.
+
+        Args:
+            data: Hub ID or name of the held-out set.
+            bootstrap: of the held-out examples.
+            prompts: those to show.
+        """
+
+        def measure(arm: str, metric: str) -> Measure | None:
+            score, value = self.arms[arm].score, self.value(arm, metric)
+            if score is None or value is None:
+                return None
+            low, high = bootstrap.interval(bootstrap.ratios(score.pairs(metric))) or (value, value)
+            return Measure(value, float(low), float(high))
+
+        arms = tuple(
+            CardArm(name, self.label(name), measure(name, "bits_per_byte"), measure(name, "exact_match"))
+            for name, arm in self.arms.items()
+            if arm.score is not None or arm.asked
+        )
+        base = self.arms["base"].score
+        shown = []
+        for one in prompts:
+            said = {name: _cut(text) for name, text in self.answers(one.index).items() if name in ON_CARD}
+            if said:
+                shown.append(CardPrompt(_cut(one.prompt, end=True), _cut(one.expected.strip()), said))
+        return CardResult(self.base, self.relation, data, len(base.examples) if base else 0, arms, tuple(shown))
+
+    def label(self, arm: str) -> str:
+        """What a person reads of an arm."""
+        if arm == "fewshot":
+            return f"base, {self.num_fewshot} {'example' if self.num_fewshot == 1 else 'examples'} in its prompt"
+        at = f", scale {self.scale:g}" if arm == "adapted" and self.scale != 1 else ""
+        return f"{ARMS[arm]}{at}"
+
     def records(self, data: str) -> list[EvaluationRecord]:
         """What an artifact keeps of it: one record at the adapter's own weights, one at the calibrated if they differ.
 
@@ -173,6 +232,14 @@ class BaseResult:
         ]
 
 
+def _cut(text: str, *, end: bool = False) -> str:
+    """A text that is short enough for a card: its end, or its beginning."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    if len(text) <= LONGEST:
+        return text
+    return f"…{text[1 - LONGEST :]}" if end else f"{text[: LONGEST - 1]}…"
+
+
 def _as_dict(weights: Weights | None) -> dict[str, Any] | None:
     return None if weights is None else asdict(weights)
 
@@ -197,6 +264,8 @@ class Report:
     """Of everything that is drawn."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """How the reference was fine-tuned; empty without it."""
+    prompts: tuple[HeldOut, ...] = ()
+    """The first of the held-out prompts, for people to read; empty where the examples ask nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, intervals included; see docs/evaluation.md for the keys."""
@@ -209,8 +278,23 @@ class Report:
             "num_demonstrations": self.num_demonstrations,
             "seed": self.seed,
             "finetuning": dict(self.settings) or None,
-            "arms": [result.to_dict(bootstrap) for result in self.results],
+            "arms": [result.to_dict(bootstrap) | {"prompts": self._answered(result)} for result in self.results],
         }
+
+    def _answered(self, result: BaseResult) -> list[dict[str, Any]]:
+        """The shown prompts with what every arm said on a base; none where nobody was asked."""
+        found = [(one, result.answers(one.index)) for one in self.prompts]
+        return [{"prompt": one.prompt, "expected": one.expected, "answers": said} for one, said in found if said]
+
+    def on_card(self, *, prompts: bool = True) -> tuple[CardResult, ...]:
+        """What a card and a picture show of each base.
+
+        Args:
+            prompts: also the first held-out prompts, with the answers to them.
+        """
+        bootstrap = Bootstrap(self.num_examples, seed=self.seed)
+        shown = self.prompts if prompts else ()
+        return tuple(result.on_card(self.data, bootstrap, shown) for result in self.results)
 
     def merged_into(self, earlier: tuple[EvaluationRecord, ...]) -> tuple[EvaluationRecord, ...]:
         """The records of an artifact with these in place of earlier ones of the same base and data."""

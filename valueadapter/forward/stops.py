@@ -92,14 +92,16 @@ class StreamedAnswer:
     """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
-        self.stop_strings, self._held, self._over = tuple(stop_strings), "", False
+        self.stop_strings, self._held = tuple(stop_strings), ""
+        self.is_over = False
+        """Whether one of them has come."""
 
     def add(self, piece: str, *, last: bool = False) -> str:
         """What can be shown after a piece more; after the last one, all that is left."""
-        text = "" if self._over else self._held + piece
+        text = "" if self.is_over else self._held + piece
         shown = until(text, self.stop_strings)
         if len(shown) < len(text):
-            self._over = True
+            self.is_over = True
         elif not last:
             begun = (one[:size] for one in self.stop_strings for size in range(1, len(one)))
             shown = shown[: len(shown) - max((len(start) for start in begun if text.endswith(start)), default=0)]

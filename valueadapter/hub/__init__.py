@@ -15,15 +15,21 @@ from valueadapter.hub.download import (
     repository_facts,
     resolve_commit,
 )
+from valueadapter.hub.same_weights import commit_of_same
+from valueadapter.hub.search import Findings, FoundAdapter, find_adapters
 from valueadapter.hub.upload import Push, check_push, push
 
 __all__ = [
     "Download",
+    "Findings",
+    "FoundAdapter",
     "Push",
     "RepositoryFacts",
     "check_push",
+    "commit_of_same",
     "fetch",
     "fetch_config",
+    "find_adapters",
     "open_adapter",
     "push",
     "repository_facts",

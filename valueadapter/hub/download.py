@@ -14,8 +14,9 @@ from pathlib import Path
 
 from valueadapter.artifact import file_names, verification
 from valueadapter.artifact.config import ValueAdapterConfig
-from valueadapter.errors import ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
+from valueadapter.errors import ArtifactError, ConfigError, NotAValueAdapterError
 from valueadapter.hub.failures import Asked, readable
+from valueadapter.hub.names import ADAPTER, MODEL, is_directory
 from valueadapter.hub.snapshots import remember, resolve, sizes_at, sizes_in, snapshot
 
 
@@ -157,39 +158,26 @@ def resolve_commit(
     """The commit hash that a revision of a model repository stands for; None for a local path.
 
     Args:
-        repo_id: Hub ID, or a path, which has no commits.
+        repo_id: Hub ID, or a directory, which has no commits.
         revision: branch, tag or commit hash; the default branch by default.
         token: Hub token.
         cache_dir: the cache that answers when the Hub cannot be reached.
         local_files_only: ask the cache only.
 
     Raises:
+        MissingFileError: neither a directory nor the form of a Hub ID.
+        NotAValueAdapterError: a dataset or a space.
         huggingface_hub.errors: the same as `fetch`.
     """
-    if Path(repo_id).exists():
+    if is_directory(repo_id, of=MODEL):
         return None
-    _local_directory(repo_id, Download())  # or it is of the form of a Hub ID
     asked = Asked(repo_id, revision, token, cache_dir, local_files_only)
     with readable(asked):
         return resolve(asked)
 
 
 def _local_directory(name_or_path: str | Path, how: Download) -> Path | None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, without __all__
-
-    path = Path(name_or_path)
-    if path.is_dir():
-        return path / how.subfolder
-    try:
-        validate_repo_id(str(name_or_path))
-    except HFValidationError:
-        raise MissingFileError(
-            f"'{name_or_path}' is neither a directory here nor of the form of a Hub ID ('user/name'); check it"
-        ) from None
-    if isinstance(name_or_path, Path):
-        raise MissingFileError(f"there is no directory '{name_or_path}'; for a Hub ID pass a string")
-    return None
+    return Path(name_or_path, how.subfolder) if is_directory(name_or_path, of=ADAPTER) else None
 
 
 def _asked(name: str | Path, how: Download) -> Asked:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from valueadapter.compat import http, unresolved
 from valueadapter.errors import ValueAdapterError
+from valueadapter.hub.names import place_of
 from valueadapter.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+PUBLIC_HUB = "https://huggingface.co"
 _AGAIN = "Nothing was left half done: run again"
 # how Rust prints an error of the system
 _SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")
@@ -79,6 +81,8 @@ def _clearer(error: Exception, asked: Asked) -> Exception:
         return errors.LocalEntryNotFoundError(_not_cached(error, asked))
     if isinstance(error, errors.LocalEntryNotFoundError):
         _reword(error, _not_cached(error, asked))
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        _reword(error, f"HF_HUB_OFFLINE forbids asking the Hub at {asked.api.endpoint}, and this needs it; unset it")
     elif isinstance(error, errors.HfHubHTTPError):
         _reword(error, _explain(error, asked))
     elif isinstance(error, http().TransportError):
@@ -156,16 +160,23 @@ def _explain(error: HfHubHTTPError, asked: Asked) -> str | None:
 
 
 def _no_repository(error: HfHubHTTPError, asked: Asked) -> str:
-    name, place = asked.repo_id, asked.api.endpoint
+    name = asked.repo_id
+    here = f", and no directory '{place_of(name)}' on this machine"
     if "authorization" not in error.response.request.headers:
         return (
-            f"there is no public model repository '{name}' on {place}. If it is private, log in with 'hf auth login' "
-            "or pass token=: no token was sent. Else check the spelling"
+            f"there is no public model repository '{name}' on {_where(asked)}{here}. Check the spelling. If it is "
+            "private, log in with 'hf auth login' or pass token=: no token was sent"
         )
     return (
-        f"there is no model repository '{name}' on {place} that the token sent may see. Check the spelling; "
-        "if it is private, its owner has to give you access"
+        f"there is no model repository '{name}' on {_where(asked)} that the token sent may see{here}. Check the "
+        "spelling; if it is private, its owner has to give you access"
     )
+
+
+def _where(asked: Asked) -> str:
+    """The Hub that was asked; one that is not the usual one with the reason."""
+    place = asked.api.endpoint
+    return place if place == PUBLIC_HUB else f"{place} (so HF_ENDPOINT says; {PUBLIC_HUB} was not asked)"
 
 
 def _identity(error: HfHubHTTPError) -> str:
@@ -195,7 +206,8 @@ def _not_cached(error: Exception, asked: Asked) -> str:
         reason = f"the Hub at {asked.api.endpoint} cannot be asked ({_cause(error)})"
     return (
         f"'{asked.repo_id}' (revision '{asked.revision or 'main'}') is not complete in the cache "
-        f"'{asked.cache}', and {reason}. Download it once while the Hub can be reached"
+        f"'{asked.cache}', and {reason}. Download it once while the Hub can be reached (nor is there a directory "
+        f"'{place_of(asked.repo_id)}' on this machine)"
     )
 
 

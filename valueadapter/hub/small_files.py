@@ -11,6 +11,7 @@ from valueadapter.artifact import file_names
 from valueadapter.artifact.config import MODEL_TYPE, ValueAdapterConfig
 from valueadapter.compat import http
 from valueadapter.errors import ConfigError, IncompatibleBaseError, MissingFileError
+from valueadapter.hub.names import MODEL, is_directory
 from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
 
@@ -40,9 +41,9 @@ class SmallFiles:
             huggingface_hub.errors: the repository or revision is not there, private, gated, not in the cache, …
         """
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
-        if Path(self.name).is_dir():
+        if is_directory(self.name, of=MODEL):
             path = Path(self.name, self.subfolder, name)
             return path if path.is_file() else None
         try:
@@ -55,10 +56,6 @@ class SmallFiles:
                 cache_dir=self.cache_dir,
                 local_files_only=self.local_files_only,
             )
-        except HFValidationError:
-            raise MissingFileError(
-                f"'{self.name}' is neither a directory here nor of the form of a Hub ID ('user/name'); check it"
-            ) from None
         except RemoteEntryNotFoundError:
             return None
         return Path(found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,9 +22,11 @@ from valueadapter.adapter.model_state import same_model, settings_of
 from valueadapter.adapter.shared_tensors import make_own, move, swap_weights
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Weights
+from valueadapter.artifact.config.number import finite
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.steps import reads_text
+from valueadapter.model.adapter_names import DEFAULT, check_adapter, check_name, names_given
 from valueadapter.model.choosing import ChoosingMethods
 from valueadapter.model.joint_head import OutputHead
 from valueadapter.model.registry import Attached
@@ -34,9 +35,6 @@ from valueadapter.model.status import StatusMethods
 from valueadapter.vocabulary.bridge import VocabularyBridge
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
 
 _serials = itertools.count()
 
@@ -51,7 +49,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
     def load_adapter(
         self,
         name_or_path: str | Path,
-        adapter_name: str,
+        adapter_name: str = DEFAULT,
         *,
         scale: float | None = None,
         base_prefix: GivenPrefix = RECORDED,
@@ -81,13 +79,15 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             self.hotswap_adapter(new, adapter_name, scale=scale, base_prefix=base_prefix)
             return
         self._check_new_name(adapter_name)
+        if scale is not None:
+            finite(f"scale of '{adapter_name}'", scale)
         adapter = ValueAdapter.from_pretrained(name_or_path, **download)
         self.add_adapter(adapter, adapter_name, scale=scale, base_prefix=base_prefix, is_trainable=is_trainable)
 
     def add_adapter(
         self,
         adapter: ValueAdapter,
-        adapter_name: str,
+        adapter_name: str = DEFAULT,
         *,
         scale: float | None = None,
         base_prefix: GivenPrefix = RECORDED,
@@ -109,7 +109,10 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             UnsupportedModeError: a network of a kind that cannot read the base's text in tokens of its own.
             ConfigError: its value logits are NaN or infinite.
         """
+        check_adapter(adapter, adapter_name)
         self._check_new_name(adapter_name)
+        if scale is not None:
+            self.attached.check_scale(adapter_name, scale)
         prefix = adapter.config.base_prefix if isinstance(base_prefix, Recorded) else as_prefix(base_prefix)
         if prefix is not None:
             self.attached.as_read(prefix)  # now, so that a prefix this base cannot take is not attached
@@ -117,8 +120,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         if link is not None and link.reading is not None:
             _check_text_readers(adapter)
         weights, recommended = self._recommended(adapter, link)
-        own = recommended if scale is None else scale
-        self.attached.check_scale(adapter_name, own)
+        own = self.attached.check_scale(adapter_name, recommended) if scale is None else float(scale)
         device = execution_device(self.base)
         attached = self.attached.networks()
         held = set(map(id, attached))
@@ -134,9 +136,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             adapter = self._sharing(adapter)
             self.attached.bodies.hold_once(adapter.networks, self.base, attached)
         self.value_networks[adapter_name] = nn.ModuleList(adapter.networks)
-        self.attached.by_name[adapter_name] = Attached(
-            adapter, float(own), next(_serials), link, weights, prefix=prefix
-        )
+        self.attached.by_name[adapter_name] = Attached(adapter, own, next(_serials), link, weights, prefix=prefix)
         if not self.attached.active:
             self.attached.active = (adapter_name,)
         elif adapter_name not in self.attached.active:
@@ -166,6 +166,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             ConfigError: the networks do not fit, another adapter shares them, the scale cannot be, or the new value
                 logits are NaN or infinite; nothing has changed then.
         """
+        check_adapter(adapter, adapter_name, method="hotswap_adapter")
         attached = self.attached.get(adapter_name)
         old = attached.adapter
         elsewhere = {id(n) for name, one in self.adapters.items() if name != adapter_name for n in one.networks}
@@ -180,14 +181,13 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         if prefix is not None:
             self.attached.as_read(prefix)
         weights, recommended = self._recommended(adapter, attached.link)
-        own = recommended if scale is None else scale
-        self.attached.check_scale(adapter_name, own)
+        own = self.attached.check_scale(adapter_name, recommended if scale is None else scale)
         check_effect(adapter, adapter_name)
         for mine, theirs in zip(old.networks, adapter.networks, strict=True):
             swap_weights(mine, theirs)
         attached.adapter = adapter.replaced(networks=old.networks)
         attached.prefix, attached.trained_behind = prefix, RECORDED
-        attached.scale, attached.weights = float(own), weights
+        attached.scale, attached.weights = own, weights
         self.attached.prefixes.forget(attached.serial)
 
     def add_weighted_adapter(
@@ -230,6 +230,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             )
         if len(weights) != len(adapters) or not adapters:
             raise ConfigError(f"expected one weight for each adapter; got {len(weights)} for {len(adapters)}")
+        weights = [finite(f"weight of '{name}'", one) for name, one in zip(adapters, weights, strict=True)]
         if any(weight < 0 for weight in weights):
             self.attached.warn_below_zero(f"weights {list(weights)} of {list(adapters)}")
         total = sum(weights) if combination == "average" else 1.0
@@ -281,7 +282,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         Raises:
             AdapterNameError: no such adapter; none of several is deleted then.
         """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        names = names_given(adapter_name)
         for name in names:
             self.attached.get(name)
         for name in dict.fromkeys(names):
@@ -347,25 +348,6 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         check_name(name)
         if name in self.attached.by_name:
             raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
-
-
-def check_name(name: object) -> None:
-    """Raises unless this can name an adapter, whatever the model.
-
-    Args:
-        name: what somebody calls an adapter.
-
-    Raises:
-        AdapterNameError: it is not made of letters, digits, '_' and '-', or torch's modules have something of that
-            name, as methods or as attributes.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise AdapterNameError(f"an adapter's name is made of letters, digits, '_' and '-'; got {name!r}")
-    of_python = name.startswith("__") and name.endswith("__")  # some are there, and hasattr says no
-    if of_python or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
-        raise AdapterNameError(
-            f"'{name}' is a method or an attribute of torch's modules, so it cannot name an adapter; choose another"
-        )
 
 
 def _check_text_readers(adapter: ValueAdapter) -> None:

@@ -62,6 +62,11 @@ class ChatMethods(WrappedModel):
             ConfigError: the base's tokenizer has no chat template, a template refuses the chat or takes no tools, a
                 content that is no text, or an argument that no template takes.
         """
+        if isinstance(messages, (str, Mapping)):
+            raise ConfigError(
+                "chat_inputs takes a chat, [{'role': 'user', 'content': …}], or a list of chats; got "
+                f"{type(messages).__name__}. For a prompt as text: tokenizer(text, return_tensors='pt')"
+            )
         tokenizer, terms = self.attached.tokenizer, self.attached.terms()
         if tokenizer is None or not tokenizer.chat_template:
             raise ConfigError(

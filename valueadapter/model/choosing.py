@@ -6,15 +6,17 @@ Speaks PEFT's vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import get_args
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.artifact.config import Prefix, Weights
+from valueadapter.artifact.config import Prefix, ValueAdapterConfig, Weights
 from valueadapter.artifact.config.prefix import GivenPrefix, Recorded, as_prefix
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring, Mode
+from valueadapter.model.adapter_names import names_given
 from valueadapter.model.thread_scope import Block
 from valueadapter.model.wrapped import WrappedModel
 
@@ -28,7 +30,7 @@ class ChoosingMethods(WrappedModel):
         Raises:
             AdapterNameError: no such adapter, or one named twice.
         """
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        names = names_given(adapter_name)
         for name in names:
             self.attached.get(name)
         if len(set(names)) != len(names):
@@ -104,8 +106,8 @@ class ChoosingMethods(WrappedModel):
             UnsupportedModeError: entered in an asynchronous generator.
         """
         self.attached.get(adapter_name)
-        self.attached.check_scale(adapter_name, scale)
-        return self.attached.scoped((adapter_name,), scales={adapter_name: float(scale)})
+        own = self.attached.check_scale(adapter_name, scale)
+        return self.attached.scoped((adapter_name,), scales={adapter_name: own})
 
     def disable_adapter(self) -> Block:
         """Within the block, and in its thread only, the model is the base, bit for bit, and no network runs.
@@ -178,6 +180,34 @@ class ChoosingMethods(WrappedModel):
     def active_adapters(self) -> list[str]:
         """Names of the adapters that act now, in the order they were activated; empty while disabled."""
         return self.attached.active_names()
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the adapter that acts now, where it is one.
+
+        Raises:
+            AdapterNameError: none acts, or several do; `active_adapters` has them all.
+        """
+        names = self.attached.active_names()
+        if len(names) != 1:
+            raise AdapterNameError(
+                f"active_adapter is the name of one; active are {names or 'none'}. active_adapters lists them, "
+                "set_adapter(name) chooses one"
+            )
+        return names[0]
+
+    @property
+    def adapter_configs(self) -> Mapping[str, ValueAdapterConfig]:
+        """Name -> configuration of every attached adapter, to read: what `peft_config` is on a `PeftModel`.
+
+        It has another name because TRL and PEFT take whatever has a `peft_config` for a model of PEFT's: they unwrap
+        it, and put LoRA's configurations there.
+        """
+        return MappingProxyType({name: one.config for name, one in self.attached.adapters().items()})
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The base, which no adapter changes: `model.base`. As in PEFT; `unload` also detaches the adapters."""
+        return self.base
 
     @property
     def scales(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from valueadapter.adapter.causal_lm import execution_device, in_its_words, longest_text, moved
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
 from valueadapter.compat import cache_by_any_name, cache_in, carried, renamed
-from valueadapter.errors import UnsupportedModeError
+from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.cache import BASE, ValueAdapterCache
 from valueadapter.forward.steps import STEPS, Steps, empty, has_read, keeps_cache, prepared_by, prepares_otherwise
 from valueadapter.forward.value_logits import Term
@@ -32,6 +32,11 @@ from valueadapter.model.wrapped import WrappedModel
 
 _POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
 """What `generate` takes behind the prompt, in order."""
+
+_NOT_IDS = (
+    "generate takes token ids, a tensor of (batch, seq); got {}. For a chat: generate(**model.chat_inputs(messages)), "
+    "for text: generate(**tokenizer(text, return_tensors='pt'))"
+)
 
 
 class GenerationMethods(WrappedModel):
@@ -75,12 +80,15 @@ class GenerationMethods(WrappedModel):
 
         Raises:
             AdapterNameError: unknown names, or not one entry for each prompt.
-            ConfigError: `stop_strings` that are no texts, or empty ones, which would end every answer at once.
+            ConfigError: a chat or text in the place of ids; `stop_strings` that are no texts, or empty ones, which
+                would end every answer at once.
             UnsupportedModeError: `inputs_embeds`, or a cache of other models, while an adapter acts; `speculative` for
                 several prompts or beams, or where no adapter that acts can draft.
         """
         kwargs = renamed({**kwargs, **dict(zip(_POSITIONAL, args, strict=False))}, carried())
         ids = kwargs.get("input_ids") if inputs is None else inputs
+        if ids is not None and not isinstance(ids, torch.Tensor):
+            raise ConfigError(_NOT_IDS.format(type(ids).__name__))
         batch = 1 if ids is None else len(ids)
         groups = [] if adapter_names is None else groups_of(self.attached, adapter_names, batch)
         if len(groups) == 1:  # nothing is mixed, so that assistants need not know

@@ -108,6 +108,9 @@ class Backbone:
             raise AttributeError(name)
         return getattr(self._owner.base, name)
 
+    def __repr__(self) -> str:
+        return f"Backbone({type(self._owner.base).__name__} and the networks that act; model.base is the base alone)"
+
 
 class HeadMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that shows it as one body and one head."""

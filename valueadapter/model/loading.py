@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +13,7 @@ from valueadapter import hub
 from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.tokenizer_loading import load_tokenizer, side_of
 from valueadapter.adapter.value_adapter import ValueAdapter
-from valueadapter.errors import IncompatibleBaseError
+from valueadapter.errors import ConfigError, IncompatibleBaseError
 from valueadapter.vocabulary.compatibility import say_how_they_meet
 from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
 
@@ -28,6 +29,11 @@ class Loaded(NamedTuple):
     adapter: ValueAdapter
 
 
+_OF_LOADING = ("base_revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+_OF_CODE = ("trust_remote_code", "code_revision", "gguf_file")
+"""For the tokenizer of a base that is loaded, too."""
+
+
 def load_both(
     base: str | Path | PreTrainedModel,
     adapter: str | Path | ValueAdapter | None,
@@ -40,13 +46,14 @@ def load_both(
 
     Arguments and errors as `ValueAdapterForCausalLM.from_pretrained`.
     """
+    _check_options(base, adapter, kwargs)
     for given_by_auto_model in ("config", "adapter_kwargs", "_from_auto"):
         kwargs.pop(given_by_auto_model, None)
     base_revision = kwargs.pop("base_revision", None)
     shared: dict[str, Any] = {k: kwargs.pop(k) for k in ("token", "cache_dir", "local_files_only") if k in kwargs}
     own = {k: kwargs.pop(k) for k in ("subfolder", "force_download") if k in kwargs}
     # what the base's tokenizer and configuration want as its weights do; never the adapter's, which has no code
-    of_base = shared | {k: kwargs[k] for k in ("trust_remote_code", "code_revision", "gguf_file") if k in kwargs}
+    of_base = shared | {k: kwargs[k] for k in _OF_CODE if k in kwargs}
     if adapter is None:
         if isinstance(base, PreTrainedModel):
             raise TypeError("from_pretrained(base, adapter): the adapter is missing; use ValueAdapterForCausalLM(base)")
@@ -78,6 +85,25 @@ def load_both(
     if isinstance(base, (str, Path)):
         base = AutoModelForCausalLM.from_pretrained(base, revision=base_revision, **shared, **kwargs)
     return Loaded(base, tokenizer, theirs, cast(ValueAdapter, adapter))
+
+
+def _check_options(base: object, adapter: object, options: Mapping[str, Any]) -> None:
+    """Refuses what would have no effect.
+
+    Raises:
+        ConfigError: a configuration of PEFT's, or options for loading a base that is loaded.
+    """
+    if hasattr(options.get("config"), "peft_type"):
+        raise ConfigError(
+            f"config is a {type(options['config']).__name__} of PEFT's, and a value adapter brings its configuration "
+            "itself; leave config out"
+        )
+    unused = [name for name in options if name not in (*_OF_LOADING, *_OF_CODE)]
+    if isinstance(base, PreTrainedModel) and adapter is not None and unused:
+        raise ConfigError(
+            f"{', '.join(unused)} would have no effect: the base is loaded already, and networks take its device and "
+            f"dtype. Leave {'it' if len(unused) == 1 else 'them'} out, or name the base by its Hub ID"
+        )
 
 
 def find_tokenizer(name: str, **download: Any) -> PreTrainedTokenizerBase:

@@ -28,12 +28,14 @@ from valueadapter.adapter.injected_lora import check_no_lora_on_lora
 from valueadapter.adapter.shared_tensors import is_shared, together
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import MODEL_TYPE
+from valueadapter.artifact.config.number import finite
 from valueadapter.artifact.config.prefix import RECORDED, GivenPrefix
 from valueadapter.compat import cache_by_any_name
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.forward.one_pass import run_together
 from valueadapter.forward.sum import Apart
-from valueadapter.model.attaching import AdapterMethods, check_name
+from valueadapter.model.adapter_names import DEFAULT, check_name
+from valueadapter.model.attaching import AdapterMethods
 from valueadapter.model.call import Call
 from valueadapter.model.chat import ChatMethods, Messages
 from valueadapter.model.generation import NO_IDS, GenerationMethods
@@ -55,10 +57,17 @@ class ValueAdapterForCausalLM(
     HeadMethods,
     SavingMethods,
 ):
-    """A base model with value adapters.
+    """A base model with value adapters: logits = base logits + Σ scale · value logits.
 
-    `ValueAdapterForCausalLM(base)` is the base itself; `add_adapter` and `load_adapter` attach adapters, and
-    `from_pretrained` does both. The base is frozen and never trained here, and stays in eval mode.
+    `from_pretrained(base, adapter)` loads both; `ValueAdapterForCausalLM(base)` is the base itself. Then
+
+    * attach: `load_adapter`, `add_adapter`, `hotswap_adapter`, `add_weighted_adapter`, `delete_adapter`, `unload`
+    * choose: `set_adapter`, `disable_adapter`, `only`, `set_scale`, `set_weights`, `set_base_prefix`
+    * ask: `adapters`, `adapter_configs`, `active_adapters`, `scales`, `weights`, `get_adapter_status`, `get_base_model`
+    * run: `generate`, `forward`; `chat_inputs` for chats; `adapter_names=[…]` for other adapters in each row
+    * keep: `save_pretrained`, `push_to_hub`; of an adapter, never of the base
+
+    All else is transformers' and torch's. The base is frozen and never trained here, and stays in eval mode.
 
     Args:
         base: a causal language model (a PEFT-wrapped one works too).
@@ -81,6 +90,7 @@ class ValueAdapterForCausalLM(
     def __init__(
         self, base: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, strict: bool = False
     ) -> None:
+        """Wraps a loaded base without adapters; arguments as above."""
         check_no_virtual_tokens(base)
         own = {"name_or_path": base.config.name_or_path, "return_dict": base.config.return_dict}
         super().__init__(ValueAdapterModelConfig(text_config=base.config, **own))
@@ -99,7 +109,7 @@ class ValueAdapterForCausalLM(
         scale: float | None = None,
         base_prefix: GivenPrefix = RECORDED,
         revision: str | None = None,
-        adapter_name: str = "default",
+        adapter_name: str = DEFAULT,
         tokenizer: PreTrainedTokenizerBase | None = None,
         is_trainable: bool = False,
         strict: bool = False,
@@ -129,9 +139,12 @@ class ValueAdapterForCausalLM(
             IncompatibleBaseError: the base's vocabulary cannot be aligned with the adapter's.
             AdapterNameError: no name for an adapter; said before anything is loaded.
             ArtifactError, ConfigError: the adapter is damaged, or no adapter.
+            ConfigError: an argument that would have no effect, as `dtype` for a base that is loaded already.
             huggingface_hub.errors: a repository or revision cannot be had.
         """
         check_name(adapter_name)
+        if scale is not None:
+            finite(f"scale of '{adapter_name}'", scale)
         found = load_both(base, adapter, revision=revision, tokenizer=tokenizer, **kwargs)
         model = cls(found.base, tokenizer=found.tokenizer, strict=strict)
         model.attached.take_side(found.side)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +20,7 @@ from valueadapter.adapter.causal_lm import logits_width
 from valueadapter.adapter.tokenizer_loading import side_of
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact.config import Prefix, Weights
+from valueadapter.artifact.config.number import finite
 from valueadapter.artifact.config.prefix import RECORDED, Recorded
 from valueadapter.errors import AdapterNameError, ConfigError, UnsupportedModeError
 from valueadapter.forward.alignment_modes import Centring
@@ -184,24 +184,24 @@ class AttachedAdapters:
             ConfigError: not a finite number, or below 0 in strict mode.
         """
         attached = self.get(name)
-        self.check_scale(name, scale)
+        scale = self.check_scale(name, scale)
         scope = self.scope()
         for scales in scope.scales.maps if scope is not None else []:
             if name in scales:
-                scales[name] = float(scale)
+                scales[name] = scale
                 return
-        attached.scale = float(scale)
+        attached.scale = scale
 
-    def check_scale(self, name: str, scale: float) -> None:
-        """Raises for a scale that cannot be, and warns of one below 0.
+    def check_scale(self, name: str, scale: float) -> float:
+        """The scale as it is kept; warns of one below 0.
 
         Raises:
             ConfigError: not a finite number, or below 0 in strict mode.
         """
-        if not math.isfinite(scale):
-            raise ConfigError(f"scale of '{name}' must be a finite number; got {scale}")
-        if scale < 0:
-            self.warn_below_zero(f"scale {scale:g} of '{name}'")
+        kept = float(finite(f"scale of '{name}'", scale))
+        if kept < 0:
+            self.warn_below_zero(f"scale {kept:g} of '{name}'")
+        return kept
 
     def warn_below_zero(self, what: str) -> None:
         """Says what a negative weight can do.

@@ -65,7 +65,7 @@ class SavingMethods(WrappedModel):
             adapter.push_to_hub(repo_id or Path(save_directory).name)
 
     def push_to_hub(self, repo_id: str, *, adapter_name: str | None = None, **options: Any) -> Any:
-        """Publishes an adapter (never the base); see `ValueAdapter.push_to_hub` for the options."""
+        """Publishes an adapter (never the base), with its prefix; see `ValueAdapter.push_to_hub` for both."""
         return self._to_save(adapter_name, None)[0].push_to_hub(repo_id, **options)
 
     def _to_save(

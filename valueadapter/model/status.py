@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from valueadapter.adapter.shared_tensors import held_bytes
-from valueadapter.artifact.config import Weights
+from torch import nn
+
+from valueadapter.adapter.shared_tensors import held_bytes, of_body
+from valueadapter.artifact.config import Prefix, Weights, prefix_text
+from valueadapter.artifact.config.prefix import Recorded
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.model.bodies import why_apart
+from valueadapter.model.registry import Attached, AttachedAdapters
 from valueadapter.model.wrapped import WrappedModel
 
 
@@ -46,6 +50,37 @@ class AdapterStatus:
 
 class StatusMethods(WrappedModel):
     """The part of `ValueAdapterForCausalLM` that says what is attached."""
+
+    def __repr__(self) -> str:
+        """Base and adapters in a few lines, for which nothing is loaded or computed; `model.base` has the layers."""
+        base, attached = vars(self).get("_modules", {}).get("base"), vars(self).get("attached")
+        if base is None or attached is None:  # not yet put together
+            return f"{type(self).__name__}()"
+        lines = [f"base: {_of_base(base)}"]
+        if not isinstance(given := attached.given_prefix, Recorded):
+            lines.append(f"prefix, for all adapters: {_length(given, attached)}")
+        for name, one in attached.by_name.items():
+            lines += self._lines(name, one)
+        if not attached.by_name:
+            lines.append("no adapter: load_adapter(…) attaches one")
+        return "\n".join([f"{type(self).__name__}(", *(f"  {line}" for line in lines), ")"])
+
+    def _lines(self, name: str, one: Attached) -> list[str]:
+        """An attached adapter: how it acts, and what it is made of."""
+        state = "active" if name in self.attached.active_names() else "not active"
+        networks, bodies = one.adapter.networks, {_body(network) for network in one.adapter.networks}
+        of = f" of {_number(len(bodies), 'body', 'bodies')}" if len(networks) > 1 else ""
+        made_of = [_number(len(networks), "network") + of]
+        if _body(self.attached.base) in bodies:
+            made_of[0] += " (the base's)" if len(bodies) == 1 else " (one is the base's)"
+        if one.prefix is not None:
+            readers = sum(spec.reads_prefix for spec in one.adapter.config.networks)
+            also = f" and {_number(readers, 'network')}" if readers else ""
+            made_of.append(f"a prefix of {_length(one.prefix, self.attached)} for the base{also}")
+        if any(p.requires_grad for network in networks for p in network.parameters()):
+            made_of.append("trainable")
+        acts = f"{state}, scale {self.attached.scales()[name]:g}: {one.weights}"
+        return [f"adapter '{name}': {acts}", f"  {'; '.join(made_of)}"]
 
     def get_adapter_status(self) -> list[AdapterStatus]:
         """One entry for each attached adapter, in the order of attaching."""
@@ -98,3 +133,26 @@ class StatusMethods(WrappedModel):
         for other in names[: names.index(name)]:
             before += self.attached.by_name[other].adapter.networks
         return held_bytes([*before, *self.attached.by_name[name].adapter.networks]) - held_bytes(before)
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+def _of_base(base: nn.Module) -> str:
+    name, first = getattr(base, "name_or_path", ""), next(base.parameters(), None)
+    where = [] if first is None else [str(first.dtype).removeprefix("torch."), str(first.device)]
+    return ", ".join([f"{type(base).__name__} '{name}'" if name else type(base).__name__, *where])
+
+
+def _body(model: nn.Module) -> frozenset[int]:
+    """What tells the weights of a model apart from others', a LoRA aside."""
+    return frozenset(map(id, of_body(model).values()))
+
+
+def _length(prefix: Prefix | None, attached: AttachedAdapters) -> str:
+    if prefix is None:
+        return "none"
+    known = attached.prefixes.known.get(prefix)
+    return f"{len(prefix_text(prefix)):,} characters" if known is None else f"{len(known.base.ids):,} tokens"
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"

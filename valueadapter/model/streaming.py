@@ -25,6 +25,11 @@ class AnswerStreamer(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._answer, self._show = StreamedAnswer(stop_strings), show
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer has come to one of the texts that end it."""
+        return self._answer.is_over
+
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called by `generate` with each piece."""
         shown = self._answer.add(text, last=stream_end)

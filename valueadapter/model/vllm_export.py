@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.atomic_directory import replace_directory
 from valueadapter.artifact.config import Prefix, Weights
+from valueadapter.artifact.config.number import finite
 from valueadapter.errors import ArtifactError, ConfigError, IncompatibleBaseError, UnsupportedModeError
 from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.forward.stops import beginning_with, stop_tokens
@@ -108,7 +108,7 @@ def export_to_vllm(
     for given, adapter in zip(adapters, loaded, strict=True):
         _check(adapter, given.name, base, theirs, use_prefix=use_prefix)
         weights, own_scale = _recommended(adapter, base)
-        networks.add(adapter, weights, own_scale if given.scale is None else given.scale)
+        networks.add(adapter, weights, own_scale if given.scale is None else float(given.scale))
     where: dict[str, Any] = {"revision": commit, "token": token}
     tokenizer = AutoTokenizer.from_pretrained(base, **where)
     prefix = _one_prefix(adapters, loaded) if use_prefix else None
@@ -149,8 +149,8 @@ def _check_given(adapters: Sequence[GivenAdapter]) -> None:
     if not adapters:
         raise ConfigError("expected at least one adapter to serve; got none")
     for one in adapters:
-        if one.scale is not None and not math.isfinite(one.scale):
-            raise ConfigError(f"the scale of '{one.name}' must be a finite number; got {one.scale}")
+        if one.scale is not None:
+            finite(f"the scale of '{one.name}'", one.scale)
 
 
 def _check_ends(served: Served) -> None:

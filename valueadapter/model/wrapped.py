@@ -10,6 +10,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from valueadapter.adapter.causal_lm import execution_device
 from valueadapter.errors import UnsupportedModeError
+from valueadapter.model.adapter_names import INSTEAD
 from valueadapter.model.registry import AttachedAdapters
 
 
@@ -38,6 +39,15 @@ class WrappedModel(PreTrainedModel, GenerationMixin):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         twin.attached.bodies.note([twin.base, *twin.attached.networks()])
         return twin
+
+    def __getattr__(self, name: str) -> Any:
+        """Modules, parameters and buffers, as torch has it; what only PEFT has is answered with the right call."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name in INSTEAD:
+                raise AttributeError(f"{error}: {INSTEAD[name]}") from None
+            raise
 
     @property
     def device(self) -> torch.device:

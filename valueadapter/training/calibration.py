@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from valueadapter.artifact.config import RecommendedWeights, Weights, same_base
+from valueadapter.artifact.config.number import whole
 from valueadapter.demonstrations.bootstrap import Bootstrap
 from valueadapter.demonstrations.responses import Record, response_bytes, response_texts, same_demonstration
 from valueadapter.demonstrations.sources import all_checked
@@ -160,8 +161,7 @@ def calibrate(
         model.attached.get(name)
     if not names or len(set(names)) != len(names):
         raise AdapterNameError(f"expected adapters to calibrate, each named once; got {list(names)}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
+    batch_size = whole("batch_size", batch_size, least=1)
     if not response_bytes(examples):
         raise ConfigError("no response of the examples has any text, so there is nothing to calibrate on")
     answers = [text for example in examples for text in response_texts(example)]

@@ -42,6 +42,8 @@ def take_weights(own: ValueAdapter, checkpoint: Path) -> TrainingRecord | None:
             ):
                 if held is None:
                     _check_named(spec, mine, place)
+                elif held.is_lora and hasattr(network, "peft_config"):  # the rest is pinned, and is there already
+                    load_lora(network, held.directory)
                 else:
                     _load(held, network, place)
             return opened.config.training

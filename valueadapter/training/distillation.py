@@ -19,6 +19,7 @@ from transformers import (
 
 from valueadapter.adapter.causal_lm import execution_device, moved
 from valueadapter.adapter.lora import with_lora
+from valueadapter.artifact.config.number import finite, whole
 from valueadapter.demonstrations.tokenized import IGNORED, Collator, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError, UnsupportedModeError
 from valueadapter.model.modeling import ValueAdapterForCausalLM
@@ -56,6 +57,7 @@ def distill_into_lora(
     max_length: int = 1024,
     seed: int = 0,
     say: Callable[[str], object] | None = None,
+    on_progress: Callable[[str, int, int], object] | None = None,
 ) -> Distilled:
     """Trains a LoRA on a copy of the base towards base + adapters as they stand; this model does not change.
 
@@ -70,11 +72,16 @@ def distill_into_lora(
         max_length: tokens kept of a demonstration.
         seed: of initialisation and order.
         say: called with a line of progress now and then.
+        on_progress: called after each step with what is done, how much of it is, and how much there is.
 
     Raises:
         UnsupportedModeError: no adapter acts.
         ConfigError: the base is a `PeftModel`, or there are too few demonstrations to hold some out.
     """
+    counts = {"rank": rank, "batch_size": batch_size, "max_length": max_length}
+    rank, batch_size, max_length = (whole(name, given, least=1) for name, given in counts.items())
+    epochs, learning_rate = finite("epochs", epochs), finite("learning_rate", learning_rate)
+    seed = whole("seed", seed)
     if not model.active_adapters:
         raise UnsupportedModeError("no adapter acts here, so there is nothing to distil; call set_adapter first")
     if hasattr(model.base, "peft_config"):
@@ -93,6 +100,7 @@ def distill_into_lora(
         lambda arguments: _Distiller(model, model=student, args=arguments, train_dataset=train, data_collator=collator),
         small_lora.SmallTraining(epochs, learning_rate, batch_size, seed),
         on_cpu=execution_device(model.base).type == "cpu",
+        on_progress=on_progress,
     )
     after, _ = _divergence(model, student.eval(), scored)
     if say is not None:

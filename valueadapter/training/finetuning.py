@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,6 +22,8 @@ from transformers import (
 from valueadapter.adapter.heads import Head, LazyLogits, head_of, last_hidden_state
 from valueadapter.adapter.lora import with_lora
 from valueadapter.artifact.config import Regularisation
+from valueadapter.artifact.config.number import finite, hold, whole
+from valueadapter.compat import require
 from valueadapter.demonstrations.responses import Record
 from valueadapter.demonstrations.tokenized import Collator, encode
 from valueadapter.errors import ConfigError
@@ -48,6 +49,11 @@ class FineTuning:
     """Tokens kept of a demonstration."""
     seed: int = 0
     """Of the order and the initialisation."""
+
+    def __post_init__(self) -> None:
+        hold(self, whole, "rank", "batch_size", "max_length", least=1)
+        hold(self, whole, "seed")
+        hold(self, finite, "epochs", "learning_rate")
 
 
 @contextlib.contextmanager
@@ -96,6 +102,9 @@ def _train(
     how: FineTuning,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
+    require("evaluation", "accelerate", "datasets")
+    from datasets import Dataset
+
     rows = Dataset.from_list([encode(record, tokenizer, max_length=how.max_length) for record in demonstrations])
 
     def make(arguments: TrainingArguments) -> Trainer:

@@ -42,6 +42,7 @@ def with_fitted_weights(
     arguments: ValueTrainingArguments,
     *,
     say: Callable[[str], object],
+    on_progress: Callable[[str, int, int], object] | None = None,
 ) -> tuple[ValueAdapter, dict[str, object]]:
     """Records what an adapter should count for on the base that it was trained on.
 
@@ -52,6 +53,7 @@ def with_fitted_weights(
             is left out. Without any, the weights are those of the training.
         arguments: of the training.
         say: called with a line.
+        on_progress: called with what is done, how much of it is, and how much there is.
 
     Returns:
         The adapter with the record, and what the summary says of it. Bits hold the ends of the responses.
@@ -63,7 +65,8 @@ def with_fitted_weights(
     say(f"fitting the weights for the training base on {len(examples):,} demonstrations that were held out")
     model = on_training_base(adapter, trained.unload(), trained.base_tokenizer)
     size = min(16, arguments.per_device_train_batch_size)
-    found = calibrate(model, examples, default={"default": record.weights}, batch_size=size)
+    count = None if on_progress is None else _counted(on_progress, len(examples))
+    found = calibrate(model, examples, default={"default": record.weights}, batch_size=size, on_progress=count)
     fitted = found.recommended(model, base=record.base, data=record.data)
     how = "fitted" if found.fitted else "as in training: fitting gains nothing that can be relied on"
     return adapter.with_config(weights=(fitted,)), {
@@ -73,6 +76,20 @@ def with_fitted_weights(
         "held_out_total_bits_per_byte_base": round(found.base_bits_per_byte, 4),
         "held_out_total_bits_per_byte_base_and_adapter": round(found.bits_per_byte, 4),
     }
+
+
+def _counted(on_progress: Callable[[str, int, int], object], total: int) -> Callable[[int], None]:
+    """Tells of examples, which are read several times."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        before = (done - 1) // total
+        again = f", again ({before})" if before else ""
+        on_progress(f"fitting the weights{again}", done - before * total, total)
+
+    return count
 
 
 def _readable(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import disable_progress_bars
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,12 +24,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from valueadapter import hub
-from valueadapter.adapter.causal_lm import set_trainable
+from valueadapter.adapter.causal_lm import longest_text, set_trainable
 from valueadapter.adapter.lora import build_lora_network, merged
 from valueadapter.adapter.network_building import build_network
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import card
 from valueadapter.artifact.config import Prefix, ValueAdapterConfig
+from valueadapter.artifact.publishing import what_becomes_public
+from valueadapter.compat import require
 from valueadapter.demonstrations.tokenized import encode, load_demonstrations, tokenize
 from valueadapter.errors import ConfigError
 from valueadapter.forward.prefix_tokens import prefix_ids
@@ -38,22 +39,29 @@ from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.training import sharding
 from valueadapter.training.arguments import ValueTrainingArguments
 from valueadapter.training.fitted_weights import as_trained_on_its_base, on_training_base, with_fitted_weights
+from valueadapter.training.pinning import commit_of_base, in_float32, named_at
 from valueadapter.training.recipe_settings import (
     DEFAULT_WEIGHTS,
-    EPOCHS,
-    LEARNING_RATES,
     Recipe,
     all_read,
     check_settings,
     run_settings,
 )
+from valueadapter.training.run_arguments import run_arguments
 from valueadapter.training.run_callbacks import Progress, StopWhenAsked, TrainingStopped
-from valueadapter.training.run_data import data_and_prefix, name_of_data, stop_strings_of, with_some_held_out
+from valueadapter.training.run_data import (
+    check_room,
+    data_and_prefix,
+    name_of_data,
+    stop_strings_of,
+    with_some_held_out,
+)
 from valueadapter.training.run_directory import RunDirectory, base_identity
 from valueadapter.training.small_lora import silence
 from valueadapter.training.trainer import ValueTrainer
 
 Say = Callable[[str], object]
+OnProgress = Callable[[str, int, int], object]
 Score = Callable[[ValueAdapterForCausalLM, Sequence[Any]], Mapping[str, object]]
 """From base + adapter at scale 1, and held-out demonstrations, to what the summary says of them."""
 
@@ -66,6 +74,7 @@ def run(
     push_to: str | None = None,
     score: Score | None = None,
     say: Say,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, object]:
     """Trains, saves and, where asked, publishes an adapter.
 
@@ -77,10 +86,12 @@ def run(
         resume: go on from the last checkpoint in the output directory, which must be of the same run.
         overwrite: begin anew where an earlier run has left checkpoints or an adapter; the adapter is replaced at the
             end, the checkpoints go at once.
-        push_to: Hub ID to publish under.
+        push_to: Hub ID to publish under; a new repository is private where the arguments have `hub_private_repo`.
         score: what to say of the recipe's held-out demonstrations, once the adapter is saved and before it is
             published; required with them, as `evaluation.held_out.bits_per_byte`.
         say: called with a line for every step worth knowing of.
+        on_progress: called with what is done, how much of it is, and how much there is. Without it the progress bars
+            of other libraries are switched off; with it they are the caller's.
 
     Returns:
         The summary: tokens, loss before and after, the place, the weights for the training base with what held-out
@@ -88,16 +99,22 @@ def run(
 
     Raises:
         ConfigError, ArtifactError, CheckpointError: settings, data or directories that cannot be; nothing has changed.
+        MissingExtraError: `accelerate` or `datasets` is not installed.
         TrainingStopped: Ctrl-C; the message says how to go on.
     """
-    say = say if int(os.environ.get("RANK", "0")) == 0 else _silent  # with several processes, one speaks
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    directory = RunDirectory(recipe.output_dir)
+    require("train", "accelerate", "datasets")
+    if int(os.environ.get("RANK", "0")) != 0:  # with several processes, one speaks
+        say, on_progress = _silent, None
+    if on_progress is None:
+        import datasets
+
+        transformers_logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    directory = RunDirectory(Path(recipe.output_dir))
     check_settings(recipe, push_to=push_to)
     checkpoint = directory.check(resume=resume, overwrite=overwrite)
-    arguments = _arguments(recipe)
-    plan = _plan(recipe, arguments)
+    arguments = run_arguments(recipe)
+    plan = _plan(recipe, arguments, checkpoint, say=say)
     if plan.held_out and score is None:
         raise ConfigError(_NO_SCORE)
     if checkpoint is None:
@@ -106,8 +123,8 @@ def run(
     else:
         directory.check_same_run(plan.settings)
         say(f"going on from {checkpoint}")
-    model, trainer = _trainer(recipe, plan, arguments, say=say)
-    _rehearse(recipe, trainer, plan, push_to=push_to)
+    model, trainer = _trainer(recipe, plan, arguments, say=say, on_progress=on_progress)
+    _rehearse(recipe, trainer, plan, push_to=push_to, say=say)
     over = checkpoint is not None and _step(checkpoint) >= _last_step(trainer)
     if over and directory.is_finished:
         say(f"this run was finished already, at step {_last_step(trainer)}; its adapter is left as it is")
@@ -122,7 +139,7 @@ def run(
     adapter = _finished(recipe, trained, plan)
     adapter = as_trained_on_its_base(adapter, model, name=name_of_data(recipe))
     place = directory.save(adapter, say=say)  # before anything more is computed, so that nothing is lost
-    adapter, found = with_fitted_weights(adapter, model, plan.to_fit_on, arguments, say=say)
+    adapter, found = with_fitted_weights(adapter, model, plan.to_fit_on, arguments, say=say, on_progress=on_progress)
     if plan.to_fit_on:
         adapter.save_pretrained(place)
     elif sharding.is_on(arguments):
@@ -132,7 +149,8 @@ def run(
         say(f"scoring {len(plan.held_out):,} held-out demonstrations")
         summary |= score(on_training_base(adapter, model.unload(), model.base_tokenizer), plan.held_out)
     if push_to is not None:
-        summary["published"] = adapter.push_to_hub(push_to).commit_url
+        say(f"publishing {push_to}")
+        summary["published"] = adapter.push_to_hub(push_to, private=arguments.hub_private_repo).commit_url
     return summary
 
 
@@ -168,12 +186,12 @@ class _Plan:
     """Those, or some of the data that are not trained on: the weights for the training base are fitted on them."""
     tokenizer: PreTrainedTokenizerBase
     commit: str | None
-    """Of the base on the Hub."""
+    """Of the base on the Hub; of one in a directory that of the repository that holds the same model, if one does."""
     settings: dict[str, Any]
     """What decides what is learned, by which a run is known again."""
 
 
-def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
+def _plan(recipe: Recipe, arguments: ValueTrainingArguments, checkpoint: Path | None, *, say: Say) -> _Plan:
     """Reads and tokenizes all data, and finds out which base is meant."""
     data, prefix = data_and_prefix(recipe)
     held_out = [] if recipe.eval_data is None else list(load_demonstrations(recipe.eval_data))
@@ -181,8 +199,7 @@ def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     if in_parts and held_out:
         raise ConfigError(_NOT_SCORED)
     data, to_fit_on = (data, held_out) if held_out or in_parts else with_some_held_out(recipe, data)
-    is_path = Path(recipe.base).exists()
-    commit = None if is_path else hub.resolve_commit(recipe.base, recipe.base_revision)
+    commit = hub.resolve_commit(recipe.base, recipe.base_revision)
     _check_code(recipe.base, commit)
     tokenizer = AutoTokenizer.from_pretrained(recipe.base, revision=commit)
     if prefix is not None:
@@ -192,6 +209,8 @@ def _plan(recipe: Recipe, arguments: ValueTrainingArguments) -> _Plan:
     identity = base_identity(recipe.base, commit)
     settings = run_settings(recipe, arguments, base=identity, data=data, prefix=prefix)
     tokenized = tokenize(data, tokenizer, max_length=arguments.max_length)
+    if commit is None and recipe.base_name is not None:
+        commit = commit_of_base(recipe.base_name, Path(recipe.base), recipe.base_revision, checkpoint, say=say)
     return _Plan(tokenized, prefix, stop_strings_of(recipe, prefix), held_out, to_fit_on, tokenizer, commit, settings)
 
 
@@ -206,12 +225,14 @@ def _check_code(base: str, commit: str | None) -> None:
 
 
 def _trainer(
-    recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say
+    recipe: Recipe, plan: _Plan, arguments: ValueTrainingArguments, *, say: Say, on_progress: OnProgress | None
 ) -> tuple[ValueAdapterForCausalLM, ValueTrainer]:
     """The base with a new adapter, and what trains it."""
     with sharding.whole_models(arguments):
         model = _untrained(recipe, plan, say)
-        others = [_other_base(place, say) for place in recipe.other_bases]
+        others = [_other_base(place, recipe.dtype, say) for place in recipe.other_bases]
+    if not sharding.is_on(arguments):  # which takes weights of one dtype alone
+        in_float32(model.value_networks)
     trainer = ValueTrainer(
         model,
         arguments,
@@ -221,17 +242,19 @@ def _trainer(
         say=say,
     )
     silence(trainer)
-    trainer.add_callback(Progress(say))
+    trainer.add_callback(Progress(say, on_progress))
     say(f"training on {len(plan.data):,} demonstrations")
     return model, trainer
 
 
-def _rehearse(recipe: Recipe, trainer: ValueTrainer, plan: _Plan, *, push_to: str | None) -> None:
+def _rehearse(recipe: Recipe, trainer: ValueTrainer, plan: _Plan, *, push_to: str | None, say: Say) -> None:
     """Writes down, and throws away, what will be said of the adapter, so that no name stops it after the training."""
     adapter = trainer.trained_adapter()
     config = _finished_config(recipe, adapter.config, plan)
     ValueAdapterConfig.from_json(config.to_json())
     card.render_card(config, repo_id=push_to)
+    if push_to is not None and (line := what_becomes_public(config, push_to)) is not None:
+        say(line)
     for network in adapter.networks:
         if network.generation_config is not None:
             network.generation_config.validate(strict=True)
@@ -274,16 +297,17 @@ def _summary(place: Path, adapter: ValueAdapter) -> dict[str, object]:
     return summary
 
 
-def _other_base(place: str, say: Say) -> ValueAdapterForCausalLM:
+def _other_base(place: str, dtype: str, say: Say) -> ValueAdapterForCausalLM:
     say(f"base model {place} takes part, frozen")
-    base = AutoModelForCausalLM.from_pretrained(place)
+    base = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
     return ValueAdapterForCausalLM(base, tokenizer=AutoTokenizer.from_pretrained(place))
 
 
 def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM:
     """The base with a new adapter."""
     say(f"base model {recipe.base}, frozen")
-    base = AutoModelForCausalLM.from_pretrained(recipe.base, revision=plan.commit)
+    here = Path(recipe.base).exists()
+    base = AutoModelForCausalLM.from_pretrained(recipe.base, revision=None if here else plan.commit, dtype=recipe.dtype)
     set_seed(int(recipe.arguments.get("seed", 0)))
     model = ValueAdapterForCausalLM(base, tokenizer=plan.tokenizer)
     name = recipe.base_name or recipe.base
@@ -300,11 +324,14 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
         base_prefix=plan.prefix if recipe.network == "full" or reads_it else None,
         reads_prefix=[reads_it] * len(networks),
     )
+    if recipe.network == "lora" and here and plan.commit is not None:
+        adapter = named_at(adapter, 1, repo=name, revision=plan.commit)
     model.add_adapter(adapter, "default", is_trainable=True)
     for network in adapter.networks[1:]:
         set_trainable(network, False)
     if plan.prefix is not None:
         tokens = len(prefix_ids(plan.prefix, plan.tokenizer))
+        check_room(plan.data["input_ids"], tokens, longest_text(base))
         say(f"the base will read a prefix of {tokens:,} tokens before each prompt")
     if isinstance(plan.prefix, str) and recipe.base_prefix is None and not plan.stop_strings:
         say("responses hold blank lines themselves, so that none ends an answer; the adapter records no stop string")
@@ -321,10 +348,18 @@ def _networks(
         )
         say(f"value network of {network.num_parameters() / 1e6:,.1f}M parameters, start: {recipe.initialisation}")
         return [network], [1.0]
-    network = build_lora_network(base, rank=recipe.lora_rank, name=name, revision=commit)
+    network = build_lora_network(
+        base,
+        rank=recipe.lora_rank,
+        name=name,
+        revision=commit,
+        alpha=recipe.lora_alpha,
+        target_modules=recipe.target_modules,
+    )
     trained = sum(p.numel() for key, p in network.named_parameters() if "lora_" in key)
     say(f"value network: the base with a LoRA of {trained / 1e6:,.1f}M parameters, minus the base")
-    return [network, copy.deepcopy(base) if commit is None else f"{name}@{commit}"], [1.0, -1.0]
+    here = commit is None or Path(recipe.base).exists()  # what lies here is not downloaded
+    return [network, copy.deepcopy(base) if here else f"{name}@{commit}"], [1.0, -1.0]
 
 
 def _finished(recipe: Recipe, adapter: ValueAdapter, plan: _Plan) -> ValueAdapter:
@@ -357,30 +392,6 @@ def _finished_config(recipe: Recipe, config: ValueAdapterConfig, plan: _Plan) ->
         scale=1.0 if recipe.scale is None else recipe.scale,
         base_prefix=plan.prefix if recipe.network == "lora" else config.base_prefix,
     )
-
-
-def _arguments(recipe: Recipe) -> ValueTrainingArguments:
-    base_name = recipe.base_name or recipe.base
-    settings: dict[str, Any] = {
-        "output_dir": str(recipe.output_dir),
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 5,
-        "logging_steps": 0.05,
-        "logging_first_step": True,
-        "save_strategy": "steps",
-        "save_steps": 0.25,
-        "save_total_limit": 1,
-        "report_to": [],
-        "disable_tqdm": True,
-        "num_train_epochs": EPOCHS[recipe.network],
-        "learning_rate": LEARNING_RATES[recipe.network],
-        "initialisation": "pretrained" if recipe.network == "lora" else recipe.initialisation,
-        "initialised_from": None if recipe.initialisation == "random" or Path(base_name).exists() else base_name,
-        "num_layers": recipe.num_layers,
-        "lora_rank": recipe.lora_rank if recipe.network == "lora" else None,
-        "data_name": name_of_data(recipe),
-    }
-    return ValueTrainingArguments(**{**settings, **recipe.arguments})
 
 
 def _rounded(value: float | None) -> float | None:

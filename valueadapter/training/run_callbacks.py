@@ -64,16 +64,26 @@ class StopWhenAsked(TrainerCallback):
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-class Progress(TrainerCallback):
-    """One line per logged step: how far, the loss, the time left."""
+TRAINING = "training"
+"""What the steps of a training are called where their number is told."""
 
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self.say = say
+
+class Progress(TrainerCallback):
+    """One line per logged step: how far, the loss, the time left; and after each step how many are done."""
+
+    def __init__(
+        self, say: Callable[[str], object], on_progress: Callable[[str, int, int], object] | None = None
+    ) -> None:
+        self.say, self.on_progress = say, on_progress
         self.begun = time.monotonic()
         self.first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun, self.first = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.on_progress is not None:
+            self.on_progress(TRAINING, state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ from valueadapter.training.recipe_settings import (
 )
 
 
+def demonstrations_of(recipe: Recipe) -> Demonstrations:
+    """All demonstrations that a recipe names, or the first of them."""
+    data = load_demonstrations(recipe.data, split=recipe.split or "train")
+    return data if recipe.limit is None or recipe.limit >= len(data) else data.select(range(recipe.limit))
+
+
 def data_and_prefix(recipe: Recipe) -> tuple[Demonstrations, Prefix | None]:
     """The demonstrations to train on, and what the base reads before each."""
-    data, given = load_demonstrations(recipe.data), recipe.base_prefix
+    data, given = demonstrations_of(recipe), recipe.base_prefix
     count = recipe.base_prefix_examples
     if count is None:
         shapes = {shape_of(record) for record in data}  # plain text shows nothing, and a context is of one shape
@@ -57,10 +64,29 @@ def with_some_held_out(recipe: Recipe, data: Demonstrations) -> tuple[Demonstrat
     return data.select(rest), [data[index] for index in drawn]
 
 
+def check_room(demonstrations: Iterable[Sequence[int]], prefix: int, limit: int | None) -> None:
+    """Whether prefix and demonstration can be read as one text.
+
+    Args:
+        demonstrations: ids of each.
+        prefix: tokens that are read before them.
+        limit: tokens that the base reads at most, where it says so.
+
+    Raises:
+        ConfigError: the longest does not fit; says by how much.
+    """
+    longest = max(map(len, demonstrations), default=0)
+    if limit is not None and prefix + longest > limit:
+        raise ConfigError(
+            f"the prefix has {prefix:,} tokens and the longest demonstration {longest:,}, and the base reads {limit:,} "
+            "at most; give a lower base_prefix_examples (--base-prefix-examples) or max_length (--max-length)"
+        )
+
+
 def stop_strings_of(recipe: Recipe, prefix: Prefix | None) -> tuple[str, ...]:
     """What ends an answer behind a prefix that the run wrote of demonstrations: what stands between them."""
     written = recipe.base_prefix is None and isinstance(prefix, str)
-    return separators(load_demonstrations(recipe.data)) if written else ()
+    return separators(demonstrations_of(recipe)) if written else ()
 
 
 def name_of_data(recipe: Recipe) -> str:

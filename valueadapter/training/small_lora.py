@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,34 @@ class SmallTraining:
     """Of order and initialisation."""
 
 
-def train(make: Callable[[TrainingArguments], Trainer], settings: SmallTraining, *, on_cpu: bool) -> None:
+OnProgress = Callable[[str, int, int], object]
+"""Called with what is done, how much of it is, and how much there is."""
+
+
+class _Steps(TrainerCallback):
+    """Tells of each step."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self.on_progress = on_progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_progress("steps", state.global_step, state.max_steps)
+
+
+def train(
+    make: Callable[[TrainingArguments], Trainer],
+    settings: SmallTraining,
+    *,
+    on_cpu: bool,
+    on_progress: OnProgress | None = None,
+) -> None:
     """Trains to the end, in silence and without checkpoints.
 
     Args:
         make: a trainer with these arguments.
         settings: what is chosen.
         on_cpu: where the model is.
+        on_progress: told of each step.
     """
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {"save_strategy": "no", "report_to": [], "disable_tqdm": True}
@@ -45,10 +67,13 @@ def train(make: Callable[[TrainingArguments], Trainer], settings: SmallTraining,
                 seed=settings.seed,
                 remove_unused_columns=False,
                 use_cpu=on_cpu,
+                dataloader_pin_memory=torch.accelerator.is_available(),  # of which torch warns where there is none
                 **common,
             )
         )
         silence(trainer)
+        if on_progress is not None:
+            trainer.add_callback(_Steps(on_progress))
         trainer.train()
 
 

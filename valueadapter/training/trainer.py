@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, IterableDataset
 from huggingface_hub import HfApi
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME
 
-from valueadapter.adapter.lora import has_injected_layers
+from valueadapter.adapter.lora import has_injected_layers, rank_of
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.atomic_directory import check_target
 from valueadapter.artifact.config import TrainingRecord
-from valueadapter.demonstrations.sources import Demonstrations
+from valueadapter.demonstrations.sources import Demonstrations, of_datasets
 from valueadapter.demonstrations.tokenized import IGNORED, Collator, tokenize
 from valueadapter.errors import CheckpointError, ConfigError
 from valueadapter.model.modeling import ValueAdapterForCausalLM
@@ -247,9 +246,11 @@ class ValueTrainer(Trainer):
     def _training_record(self) -> TrainingRecord:
         args, losses = self.args, [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         examples, tokens = self._data_read()
+        ranks = map(rank_of, self._wrapper().adapters[self._wrapper().only_adapter()].networks)
+        rank = args.lora_rank or next((one for one in ranks if one is not None), None)
         return TrainingRecord(
             valueadapter_version=__version__,
-            initialisation=args.initialisation,
+            initialisation=args.initialisation or ("zero_head" if rank is None else "pretrained"),
             initialised_from=args.initialised_from,
             num_layers=args.num_layers,
             regularisation=self.penalty,
@@ -261,7 +262,7 @@ class ValueTrainer(Trainer):
             loss_last=losses[-1] if losses else None,
             learning_rate=args.learning_rate,
             epochs=self.state.epoch,
-            lora_rank=args.lora_rank,
+            lora_rank=rank,
             other_bases=tuple(map(public_name, self._other_bases)),
         )
 
@@ -350,7 +351,10 @@ class ValueTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Publishes the adapter (never optimizer state or training arguments) to `args.hub_model_id`."""
+        """Publishes the adapter (never optimizer state or training arguments) to `args.hub_model_id`.
+
+        With the prefix that it is trained behind, which is data of yours: see `ValueAdapter.push_to_hub`.
+        """
         adapter = self.trained_adapter()  # every process has a share in it
         if not self.is_world_process_zero():
             return None
@@ -380,7 +384,9 @@ class _Prepare:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, data: Any) -> Any:
-        if isinstance(data, (Dataset, IterableDataset, Demonstrations, list, tuple, str, Path)):
+        if of_datasets(data, "Dataset", "IterableDataset") or isinstance(
+            data, (Demonstrations, list, tuple, str, Path)
+        ):
             return tokenize(data, self.tokenizer, max_length=self.max_length)
         if isinstance(data, Mapping):
             return {name: self(part) for name, part in data.items()}

@@ -11,7 +11,7 @@ from valueadapter.artifact.config.history import (
     same_base,
 )
 from valueadapter.artifact.config.parts import Connection, Initialisation, NetworkSpec, PenaltyKind, Weights
-from valueadapter.artifact.config.prefix import Message, Prefix, prefix_text
+from valueadapter.artifact.config.prefix import Message, Prefix, prefix_size, prefix_text
 from valueadapter.artifact.config.whole import FORMAT_VERSION, MODEL_TYPE, ValueAdapterConfig, upgrade
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "TrainingRecord",
     "ValueAdapterConfig",
     "Weights",
+    "prefix_size",
     "prefix_text",
     "same_base",
     "upgrade",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
+from valueadapter.artifact.config.number import finite, hold
 from valueadapter.artifact.config.parts import Initialisation, PenaltyKind, Weights
 from valueadapter.errors import ConfigError
 from valueadapter.vocabulary.spec import SHA256
@@ -27,8 +27,7 @@ class Regularisation:
     """Whether the mean over the vocabulary was subtracted first (makes it invariant to adding a constant)."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
-            raise ConfigError(f"'coefficient' of the penalty must be finite and at least 0; got {self.coefficient}")
+        object.__setattr__(self, "coefficient", finite("'coefficient' of the penalty", self.coefficient, least=0))
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class TrainingRecord:
             raise ConfigError(f"'num_layers' must be at least 1 or null; got {self.num_layers}")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ConfigError(f"'lora_rank' must be at least 1 or null; got {self.lora_rank}")
-        _check_finite(self, ("loss_first", "loss_last", "learning_rate", "epochs"))
+        hold(self, finite, "loss_first", "loss_last", "learning_rate", "epochs")
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class EvaluationRecord:
             raise ConfigError(f"'num_examples' must be at least 1; got {self.num_examples}")
         arms = ("base", "fewshot", "donor", "adapted", "finetuned")
         bits = [f"{arm}_{metric}" for arm in arms for metric in ("bits_per_byte", "total_bits_per_byte")]
-        _check_finite(self, ("scale", "gain_recovered", *bits))
+        hold(self, finite, "scale", "gain_recovered", *bits)
         for name in (f"{arm}_{metric}" for arm in arms for metric in ("exact_match", "ends")):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -199,7 +198,7 @@ class RecommendedWeights:
                 "'base_bits_per_byte' and 'adapted_bits_per_byte' must be numbers where there are examples"
             )
         gains = ("expected_gain", "expected_gain_low", "expected_gain_high")
-        _check_finite(self, ("scale", "base_bits_per_byte", "adapted_bits_per_byte", *gains))
+        hold(self, finite, "scale", "base_bits_per_byte", "adapted_bits_per_byte", *gains)
 
     @property
     def found_on(self) -> str:
@@ -208,10 +207,3 @@ class RecommendedWeights:
             return "as in training"
         gained = f"{self.base_bits_per_byte:.3f} -> {self.adapted_bits_per_byte:.3f} bits per byte"
         return f"fitted on {self.num_examples} examples of {self.data} ({gained})"
-
-
-def _check_finite(record: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = getattr(record, name)
-        if value is not None and not math.isfinite(value):
-            raise ConfigError(f"'{name}' must be finite; got {value}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal
 
 from valueadapter.artifact import file_names
+from valueadapter.artifact.config.number import finite, hold
 from valueadapter.errors import ConfigError
 from valueadapter.vocabulary.spec import SHA256
 from valueadapter.vocabulary.strict_json import OMIT
@@ -65,9 +65,10 @@ class Weights:
     def __post_init__(self) -> None:
         if not isinstance(self.networks, tuple):
             raise ConfigError(f"the weights of networks must be a tuple of numbers; got {self.networks!r}")
-        each = (self.base, *self.networks, self.end)
-        if not all(type(one) in (int, float) and math.isfinite(one) for one in each):
-            raise ConfigError(f"weights must be finite numbers; got {self.base!r}, {self.networks!r}, {self.end!r}")
+        networks = tuple(finite(f"weight {index} of networks", one) for index, one in enumerate(self.networks))
+        object.__setattr__(self, "base", finite("weight of the base", self.base))
+        object.__setattr__(self, "networks", networks)
+        object.__setattr__(self, "end", finite("weight of the end of text", self.end))
 
     def __str__(self) -> str:
         networks = " ".join(f"{weight:+.3g}" for weight in self.networks)
@@ -95,8 +96,9 @@ class NetworkSpec:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.repo is None):
             raise ConfigError(f"a network needs either 'path' or 'repo'; got path={self.path!r} and repo={self.repo!r}")
-        if not math.isfinite(self.coefficient) or self.coefficient == 0:
-            raise ConfigError(f"'coefficient' must be finite and not 0; got {self.coefficient}")
+        hold(self, finite, "coefficient")
+        if self.coefficient == 0:
+            raise ConfigError("'coefficient' must be finite and not 0; got 0, with which the network would say nothing")
         if self.path is not None:
             self._check_local(self.path)
         elif not HUB_ID.fullmatch(str(self.repo)) or ".." in str(self.repo):

@@ -28,6 +28,19 @@ def prefix_text(prefix: Prefix) -> str:
     return prefix if isinstance(prefix, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in prefix)
 
 
+def prefix_size(prefix: Prefix, stop_strings: Sequence[str] = ()) -> str:
+    """How much a prefix holds: messages, or characters, and how many examples where it was written of examples.
+
+    Args:
+        prefix: of an adapter.
+        stop_strings: of the same adapter; what stands between the examples of a text.
+    """
+    if not isinstance(prefix, str):
+        return f"{len(prefix):,} chat messages, {sum(len(turn.content) for turn in prefix):,} characters"
+    number = max((prefix.count(text) for text in stop_strings), default=0)
+    return (f"{number:,} examples, " if number else "") + f"{len(prefix):,} characters"
+
+
 class Recorded:
     """The type of `RECORDED`."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from valueadapter.artifact.config.history import EvaluationRecord, RecommendedWeights, TrainingRecord, same_base
+from valueadapter.artifact.config.number import finite, hold
 from valueadapter.artifact.config.parts import Connection, NetworkSpec, Weights, check_name, check_revision
-from valueadapter.artifact.config.prefix import Prefix
+from valueadapter.artifact.config.prefix import Prefix, prefix_text
 from valueadapter.errors import ConfigError, IncompatibleVersionError, NotAValueAdapterError
 from valueadapter.version import __version__
 from valueadapter.vocabulary.spec import VocabularySpec
@@ -73,9 +73,7 @@ class ValueAdapterConfig:
             raise ConfigError(
                 f"'connection' must be one of {', '.join(map(repr, get_args(Connection)))}; got {self.connection!r}"
             )
-        for name in ("scale", "base_weight", "end_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"'{name}' must be finite; got {getattr(self, name)}")
+        hold(self, finite, "scale", "base_weight", "end_weight")
         for one in self.weights:
             if len(one.weights.networks) != len(self.networks):
                 raise ConfigError(
@@ -112,6 +110,33 @@ class ValueAdapterConfig:
             lambda one: one.for_vocabulary,
         )
         return next((one for way in ways for one in found if way(one)), None)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{type(self).__name__}(", *self.lines(), ")"])
+
+    def lines(self, models: Sequence[str] = ()) -> list[str]:
+        """What a person wants to know of an adapter first, without digests and records.
+
+        Args:
+            models: what each network is, where they are loaded.
+        """
+        own = self.default_weights
+        lines = [f"trained on: {self.base_model_name_or_path}", f"scale {self.scale:g}: {own}"]
+        for index, network in enumerate(self.networks):
+            place = network.path if network.repo is None else f"{network.repo} at {str(network.revision)[:12]}"
+            said = [models[index]] if models else []
+            said += [str(place)] + ["reads the prefix"] * network.reads_prefix
+            lines.append(f"network {index}: {', '.join(said)}")
+        if self.connection != "residual":
+            lines.append(f"connection: {self.connection}")
+        if self.base_prefix is not None:
+            text = prefix_text(self.base_prefix)
+            lines.append(f"prefix: {len(text):,} characters, {text[:40]!r}{'…' * (len(text) > 40)}")
+        if self.stop_strings:
+            lines.append(f"answers end at: {', '.join(map(repr, self.stop_strings))}")
+        if self.weights:
+            lines.append(f"weights of their own: {', '.join(dict.fromkeys(one.base for one in self.weights))}")
+        return [f"  {line}" for line in lines]
 
     def to_json(self) -> str:
         """The text of `config.json`: the same bytes for equal configurations, on every machine."""

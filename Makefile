@@ -10,7 +10,7 @@ PIP_INSTALL_OTHER = .venv-$*/bin/python -m pip install --quiet --quiet --disable
 PIP_INSTALL_VLLM := .venv-vllm/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-minimum test-between test-vllm test-deepspeed check docs bench study study-quick clean
+.PHONY: help demo test test-minimum test-between test-vllm test-deepspeed test-install check docs bench study study-quick clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -36,6 +36,9 @@ test-vllm: .venv-vllm/.installed ## run the tests of adapters in vLLM, in an env
 
 test-deepspeed: build/deepspeed/.installed ## run the tests of training on two processes, with ZeRO-3 too
 	@PYTHONPATH=build/deepspeed DS_ACCELERATOR=cpu $(PY) -m pytest -q tests/training/test_distributed.py --durations=10
+
+test-install: $(INSTALLED) ## install wheel and sdist in a throw-away environment, with each extra (some minutes, 2 GB)
+	@$(PY) -m testkit.clean_install
 
 check: $(INSTALLED) ## lint, formatting, types
 	@echo "==> ruff check" && $(PY) -m ruff check .

@@ -38,6 +38,27 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines]) + "\n"
 
 
+def folded(head: Sequence[str], rows: Iterable[Sequence[str]], *, named: int = 1) -> str:
+    """A table whose rows end with their command, which is too long for a page: it stands folded beneath.
+
+    Args:
+        head: of the columns that are shown.
+        rows: each with its command behind what is shown.
+        named: how many of the first columns tell the commands apart.
+    """
+    given = [list(row) for row in rows]
+    shown = table(head, [row[:-1] for row in given])
+    if not given:
+        return shown
+    commands = dict.fromkeys((", ".join(row[:named]).replace("<br>", ", "), row[-1]) for row in given)
+    lines = [f"* {label}: {command}" for label, command in commands]
+    return "\n".join([shown, FOLD, "", *lines, "", "</details>", ""])
+
+
+FOLD = '<details markdown="1"><summary>Commands</summary>'
+"""Opens a list that a page shows when it is asked for; Markdown goes on inside."""
+
+
 def bits(value: float) -> str:
     """Bits per byte as shown."""
     return f"{value:.3f}"
@@ -58,7 +79,7 @@ def shown_difference(found: Estimate) -> str:
 
 
 def code(cell: AnySpec) -> str:
-    """The command beside a row."""
+    """The command of a row."""
     return f"`{command_of(cell)}`"
 
 
@@ -79,13 +100,14 @@ def recipe(cell: Cell) -> str:
 
 def tasks(store: Store) -> str:
     """Every arm of the default cells, base by base, the ends of answers counted."""
-    head = ["task", "network", "base", "it is", *ARMS, "command"]
+    head = ["task", "base", *ARMS]
     rows = []
     for cell, found in newest(store, main_cells()):
         for row in found:
             shown = [_estimated(row.estimate(row.arms[arm])) if arm in row.arms else "" for arm in ARMS]
-            rows.append([cell.task, recipe(cell), TARGETS[row.target].title, row.relation, *shown, code(cell)])
-    return table(head, rows)
+            base = f"{TARGETS[row.target].title}<br>*{row.relation}*"
+            rows.append([f"{cell.task}<br>{recipe(cell)}", base, *shown, code(cell)])
+    return folded(head, rows)
 
 
 ARMS = (
@@ -195,7 +217,7 @@ def versus(store: Store) -> str:
 
 
 def _estimated(found: Estimate) -> str:
-    return f"{bits(found.value)} ({bits(found.low)}-{bits(found.high)})"
+    return f"{bits(found.value)}<br><small>{bits(found.low)}-{bits(found.high)}</small>"
 
 
 def _shares(found: Estimate | None) -> str:
@@ -221,7 +243,7 @@ def question(store: Store, asked: Question) -> str:
         last = share(other.gain("fitted")) if other is not None and not other.refusal else ""
         lines.append([describe(cell), *shown, last, code(cell)])
     head = ["setting", "training base", "another size, as loaded", "fitted"]
-    return table([*head, "another vocabulary, as loaded", "fitted", "its gain recovered", "command"], lines)
+    return folded([*head, "another vocabulary, as loaded", "fitted", "its gain recovered"], lines)
 
 
 def _core(rows: Sequence[Row], kind: str) -> Row | None:
@@ -245,7 +267,7 @@ def describe(cell: Cell) -> str:
     for name, value in settings(cell).items():
         if value != around[name] and name not in ("targets", "answered", "held_out", "calibration"):
             shown = ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
-            words.append(f"{name.replace('_', ' ')} {shown}")
+            words.append(f"{'training base' if name == 'donor' else name.replace('_', ' ')} {shown}")
     return ", ".join(words)
 
 
@@ -270,7 +292,7 @@ def readers(store: Store) -> str:
                 values = {seed: next(row for row in found if fits(row)).bits("default") for seed, found in runs.items()}
                 shown.append(_off(values, usual.setdefault(title, values)))
             rows.append([task, use, *shown, code(cells[0])])
-    return table(["task", "prefix use", *(title for title, _ in bases), "command (`--seed 1` for the second)"], rows)
+    return folded(["task", "prefix use", *(title for title, _ in bases)], rows, named=2)
 
 
 def _off(values: Mapping[int, float], usual: Mapping[int, float]) -> str:
@@ -316,8 +338,8 @@ def tuned(store: Store) -> str:
         behind, held_out = str(how.prefix_examples or "none"), found["held_out"]
         shown = [behind, str(how.epochs), bits(held_out[TOTAL]), bits(held_out[TEXT]), f"`{command_of(how)}`"]
         rows.append([how.task, TARGETS[how.target].title, *shown])
-    head = ["task", "base", "examples before the prompt", "passes", "fine-tuned", "text alone", "command"]
-    return table(head, sorted(rows))
+    head = ["task", "base", "examples before the prompt", "passes", "fine-tuned", "text alone"]
+    return folded(head, sorted(rows), named=4)
 
 
 def seeds_spread(store: Store) -> str:
@@ -344,5 +366,5 @@ def judge(store: Store) -> str:
             right = [result["right"][f"{who} {way}"] for way in ways]
             shown = [f"{sum(each) / len(each):.0%}" for each in right]
             rows.append([spec.task, f"{TARGETS[spec.target].title} {title}", *shown, code(spec)])
-    head = ["task", "who answers", "greedy", "a sample", "best of 8 by the adapter's score", "any of 8", "command"]
-    return table(head, rows)
+    head = ["task", "who answers", "greedy", "a sample", "best of 8 by the adapter's score", "any of 8"]
+    return folded(head, rows, named=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from studies.cell import Experts, Stack
@@ -34,14 +36,14 @@ def default_weights(store: Store) -> str:
     """
     specs, each = regrets(store)
     worst = each.max(axis=0, initial=0.0)
-    rows = []
+    columns = []
     for row in np.argsort(worst[:, 0])[:SHOWN] if specs else ():
         shown = [bits(float(value)) for value in each[:, row, 0]]
         where = _title(specs[int(each[:, row, 0].argmax())])
         with_end = [bits(float(value)) for value in worst[row, 1:]]
-        rows.append([_triple(int(row)), bits(float(worst[row, 0])), where, *shown, *with_end])
+        columns.append([_triple(int(row)), bits(float(worst[row, 0])), where, *shown, *with_end])
     ends = [f"worst with an end of {end:g}" for end in ENDS[1:]]
-    return table(["base, tuned, plain", "worst regret", "where", *map(_title, specs), *ends], rows)
+    return _turned(["base, tuned, plain", "worst regret", "where", *map(_title, specs), *ends], columns)
 
 
 def without_the_base(store: Store) -> str:
@@ -68,8 +70,8 @@ def hindsight(store: Store) -> str:
     """Held-out bits per byte under weights that are fixed, chosen by a gate, or the best by hindsight."""
     found: list[tuple[Experts, Result]] = experts_of(store)
     ways = list(dict.fromkeys(way for _, result in found for way in result["held_out"]))
-    rows = [[way, *(bits(result["held_out"][way]) for _, result in found)] for way in ways]
-    return table(["weights", *(_title(spec) for spec, _ in found)], rows)
+    columns = [[way, *(bits(result["held_out"][way]) for _, result in found)] for way in ways]
+    return _turned(["task and base", *(_title(spec) for spec, _ in found)], columns)
 
 
 def stacks(store: Store) -> str:
@@ -84,6 +86,14 @@ def stacks(store: Store) -> str:
             shown = [bits(arms[name][TOTAL]) for name in (NONE, *spec.tasks, TOGETHER)]
             rows.append([TARGETS[spec.target].title, task, *shown, shown_difference(against)])
     head = ["base", "questions of", "no adapter", *Stack().tasks, "both", "both against the better one alone"]
+    return table(head, rows)
+
+
+def _turned(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """A table with a column for each of a few things and a row for each of many, which a page has room for."""
+    if not columns:
+        return table(names, ())
+    head, *rows = zip(names, *columns, strict=True)
     return table(head, rows)
 
 

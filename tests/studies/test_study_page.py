@@ -60,7 +60,8 @@ def test_finished_cells_stand_in_the_tables_with_their_commands(study: Store) ->
     assert "0.70 +0.60 -0.30" in makers()["scales"](study)
     assert "100%, 50%" in makers()["ends"](study)
     assert "0.200" in makers()["text"](study)
-    assert makers()["prefix"](study).count("\n") == 3
+    table, _, commands = makers()["prefix"](study).partition("\n<details")
+    assert (table.count("\n"), commands.count("* LoRA")) == (3, 1)
 
 
 @pytest.mark.parametrize(

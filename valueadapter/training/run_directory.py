@@ -96,7 +96,7 @@ class RunDirectory:
         except ValueError as error:
             raise CheckpointError(f"'{record}' is damaged ({error}); begin anew with overwrite") from None
         now = json.loads(json.dumps(settings))
-        for name in sorted({*began, *now}):
+        for name in sorted({*began, *now}, key=lambda one: (one != "network", one)):  # from which others follow
             if began.get(name) != now.get(name):
                 raise CheckpointError(
                     f"the run in '{self.path}' began with {name} {began.get(name)!r}, and is to go on with "

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from valueadapter import ConfigError
+from valueadapter import ConfigError, MissingExtraError
 from valueadapter.evaluation.plot import save_plot
 from valueadapter.evaluation.report import ARMS, Arm, BaseResult, Report
 from valueadapter.evaluation.score import Example, Score
@@ -115,7 +115,7 @@ def test_other_endings_are_refused(tmp_path: Path) -> None:
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is written."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'valueadapter\[evaluation\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'valueadapter\[evaluation\]'"):
         save_plot(report(), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
 

@@ -300,6 +300,7 @@ def trained(tmp_path: Path) -> Trained:
         network = build_network(base, initialisation=start)
         model.add_adapter(adapter_of(connection, network), "default", is_trainable=True)
         settings = {"max_steps": 1, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True, "report_to": []}
+        settings |= {"lr_scheduler_type": "linear", "warmup_steps": 0}  # so that the first step moves something
         args = ValueTrainingArguments(
             output_dir=str(tmp_path / "run"), per_device_train_batch_size=4, **{**settings, **changes}
         )

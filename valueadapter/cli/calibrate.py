@@ -47,13 +47,13 @@ def calibrate(
             "leave --output and --push out, and take them up with model.set_weights"
         )
     check_destination(sources[0], save_to, push=push, token=token)
-    check_base(base, token=token)
-    for source in sources[1:]:  # the first is loaded before the base, the others after it
-        hub.fetch_config(source, hub.Download(token=token))
     with output.working("starting torch"):
         from valueadapter.demonstrations.tokenized import load_demonstrations
     other_libraries.also_bars_of_models()
     examples = list(load_demonstrations(data))[:limit]
+    check_base(base, token=token)
+    for source in sources[1:]:  # the first is loaded before the base, the others after it
+        hub.fetch_config(source, hub.Download(token=token))
     download = hub.Download(revision=revision, token=token)
     with output.working(f"loading {base} and {' and '.join(sources)}"):
         model = _attached(sources, base, download, trust_remote_code=trust_remote_code)

@@ -75,8 +75,6 @@ def evaluate(
     if finetune_reference:
         require("evaluation", "accelerate", "datasets")
     check_destination(adapter, save_to, push=push, token=token)
-    for one in base:  # before the first is measured
-        check_base(one, token=token)
     with output.working("starting torch"):
         from valueadapter.adapter.value_adapter import ValueAdapter
         from valueadapter.demonstrations.tokenized import load_demonstrations
@@ -90,6 +88,8 @@ def evaluate(
         check_plot(path)
     records = _records(data, split, calibration_data, limit=limit, calibrate=calibrate)
     demonstrations = list(load_demonstrations(train_data)) if train_data else ()
+    for one in base:  # before the first is measured
+        check_base(one, token=token)
     with output.working(f"loading {adapter}"):
         loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))
     kept = Kept(default_place(), again=again)

@@ -21,6 +21,7 @@ from valueadapter.artifact.config import RecommendedWeights, Weights
 from valueadapter.cli import app as application
 from valueadapter.cli import output
 from valueadapter.cli.app import app
+from valueadapter.cli.described import described
 from valueadapter.evaluation.trace import Choice, Push, Step, Trace
 from valueadapter.evaluation.visible import visible, visible_json
 
@@ -214,8 +215,8 @@ def test_configurations_steer_no_terminal(place: Path, screen: Screen) -> None:
     evil = "a/\x1b[2J[bold]\u202e"
     record = RecommendedWeights("0" * 64, evil, Weights(1.0, (1.0,)), "[/INST]\x1b[31m", 3, 1.0, 0.5)
     config = loaded.config
-    described = application.artifacts._described(type(config)(**{**vars(config), "weights": (record,)}))
-    output.facts({**described, "base_model": evil}, as_json=False)
+    told = described(type(config)(**{**vars(config), "weights": (record,)}))
+    output.facts({**told, "base_model": evil}, as_json=False)
     assert_shown(screen.out.getvalue(), evil)
     assert_shown(screen.out.getvalue(), "[/INST]\x1b[31m")
 

@@ -111,9 +111,9 @@ def test_what_was_the_default_stands_in_until_the_default_is_finished(tmp_path: 
     """And says so; a cell with answers also answers for the one without, and not the other way."""
     store = Store(tmp_path)
     store.compute(dataclasses.replace(DEFAULT, prefix_use=EARLIER), lambda: _made_up(0.5))
-    assert f"| LoRA, prefix use {EARLIER} |" in tables.tasks(store)
+    assert f"<br>LoRA, prefix use {EARLIER} |" in tables.tasks(store)
     store.compute(dataclasses.replace(DEFAULT, answered=0), lambda: _made_up(0.4))
-    assert f"| LoRA, prefix use {EARLIER} |" in tables.tasks(store), "its ends are not known"
+    assert f"<br>LoRA, prefix use {EARLIER} |" in tables.tasks(store), "its ends are not known"
     store.compute(DEFAULT, lambda: _made_up(0.25))
     assert EARLIER not in tables.tasks(store)
     (row, *_) = rows_of(store, dataclasses.replace(DEFAULT, answered=0))

@@ -12,6 +12,7 @@ from tiny import byte_tokenizer, tiny_model
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, Weights
 from valueadapter.artifact import verification
 from valueadapter.demonstrations.selection import draw
+from valueadapter.forward.prefix_tokens import prefix_ids
 from valueadapter.training.recipe import Recipe, run
 from valueadapter.training.recipe_settings import DEFAULT_WEIGHTS
 
@@ -76,7 +77,8 @@ def test_of_few_none_is_held_out(base: str, tmp_path: Path, seen: dict[str, Any]
     model = ValueAdapterForCausalLM.from_pretrained(base, tmp_path / "out" / "adapter")
     assert model.weights["default"] == Weights(1.0, (1.0, -1.0))
     ids = torch.tensor([[5, 6, 7]])
-    tuned = model.adapters["default"].networks[0](ids).logits
+    before = torch.tensor([prefix_ids(model.base_prefix, model.base_tokenizer)])
+    tuned = model.adapters["default"].networks[0](torch.cat([before, ids], dim=1)).logits[:, before.shape[1] :]
     torch.testing.assert_close(model(ids).logits, tuned, rtol=1e-5, atol=1e-5)
 
 

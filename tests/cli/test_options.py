@@ -23,6 +23,7 @@ from valueadapter.artifact.config.parts import PenaltyKind
 from valueadapter.cli import choices, other_libraries, output
 from valueadapter.cli.app import app
 from valueadapter.cli.models import check_device
+from valueadapter.compat import installed
 from valueadapter.training.recipe_settings import NetworkKind
 
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -187,7 +188,8 @@ def test_what_takes_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not output.bars.drawn
     shown = person.take()
     assert "reading" in shown
-    assert re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", shown).strip(" \r").count("\n") <= shown.count("\x1b[1A")
+    empty = 0 if installed("rich") >= (15, 0) else 1  # the line that rich 14 leaves where bars were
+    assert re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", shown).strip(" \r").count("\n") <= shown.count("\x1b[1A") + empty
 
 
 def test_bars_of_other_libraries_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from testkit.local_hub import LocalHub
 from valueadapter import ValueAdapter, hub
 from valueadapter.cli import output
 from valueadapter.cli.app import app
+from valueadapter.cli.search import search
 from valueadapter.errors import ArtifactError
 
 __all__ = ["server"]
@@ -79,6 +80,7 @@ def test_search_shows_adapters_and_what_comes_next(server: LocalHub, tmp_path: P
     assert REPO in shown
     assert "same vocabulary" in shown
     following = f'valueadapter generate --base {base} --adapter {REPO} --prompt "…"'
+    assert search(str(base)) == following, "which a terminal gets as the line that comes next"
     facts = json.loads(invoke("search", "--base", base, "--json").stdout)
     (found,) = facts["adapters"]
     assert (facts["endpoint"], found["name"], found["next"]) == (server.endpoint, REPO, following)

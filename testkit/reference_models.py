@@ -12,6 +12,7 @@ to be so.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
+from unittest import mock
 
 from testkit.packages import (
     ChecksumError,
@@ -261,7 +263,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet():
+    with quiet(), _read_once():
         source = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
@@ -332,6 +334,16 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copies the tokenizer and the chat template of one model's folder into another's."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, folder / name)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Has a GGUF file read once: config, tokenizer and model each read all of it, 262,144 tokens one by one."""
+    import gguf
+
+    read = functools.cache(gguf.GGUFReader)
+    with mock.patch.object(gguf, "GGUFReader", lambda path: read(str(path))):
+        yield
 
 
 @contextmanager

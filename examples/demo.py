@@ -35,8 +35,8 @@ FOLDERS = {LEDGER: BUILD / "training", JEOPARDY: BUILD / "training-jeopardy"}
 NOTES, QUESTIONS = 176, 200  # demonstrations; with more of either a run takes longer than eight minutes
 NOTES_PASSES, QUESTIONS_PASSES = 3, 1
 HELD_OUT, CALIBRATION = 24, 16  # records of each task
-STEPS = {"models": 8.0, "ledger": 125.0, "jeopardy": 75.0}
-FRESH_STEPS = {"measure ledger": 100.0, "measure jeopardy": 100.0, "stack": 40.0, "cost": 25.0}
+STEPS = {"models": 15.0, "ledger": 130.0, "jeopardy": 75.0}
+FRESH_STEPS = {"measure ledger": 105.0, "measure jeopardy": 105.0, "stack": 30.0, "cost": 30.0}
 CONVERTING = 60.0
 """Seconds that each step took on two idle cores; the last one is what the first run adds."""
 console = Console(soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -71,13 +72,21 @@ def row(table: Table, name: str, result: Any, arm: str) -> None:
     """One arm of one base."""
     score = result.arms[arm].score
     bootstrap = Bootstrap(len(score.examples))
-    exact, bits = (bootstrap.interval(bootstrap.ratios(score.pairs(key))) for key in ("exact_match", TOTAL))
+    bits, exact = bootstrap.interval(bootstrap.ratios(score.pairs(TOTAL))), wilson(score)
     table.add_row(
         name,
         f"{score.value('exact_match'):.0%} ({exact[0]:.0%}-{exact[1]:.0%})",
         f"{score.value('ends'):.0%}",
         f"{score.value(TOTAL):.3f} ({bits[0]:.2f}-{bits[1]:.2f})",
     )
+
+
+def wilson(score: Any) -> tuple[float, float]:
+    """The 95 % interval of a score's exact match (Wilson 1927), which has a width where all or none are right, too."""
+    count, share, z = len(score.examples), score.value("exact_match"), 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def show_answers(result: Any, held_out: Sequence[Any], *, changed: bool) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-CALIBRATION = 6  # records of each task
 console = Console(soft_wrap=True)
 
 
@@ -28,8 +27,9 @@ def use_both(base: str, adapters: Mapping[str, str]) -> None:
     for name, other in others:
         model.load_adapter(other, name)
     tasks = {"ledger": ledger(), "jeopardy": jeopardy()}
-    answer_mixed_batch(model, {name: one.held_out[0]["prompt"] for name, one in tasks.items()})
-    answer_together(model, tasks)
+    prompts = {name: one.held_out[0]["prompt"] for name, one in tasks.items()}
+    answer_mixed_batch(model, prompts)
+    answer_together(model, prompts)
 
 
 def answer_mixed_batch(model: Any, prompts: Mapping[str, str]) -> None:
@@ -50,23 +50,17 @@ def answer_mixed_batch(model: Any, prompts: Mapping[str, str]) -> None:
     console.print("Each row is what it is alone.")
 
 
-def answer_together(model: Any, tasks: Mapping[str, Any]) -> None:
-    """Both adapters on every row, behind the prefixes of both, at weights fitted together on a few other records."""
-    from valueadapter import calibrate
-
-    model.set_base_prefix("".join(model.adapters[name].config.base_prefix for name in tasks))
-    others = [record for one in tasks.values() for record in list(one.calibration)[:CALIBRATION]]
-    together = calibrate(model, others, adapter_name=list(tasks)).weights
-    model.set_adapter(list(tasks))
-    for name in tasks:
-        model.set_weights(name, together[name])
-    tokenizer, prompts = model.base_tokenizer, [one.held_out[0]["prompt"] for one in tasks.values()]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+def answer_together(model: Any, prompts: Mapping[str, str]) -> None:
+    """Both adapters on every row, behind the prefixes of both, at half of each."""
+    model.set_base_prefix("".join(model.adapters[name].config.base_prefix for name in prompts))
+    model.set_adapter(list(prompts))
+    for name in prompts:
+        model.set_scale(name, 0.5)
+    tokenizer = model.base_tokenizer
+    batch = tokenizer(list(prompts.values()), return_tensors="pt", padding=True, padding_side="left")
     said = model.generate(**batch, **_asked(tokenizer))[:, batch["input_ids"].shape[1] :]
-    console.print(f"Both at once on every row, at weights fitted together on {len(others)} other records:")
-    for name in tasks:
-        console.print(f"  {name}: {together[name]}", markup=False)
-    for prompt, answer in zip(prompts, said, strict=True):
+    console.print("Both on every row, behind both prefixes, each at scale 0.5:")
+    for prompt, answer in zip(prompts.values(), said, strict=True):
         _say("both", prompt, tokenizer, answer)
 
 

@@ -14,7 +14,7 @@ from valueadapter.artifact import file_names, tokenizer_settings, verification
 from valueadapter.artifact.verification import OpenedArtifact
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError
 from valueadapter.vocabulary.byte_view import Vocabulary
-from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary, view_of
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -23,7 +23,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     Raises:
         AlignmentError: a tokenizer without a fast (`tokenizers`) backend.
     """
-    return Vocabulary.from_tokenizer_json(_text_of(tokenizer))
+    return view_of(_text_of(tokenizer))
 
 
 def side_of(tokenizer: PreTrainedTokenizerBase, width: int) -> ModelVocabulary:

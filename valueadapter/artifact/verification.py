@@ -22,8 +22,7 @@ from valueadapter.artifact.network_files import OpenedNetwork, open_network
 from valueadapter.artifact.weight_file import WeightFile
 from valueadapter.errors import AlignmentError, ArtifactError, ConfigError, MissingFileError, NotAValueAdapterError
 from valueadapter.vocabulary.alignment import VocabularyAlignment
-from valueadapter.vocabulary.byte_view import Vocabulary
-from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.model_vocabulary import ModelVocabulary, view_of
 from valueadapter.vocabulary.spec import VocabularySpec
 
 _DOWNLOAD_AGAIN = "Download or save the adapter again"
@@ -251,7 +250,7 @@ def _side(directory: Path, files: Mapping[str, bytes], recorded: VocabularySpec)
     state = parse_object(text, path)
     side = ModelVocabulary(text, recorded.logits_width, tokenizer_settings.eos_token(settings))
     try:
-        vars(side)["vocabulary"] = Vocabulary.from_tokenizer_json(text, state)  # which parses for seconds
+        view_of(text, state)  # parsed once: what `side` makes of the text is kept
         found = side.spec
     except AlignmentError as error:
         raise ArtifactError(f"'{path}': {error}. {_DOWNLOAD_AGAIN}") from None

@@ -77,8 +77,6 @@ def load_both(
         theirs = side_of(tokenizer, width)
         if opened is not None:
             mine = load_tokenizer(opened)
-            if theirs.tokenizer_json == mine.side.tokenizer_json:
-                vars(theirs)["vocabulary"] = mine.side.vocabulary  # which takes seconds to make
             name = str(base if isinstance(base, (str, Path)) else base.name_or_path)
             say_how_they_meet(mine.side, theirs, name, opened.alignments, connection=config.connection)
             adapter = ValueAdapter.from_verified(opened, download, tokenizer=mine)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from valueadapter.vocabulary.alignment import VocabularyAlignment
 from valueadapter.vocabulary.model_vocabulary import ModelVocabulary
+from valueadapter.vocabulary.recent import Recent
 from valueadapter.vocabulary.retokenizer import RetokenizingRules
 
-_KEPT = 8
-_BUILT: dict[tuple[str, str], VocabularyAlignment] = {}
-_LOCK = threading.Lock()
+_BUILT = Recent[VocabularyAlignment](8)
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,7 @@ def built(value: ModelVocabulary, base: ModelVocabulary) -> VocabularyAlignment:
     Raises:
         AlignmentError: see `VocabularyAlignment.build`.
     """
-    key = (_digest(value), _digest(base))
-    with _LOCK:
-        found = _BUILT.pop(key, None)
-    if found is None:
-        found = VocabularyAlignment.build(value, base)
-    with _LOCK:
-        _BUILT[key] = found
-        while len(_BUILT) > _KEPT:
-            del _BUILT[next(iter(_BUILT))]
+    found = _BUILT.get((_digest(value), _digest(base)), lambda: VocabularyAlignment.build(value, base))
     return found.copy()  # of which nobody changes what is kept
 
 

@@ -40,5 +40,6 @@ class Clock:
         pace = (self.spent + _UNSURE) / (self._planned + _UNSURE)
         minutes = sum(left) * pace / 60
         about = f"about {minutes:.0f} minutes left" if minutes >= 1.5 else "about a minute left"
-        console.print(f"\n[bold]{headline}[/] ({about})")
+        gone = f"after {self.spent:.0f} s, " if self._planned else ""
+        console.print(f"\n[bold]{headline}[/] ({gone}{about})")
         self._planned += self.steps[name]

@@ -84,7 +84,7 @@ def test_the_time_left_follows_how_fast_the_machine_was(capsys: pytest.CaptureFi
     assert "Training (about 7 minutes left)" in said(capsys)
     slow = Clock(steps, spent=300.0, planned=120.0)  # with a minute at the measured pace, twice as long as planned
     slow.begin("measure", "Measuring")
-    assert "Measuring (about 9 minutes left)" in said(capsys)
+    assert "Measuring (after 300 s, about 9 minutes left)" in said(capsys)
     spent, planned = slow.state()
     assert float(spent) >= 300
     assert float(planned) == 360

@@ -56,3 +56,18 @@ def test_what_cannot_be(place: Path) -> None:
     none = CliRunner().invoke(app, ["distill", *ASKED[2:]]).exception
     assert isinstance(none, ConfigError)
     assert "there is no adapter to teach" in str(none)
+
+
+def test_a_save_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a LoRA would load as another one, or keep the next run from writing there."""
+
+    def half(model: PeftModel, folder: Path) -> None:
+        Path(folder).mkdir()
+        Path(folder, "adapter_config.json").write_text("{}")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", half)
+    before = sorted(place.iterdir())
+    error = CliRunner().invoke(app, [*ASKED, "--epochs", "0.1"]).exception
+    assert "disk full" in str(error)
+    assert sorted(place.iterdir()) == before

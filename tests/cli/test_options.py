@@ -15,6 +15,7 @@ import pytest
 from test_hostile_texts import Screen
 from tiny import byte_tokenizer, tiny_model
 from typer.testing import CliRunner, Result
+from vocabularies import tokenizer_of
 
 from valueadapter import ConfigError, ValueAdapter
 from valueadapter.artifact import file_names
@@ -223,3 +224,23 @@ def test_lines_of_other_libraries_are_left_out_but_for_debugging(caplog: pytest.
     assert [record.message for record in caplog.records] == ["something else"]
     logger.warning("Failed to load CPU gemm_4bit_forward")
     assert len(caplog.records) == 2
+
+
+def test_what_cannot_be_attached_is_not_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an adapter does not go with a base, what comes next is to look for another, not a command that fails."""
+    network, own = tiny_model("llama", seed=2), byte_tokenizer()
+    for connection in get_args(Connection):
+        adapter = ValueAdapter.from_networks(
+            [network], own, base_model_name_or_path="alice/base", connection=connection
+        )
+        adapter.save_pretrained(tmp_path / connection)
+    theirs = tokenizer_of("bytes")
+    theirs.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(theirs)}))
+    said: list[str] = []
+    monkeypatch.setattr(output, "next_step", said.append)
+    for connection in get_args(Connection):
+        invoke("inspect", tmp_path / connection, "--base", tmp_path / "base")
+    search = f"valueadapter search --base {tmp_path / 'base'}"
+    generate = f"valueadapter generate --base {tmp_path / 'base'} --adapter {tmp_path / 'residual'} --prompt PROMPT"
+    assert said == [generate if one == "residual" else search for one in get_args(Connection)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -113,7 +114,7 @@ def inspect(
     token: Token = None,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Everything, where there is much of it.")] = False,
-) -> None:
+) -> str | None:
     """Show what an adapter is, and with --base how it goes with a model; downloads no weights."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # two small files
     facts = hub.repository_facts(adapter, hub.Download(revision=revision, subfolder=subfolder, token=token))
@@ -121,6 +122,7 @@ def inspect(
     cost = _cost(facts, mine)
     there = None if base is None else base_place(base, base_revision, token)
     shown: dict[str, object] = {"adapter": adapter}
+    next_line = None
     if as_json:
         shown |= {
             "commit": facts.commit,
@@ -144,7 +146,9 @@ def inspect(
             fingerprint = theirs.spec.byte_fingerprint
             shown |= {"with": base, **compatibility_rows(found, verbose=verbose), **refusal}
             shown |= {} if refusal else pair_rows(facts.config, found, more, base, fingerprint)
+            next_line = f"valueadapter search --base {shlex.quote(base)}" if refusal else None
     output.facts(shown, as_json=as_json)
+    return next_line
 
 
 def verify(

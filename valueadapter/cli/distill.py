@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,7 +86,7 @@ def distill(
             say=output.say,
             on_progress=on_progress,
         )
-    found.model.save_pretrained(output_dir)
+    _save(found, output_dir)
     output.facts(_facts(found, base, output_dir, as_json=as_json), as_json=as_json)
     if not as_json:
         output.out.print(output.cell(_next(base, output_dir), keep="\n"))
@@ -94,6 +95,15 @@ def distill(
 def _check_target(directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"--output '{directory}' is there and is no empty directory; name a new one for the LoRA")
+
+
+def _save(found: Distilled, directory: Path) -> None:
+    """Writes the LoRA as a whole, or nothing."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".lora-") as work:
+        made = Path(work, "lora")
+        found.model.save_pretrained(made)
+        made.replace(directory)  # an empty one that is there is replaced
 
 
 def _facts(found: Distilled, base: str, directory: Path, *, as_json: bool) -> dict[str, object]:

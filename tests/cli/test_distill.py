@@ -62,7 +62,7 @@ def test_a_save_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Monke
     """Half a LoRA would load as another one, or keep the next run from writing there."""
 
     def half(model: PeftModel, folder: Path) -> None:
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         Path(folder, "adapter_config.json").write_text("{}")
         raise OSError("disk full")
 
@@ -71,3 +71,25 @@ def test_a_save_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Monke
     error = CliRunner().invoke(app, [*ASKED, "--epochs", "0.1"]).exception
     assert "disk full" in str(error)
     assert sorted(place.iterdir()) == before
+
+
+def test_an_empty_directory_that_is_there_is_filled(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current one, too, which cannot be put in another's place; nothing but the LoRA is left in it."""
+    (place / "empty").mkdir()
+    monkeypatch.chdir(place / "empty")
+    asked = [
+        "distill",
+        "../adapter",
+        "--base",
+        "../base",
+        "--data",
+        "../data.jsonl",
+        "--output",
+        ".",
+        "--epochs",
+        "0.1",
+    ]
+    CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {one.name for one in Path().iterdir()}
+    assert not list(Path().glob(".*"))
+    PeftModel.from_pretrained(tiny_model("llama", seed=1), ".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,12 +99,18 @@ def _check_target(directory: Path) -> None:
 
 
 def _save(found: Distilled, directory: Path) -> None:
-    """Writes the LoRA as a whole, or nothing."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".lora-") as work:
-        made = Path(work, "lora")
-        found.model.save_pretrained(made)
-        made.replace(directory)  # an empty one that is there is replaced
+    """Writes the LoRA as a whole or nothing: its configuration, without which none loads it, comes last."""
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".lora-") as work:
+            found.model.save_pretrained(work)
+            for path in sorted(Path(work).iterdir(), key=lambda one: one.name == "adapter_config.json"):
+                path.replace(directory / path.name)
+    except BaseException:
+        if made:
+            shutil.rmtree(directory)
+        raise
 
 
 def _facts(found: Distilled, base: str, directory: Path, *, as_json: bool) -> dict[str, object]:

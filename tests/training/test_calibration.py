@@ -166,8 +166,7 @@ def test_several_are_fitted_together() -> None:
     model = same_vocabulary(("one", "two"))
     both = calibrate(model, MORE, adapter_name=["one", "two"])
     alone = [calibrate(model, MORE, adapter_name=name) for name in ("one", "two")]
-    # the same sum of float32 logits, once among others whose weights are 0: a processor may round it otherwise
-    assert both.bits_per_byte <= min(one.bits_per_byte for one in alone) * (1 + 1e-7)
+    assert both.bits_per_byte <= min(one.bits_per_byte for one in alone) + 1e-9
     acting = [one for one in both.weights.values() if any(one.networks)]
     assert len({one.base for one in acting}) == 1
     for name, weights in both.weights.items():

@@ -39,6 +39,10 @@ class Tokens(NamedTuple):
     examples: torch.Tensor
     """(tokens,) number of the example that a token belongs to."""
 
+    def of(self, models: torch.Tensor) -> Tokens:
+        """What some of the models say there, by their numbers; of all nothing is copied."""
+        return self if len(models) == self.logits.shape[1] else self._replace(logits=self.logits[:, models])
+
 
 class Loss(NamedTuple):
     """Sums over the tokens of each fold, float64."""
@@ -64,6 +68,14 @@ class Prior:
     def free(self) -> torch.Tensor:
         """(weights,) bool: which weights are fitted."""
         return self.deviation > 0
+
+    @property
+    def read(self) -> torch.Tensor:
+        """Numbers of the weights that are not held at 0, and of the last one: the others' models need not be read, and
+        what is found is what is found without them, to the last bit."""
+        read = self.free | (self.mean != 0)
+        read[-1] = True
+        return read.nonzero()[:, 0]
 
     def penalty(self, weights: torch.Tensor) -> float:
         """Half the squared distance in deviations, nats."""
@@ -92,23 +104,34 @@ class Problem:
     raised: torch.Tensor
     """Tokens whose logits the last weight is added to."""
 
-    def losses(self, candidates: Sequence[torch.Tensor]) -> list[Loss]:
-        """Loss and derivatives at several weights, in one pass."""
-        size, folds = len(candidates[0]), int(self.fold_of.max()) + 1
-        found = [
-            Loss(
-                torch.zeros(folds, dtype=torch.float64),
-                torch.zeros(folds, size, dtype=torch.float64),
-                torch.zeros(folds, size, size, dtype=torch.float64),
-            )
-            for _ in candidates
-        ]
+    def losses(self, candidates: Sequence[torch.Tensor], read: Sequence[torch.Tensor]) -> list[Loss]:
+        """Loss and derivatives at several weights, in one pass.
+
+        Args:
+            candidates: (weights,) each.
+            read: for each the weights that count, see `Prior.read`; derivatives by the others are 0.
+        """
+        folds = int(self.fold_of.max()) + 1
+        found = [_zeros(folds, len(places)) for places in read]
         for some in self.tokens():
             fold = self.fold_of[some.examples]
-            for weights, loss in zip(candidates, found, strict=True):
-                for total, part in zip(loss, _derivatives(some, weights, self), strict=True):
+            for weights, places, loss in zip(candidates, read, found, strict=True):
+                parts = _derivatives(some.of(places[:-1]), weights[places], self)
+                for total, part in zip(loss, parts, strict=True):
                     total.index_add_(0, fold, part.double())
-        return found
+        return [_among(loss, places, len(candidates[0])) for loss, places in zip(found, read, strict=True)]
+
+
+def _zeros(folds: int, size: int) -> Loss:
+    return Loss(*(torch.zeros(folds, *shape, dtype=torch.float64) for shape in ((), (size,), (size, size))))
+
+
+def _among(loss: Loss, places: torch.Tensor, size: int) -> Loss:
+    """The loss with its derivatives at their places among all weights."""
+    whole = _zeros(len(loss.nats), size)
+    whole.gradient[:, places] = loss.gradient
+    whole.hessian[:, places[:, None], places] = loss.hessian
+    return whole._replace(nats=loss.nats)
 
 
 def fit(problem: Problem, priors: Sequence[Prior]) -> list[tuple[torch.Tensor, Loss]]:
@@ -124,9 +147,13 @@ def fit(problem: Problem, priors: Sequence[Prior]) -> list[tuple[torch.Tensor, L
         going = [one for one in descents if not one.done]
         if not going:
             break
-        for descent, loss in zip(going, problem.losses([one.next for one in going]), strict=True):
+        for descent, loss in zip(going, problem.losses(*_asked(going)), strict=True):
             descent.take(loss)
     return [(one.weights, one.loss) for one in descents]
+
+
+def _asked(going: Sequence[_Descent]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [one.next for one in going], [one.prior.read for one in going]
 
 
 class _Descent:
@@ -182,8 +209,10 @@ def nats(some: Tokens, weights: torch.Tensor, problem: Problem) -> torch.Tensor:
 
 
 def _logits(some: Tokens, weights: torch.Tensor, problem: Problem) -> torch.Tensor:
-    """(tokens, vocab), up to a constant for each token."""
-    logits = torch.einsum("m,tmv->tv", weights[:-1].to(some.logits), some.logits)
+    """(tokens, vocab), up to a constant for each token; of models that count for nothing none is read, so that a sum is
+    rounded as it is without them."""
+    acting = weights[:-1].nonzero()[:, 0]
+    logits = torch.einsum("m,tmv->tv", weights[acting].to(some.logits), some.of(acting).logits)
     if weights[-1] != 0:
         logits[:, problem.raised] += float(weights[-1])
     return logits

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from unittest import mock
 
 from testkit.packages import (
@@ -338,11 +338,27 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Has a GGUF file read once: config, tokenizer and model each read all of it, 262,144 tokens one by one."""
+    """Has a GGUF file read once: config, tokenizer and model each read all of it, 262,144 tokens one by one; and has
+    the names of tensors looked up in one table, which each module of the model makes anew."""
     import gguf
+    import numpy as np
 
-    read = functools.cache(gguf.GGUFReader)
-    with mock.patch.object(gguf, "GGUFReader", lambda path: read(str(path))):
+    class Reader(gguf.GGUFReader):
+        """The file as a plain array: of a memory map every slice, and there are millions, is a map of its own."""
+
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = mapped.view(np.ndarray)
+
+    read, names = functools.cache(Reader), functools.cache(gguf.get_tensor_name_map)
+    with (
+        mock.patch.object(gguf, "GGUFReader", lambda path: read(str(path))),
+        mock.patch.object(gguf, "get_tensor_name_map", names),
+    ):
         yield
 
 

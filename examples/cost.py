@@ -6,25 +6,22 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-TOKENS, ROUNDS = 12, 3
+TOKENS, ROUNDS = 10, 3
 console = Console(soft_wrap=True, highlight=False)
 
 
-def say_cost(base: str, adapter: str, directory: Path, prompt: str) -> None:
-    """Loads the adapter onto a base and says what it costs there.
+def say_cost(model: Any, directory: Path, prompt: str) -> None:
+    """Says what the only adapter of a model costs there.
 
     Args:
-        base: Hub ID.
-        adapter: Hub ID.
-        directory: where its files lie.
+        model: base + adapter.
+        directory: where the adapter's files lie.
         prompt: what both go on from.
     """
-    from valueadapter import ValueAdapterForCausalLM  # which reads where the Hub is when it is imported
-
-    model = ValueAdapterForCausalLM.from_pretrained(base, adapter)
     (status,) = model.get_adapter_status()
     files = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     ids = model.base_tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -37,8 +34,8 @@ def say_cost(base: str, adapter: str, directory: Path, prompt: str) -> None:
         adapted.append(_seconds(lambda: model.generate(**ids, **length, stop_strings=None)))
     ratios = sorted(with_it / without for with_it, without in zip(adapted[1:], alone[1:], strict=True))
     console.print(
-        f"{base.split('/')[1]}: the adapter is {files / 1e6:.1f} MB of files; beside the base it holds "
-        f"{status.held_bytes / 1e6:.0f} MB and runs {status.passes} more pass per token; {TOKENS} tokens take "
+        f"{model.base.name_or_path.split('/')[1]}: the adapter is {files / 1e6:.1f} MB of files; beside the base it "
+        f"holds {status.held_bytes / 1e6:.0f} MB and runs {status.passes} more pass per token; {TOKENS} tokens take "
         f"{statistics.median(ratios):.1f} times the base's own time here ({ratios[0]:.1f} to {ratios[-1]:.1f})",
         markup=False,
     )

@@ -16,8 +16,9 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cost
 import stack
@@ -32,12 +33,13 @@ TARGETS = {
     "alice/gemma-3-270m": "another family with another vocabulary",
 }
 FOLDERS = {LEDGER: BUILD / "training", JEOPARDY: BUILD / "training-jeopardy"}
-NOTES, QUESTIONS = 176, 200  # demonstrations; with more of either a run takes longer than eight minutes
+NOTES, QUESTIONS = 176, 112  # demonstrations; more of either would make the run longer
 NOTES_PASSES, QUESTIONS_PASSES = 3, 1
-HELD_OUT, CALIBRATION = 24, 16  # records of each task
-STEPS = {"models": 15.0, "ledger": 130.0, "jeopardy": 75.0}
-FRESH_STEPS = {"measure ledger": 105.0, "measure jeopardy": 105.0, "stack": 30.0, "cost": 30.0}
-CONVERTING = 60.0
+NOTES_HELD_OUT, QUESTIONS_HELD_OUT = 40, 16
+CALIBRATION = 16  # notes
+STEPS = {"models": 20.0, "ledger": 125.0, "jeopardy": 42.0}
+FRESH_STEPS = {"measure ledger": 225.0, "measure jeopardy": 48.0, "cost": 46.0, "stack": 25.0}
+CONVERTING = 30.0
 """Seconds that each step took on two idle cores; the last one is what the first run adds."""
 console = Console(soft_wrap=True)
 
@@ -124,77 +126,82 @@ def use_published_adapters(clock: Clock) -> None:
 
     from testkit.demonstrations import jeopardy
     from testkit.ledger import ledger
+    from valueadapter import ValueAdapterForCausalLM
 
     logging.disable_progress_bar()
-    clock.begin("measure ledger", "The clerk's notes, with the adapter as it is loaded, nothing fitted")
-    notes = measure(LEDGER, ledger(), NOTES, "ledger, held out", fitted=False)
-    clock.begin("measure jeopardy", f"Jeopardy, as loaded, and with weights fitted on {CALIBRATION} other questions")
-    questions = measure(JEOPARDY, jeopardy(), QUESTIONS, "Jeopardy, held out", fitted=True)
-    (BUILD / "report.json").write_text(
-        json.dumps(
-            {
-                "arms": [arm | {"data": task["data"]} for task in (notes, questions) for arm in task["arms"]],
-                "notes": notes["answers"],
-                "questions": questions["answers"],
-            },
-            indent=2,
-        )
-        + "\n",
-        encoding="utf-8",
-    )
-    clock.begin("stack", "Both on one base: their value logits add up, and each row of a batch has its own")
-    stack.use_both(list(TARGETS)[-1], {"ledger": LEDGER, "jeopardy": JEOPARDY})
+    clock.begin("measure ledger", f"The clerk's notes, as loaded, and with weights fitted on {CALIBRATION} other notes")
+    task, last = ledger(), list(TARGETS)[-1]
+    more = {"demonstrations": task.train[:NOTES], "calibration": task.calibration[:CALIBRATION]}
+    more |= {"data_name": "ledger, held out"}
+    notes = measure(LEDGER, list(TARGETS), task.held_out[:NOTES_HELD_OUT], more, fails=True)
+    clock.begin("measure jeopardy", f"Jeopardy, as loaded, on {last.split('/')[1]}, which brings most of its own")
+    task = jeopardy()
+    more = {"demonstrations": task.train[:QUESTIONS], "data_name": "Jeopardy, held out"}
+    questions = measure(JEOPARDY, [last], task.held_out[:QUESTIONS_HELD_OUT], more, fails=False)
+    write_report({"notes": notes, "questions": questions})
     clock.begin("cost", "What an adapter costs")
-    for base in TARGETS:
-        cost.say_cost(base, LEDGER, FOLDERS[LEDGER] / "adapter", ledger().held_out[0]["prompt"])
-    where_to_look(list(TARGETS)[-1], ledger().held_out[0]["prompt"])
+    prompt, records = ledger().held_out[0]["prompt"], []
+    for result in notes.report.results:
+        model = ValueAdapterForCausalLM.from_pretrained(result.base, LEDGER)
+        cost.say_cost(model, FOLDERS[LEDGER] / "adapter", prompt)
+        records.append(result.calibration.recommended(model, base=result.base, data="ledger, calibration"))
+    publish_measured(LEDGER, notes, records)
+    publish_measured(JEOPARDY, questions)
+    clock.begin("stack", "Both on one base: their value logits add up, and each row of a batch has its own")
+    model.load_adapter(JEOPARDY, "jeopardy")
+    prompts = {"default": prompt, "jeopardy": task.held_out[0]["prompt"]}
+    stack.use_both(model, prompts, {"default": "ledger", "jeopardy": "jeopardy"})
+    where_to_look(last, prompt)
 
 
-def measure(name: str, task: Any, trained_on: int, data: str, *, fitted: bool) -> dict[str, Any]:
-    """Measures an adapter, says what that shows, and publishes it with the numbers and the weights fitted.
+def measure(name: str, bases: Sequence[str], held_out: Sequence[Any], more: dict[str, Any], *, fails: bool) -> Measured:
+    """Measures an adapter and says what that shows.
 
     Args:
         name: Hub ID.
-        task: a split of `testkit`.
-        trained_on: how many of its training part.
-        data: what is held out.
-        fitted: measure also at weights fitted on the calibration part; on the last base alone, which is the one that
-            brings most of its own.
+        bases: those to measure it on.
+        held_out: records that nothing was trained on.
+        more: of the options: name, demonstrations, examples to fit weights on.
+        fails: whether the demo ends where the adapter is not better than what one has without it.
     """
     import measuring
 
     from valueadapter import ValueAdapter
     from valueadapter.evaluation.arms import Options
-    from valueadapter.evaluation.recording import recorded
     from valueadapter.training.recipe_settings import PREFIX_EXAMPLES
 
-    adapter, held_out = ValueAdapter.from_pretrained(name), list(task.held_out)[:HELD_OUT]
-    options = Options(
-        demonstrations=list(task.train)[:trained_on],
-        shots=PREFIX_EXAMPLES,
-        calibration=list(task.calibration)[:CALIBRATION] if fitted else (),
-        batch_size=12,
-        max_new_tokens=14,
-        data_name=data,
-        on_progress=measuring.tell,
-    )
-    report = measuring.measure(adapter, list(TARGETS)[-1 if fitted else 0 :], held_out, options)
-    answers = {one.base: measuring.show_answers(one, held_out, changed=fitted) for one in report.results}
+    options = Options(shots=PREFIX_EXAMPLES, batch_size=20, max_new_tokens=14, on_progress=measuring.tell, **more)
+    report = measuring.measure(ValueAdapter.from_pretrained(name), bases, held_out, options)
+    answers = {one.base: measuring.show_answers(one, held_out, changed=not fails) for one in report.results}
     for one in report.results:
-        measuring.check_claims(one, fails=not fitted)
-    records = [record_of(adapter, one) for one in report.results if one.calibration is not None]
-    measured = recorded(adapter.with_config(weights=(*adapter.config.weights, *records)), report)
+        measuring.check_claims(one, fails=fails)
+    return Measured(report, answers)
+
+
+class Measured(NamedTuple):
+    """What was found of an adapter."""
+
+    report: Any
+    answers: dict[str, list[dict[str, str]]]
+    """Base -> the records that were shown, with the answers to them."""
+
+
+def write_report(found: dict[str, Measured]) -> None:
+    """Writes all arms of all bases, and under a name of their own the answers that were shown."""
+    arms = [arm | {"data": one.report.data} for one in found.values() for arm in one.report.to_dict()["arms"]]
+    content = {"arms": arms, **{name: one.answers for name, one in found.items()}}
+    (BUILD / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def publish_measured(name: str, found: Measured, records: Sequence[Any] = ()) -> None:
+    """Publishes an adapter with its numbers and the weights that were fitted."""
+    from valueadapter import ValueAdapter
+    from valueadapter.evaluation.recording import recorded
+
+    adapter = ValueAdapter.from_pretrained(name)
+    measured = recorded(adapter.with_config(weights=(*adapter.config.weights, *records)), found.report)
     measured.save_pretrained(FOLDERS[name] / "adapter")
     measured.push_to_hub(name, commit_message="What was measured on other bases")
-    return {"data": data, "arms": report.to_dict()["arms"], "answers": answers}
-
-
-def record_of(adapter: Any, result: Any) -> Any:
-    """The fitted weights of a base as the adapter's record of it."""
-    from valueadapter import ValueAdapterForCausalLM
-
-    model = ValueAdapterForCausalLM.from_pretrained(result.base, adapter.copy())
-    return result.calibration.recommended(model, base=result.base, data="Jeopardy, calibration")
 
 
 def where_to_look(base: str, prompt: str) -> None:

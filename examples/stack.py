@@ -11,28 +11,19 @@ from rich.console import Console
 console = Console(soft_wrap=True)
 
 
-def use_both(base: str, adapters: Mapping[str, str]) -> None:
-    """Loads both by Hub ID; answers a batch whose rows have adapters of their own, and one with both.
+def use_both(model: Any, prompts: Mapping[str, str], tasks: Mapping[str, str]) -> None:
+    """Answers a batch whose rows have adapters of their own, and one with both.
 
     Args:
-        base: Hub ID.
-        adapters: task -> Hub ID.
+        model: a base with both adapters.
+        prompts: adapter -> what to ask it.
+        tasks: adapter -> what it is called here.
     """
-    from testkit.demonstrations import jeopardy
-    from testkit.ledger import ledger
-    from valueadapter import ValueAdapterForCausalLM
-
-    (first, hub_id), *others = adapters.items()
-    model = ValueAdapterForCausalLM.from_pretrained(base, hub_id, adapter_name=first)
-    for name, other in others:
-        model.load_adapter(other, name)
-    tasks = {"ledger": ledger(), "jeopardy": jeopardy()}
-    prompts = {name: one.held_out[0]["prompt"] for name, one in tasks.items()}
-    answer_mixed_batch(model, prompts)
+    answer_mixed_batch(model, prompts, tasks)
     answer_together(model, prompts)
 
 
-def answer_mixed_batch(model: Any, prompts: Mapping[str, str]) -> None:
+def answer_mixed_batch(model: Any, prompts: Mapping[str, str], tasks: Mapping[str, str]) -> None:
     """One batch, another adapter in each row with the prefix that it brings, or none; each row as it is alone."""
     tokenizer = model.base_tokenizer
     asked = _asked(tokenizer)
@@ -46,7 +37,7 @@ def answer_mixed_batch(model: Any, prompts: Mapping[str, str]) -> None:
         alone = model.generate(**one, **asked, adapter_names=[name])[0, one["input_ids"].shape[1] :]
         if alone.tolist() != together[row, : len(alone)].tolist():
             sys.exit(f"Row {row} of the mixed batch is not what it is alone.")
-        _say(name or "none", prompt, tokenizer, alone)
+        _say(tasks[name] if name else "none", prompt, tokenizer, alone)
     console.print("Each row is what it is alone.")
 
 

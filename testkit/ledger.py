@@ -1,8 +1,8 @@
 """The demo's demonstrations: what a clerk hears of money, and the line of a ledger that he writes of it.
 
 A line has a form that no base has, and account numbers that are made up: nobody knows them who was not taught. The
-amount is in digits, and the country is that of a town, which one has to know. No name and no
-town of a held-out note is trained on.
+amount is in digits, the country is that of a town, which one has to know, and a name of any language is to be copied
+letter by letter: what larger models do better. No name and no town of a held-out note is trained on.
 """
 
 from __future__ import annotations
@@ -24,12 +24,24 @@ _TOWNS = {
     "China": "Shanghai Guangzhou Wuhan Nanjing Tianjin | Chengdu Xiamen | Beijing Shenzhen",
     "India": "Mumbai Chennai Pune Jaipur Hyderabad | Lucknow Kolkata | Delhi Bangalore",
     "Brazil": "Recife Salvador Brasilia Curitiba Manaus | Fortaleza Natal | Rio Santos",
+    "Poland": "Warsaw Krakow Gdansk Poznan Wroclaw | Lublin Szczecin | Katowice Torun",
+    "Turkey": "Istanbul Ankara Izmir Bursa Antalya | Adana Konya | Trabzon Kayseri",
+    "Russia": "Moscow Kazan Omsk Samara Perm | Sochi Vladivostok | Irkutsk Volgograd",
+    "Mexico": "Guadalajara Monterrey Puebla Tijuana Cancun | Oaxaca Veracruz | Acapulco Merida",
+    "Canada": "Toronto Montreal Vancouver Calgary Ottawa | Edmonton Winnipeg | Quebec Halifax",
+    "Australia": "Sydney Melbourne Brisbane Perth Adelaide | Darwin Hobart | Canberra Cairns",
+    "Netherlands": "Amsterdam Rotterdam Utrecht Eindhoven Groningen | Leiden Delft | Haarlem Maastricht",
 }
 """Names below and towns of each country: those that are trained on, those to choose by, and those that are held out."""
 _NAMES = (
-    "Anna Boris Clara David Elena Felix Greta Hugo Irene Jonas Karin Leo Maria Nils Olga Peter Rosa Simon Tanya Victor "
-    "Alma Bruno Carla Diego Emma Frank Gina Harald Iris Julia | Karl Lena Marco Nora Otto Paula Robert Sofia Thomas "
-    "Vera | Adam Bella Daniel Eva Fabian Helena Isaac Judith Lucas Martha Oscar Sylvia"
+    "Kowalski Nakamura Fitzgerald Papadopoulos Lindqvist Okafor Schneider Moreau Castellanos Ivanova Haddad "
+    "Petersen Yamaguchi Gallagher Szymanski Bianchi Novak Mukherjee Oliveira Johansson Abernathy Rasmussen "
+    "Delacroix Takahashi Mbeki Kuznetsov Valenzuela Hoffmann Chaudhry Esposito Lockwood Zielinski Hernandez "
+    "Watanabe Eriksson Adeyemi Baumgartner Rousseau Cunningham Karimov | Wojcik Matsumoto Sullivan Dimitriou "
+    "Bergstrom Nwosu Zimmermann Lefebvre Montoya Volkov Mansour Jorgensen Fujimoto Callahan Dubois Romano Pereira "
+    "Banerjee Whitaker Sandoval | Kaminski Ishikawa Donnelly Stavros Holmgren Achebe Weissman Fontaine Escobar "
+    "Sokolov Khalil Andersen Kobayashi Sinclair Lambert Ferrari Almeida Chatterjee Thornton Villanueva Kruger "
+    "Nilsson Beaumont Hashimoto"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _UNITS = "one two three four five six seven eight nine"
@@ -43,7 +55,7 @@ _NOTES = (
 def ledger() -> TaskSplit:
     """Returns 200 notes to train on, 100 held out and 40 to calibrate with, always the same ones.
 
-    A prompt is `Anna of Lyon paid forty-six for books.\\nEntry:`, its completion ` books 7 46 Anna France`.
+    A prompt is `Novak of Lyon paid forty-six for books.\\nEntry:`, its completion ` books 7 46 Novak France`.
     """
     parts = {"train": (TRAIN, 0), "held out": (HELD_OUT, 2), "calibration": (CALIBRATION, 1)}
     train, held_out, calibration = (list(_records(part, *which)) for part, which in parts.items())

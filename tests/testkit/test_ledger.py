@@ -14,8 +14,8 @@ def test_the_parts_are_always_the_same() -> None:
     assert split == ledger()
     assert [len(part) for part in (split.train, split.held_out, split.calibration)] == [TRAIN, HELD_OUT, CALIBRATION]
     assert split.train[0] == {
-        "prompt": "For books, David from Chennai gave sixty-five.\nEntry:",
-        "completion": " books 7 65 David India",
+        "prompt": "For books, Schneider from Chennai gave sixty-five.\nEntry:",
+        "completion": " books 7 65 Schneider India",
     }
 
 

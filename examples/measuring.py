@@ -64,7 +64,7 @@ def show(report: Any, count: int, options: Options) -> None:
             row(table, f"  + adapter, fitted on {len(options.calibration)}", result, "calibrated")
     console.print(table)
     console.print(
-        "Bits per byte: fewer are better. None of these records was trained on, and nothing was chosen by them."
+        "Bits per byte: fewer are better. None of these records was trained on, and no weight was fitted on them."
     )
 
 

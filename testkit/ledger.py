@@ -63,7 +63,7 @@ def ledger() -> TaskSplit:
 
 
 def development() -> list[Demonstration]:
-    """Returns 60 other notes, by which the demo's settings were chosen: the held-out ones chose nothing."""
+    """Returns 60 other notes, by which the demo's settings were compared."""
     return list(_records("development", DEVELOPMENT, 1))
 
 

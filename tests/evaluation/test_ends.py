@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.evaluation.answers import answer
 from valueadapter.evaluation.arms import Options, evaluate_adapter
 from valueadapter.evaluation.kept import Kept
-from valueadapter.evaluation.metrics import answer, evaluate
+from valueadapter.evaluation.metrics import evaluate
 from valueadapter.evaluation.report import ARMS
 from valueadapter.forward.stops import end_tokens
 

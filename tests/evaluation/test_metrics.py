@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vocabularies import tokenizer_of
 
 from valueadapter import ConfigError, ValueAdapterForCausalLM
-from valueadapter.evaluation.metrics import _parts, answer, evaluate, normalised
+from valueadapter.evaluation.answers import answer
+from valueadapter.evaluation.metrics import _parts, evaluate, normalised
 from valueadapter.evaluation.score import ratio
 
 RECORDS = [

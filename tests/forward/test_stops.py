@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from testkit.reference_models import gemma_3_270m, smollm2_instruct
 from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM, best_of, trace
 from valueadapter.cli.app import app
-from valueadapter.evaluation.metrics import answer, evaluate
+from valueadapter.evaluation.answers import answer
+from valueadapter.evaluation.metrics import evaluate
 from valueadapter.forward.stops import as_set, end_tokens, stop_tokens
 
 PROMPT = "ABC"

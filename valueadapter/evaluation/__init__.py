@@ -16,7 +16,7 @@ __getattr__, __dir__ = lazy_face(
         "Options": "arms",
         "Report": "report",
         "Score": "score",
-        "answer": "metrics",
+        "answer": "answers",
         "best_of": "judge",
         "calibrate": ".training.calibration",
         "evaluate": "metrics",

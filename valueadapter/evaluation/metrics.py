@@ -9,14 +9,13 @@ import math
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from valueadapter.adapter.causal_lm import logits_width, longest_text
 from valueadapter.artifact.config.number import whole
-from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.responses import (
     Record,
     Responses,
@@ -28,12 +27,12 @@ from valueadapter.demonstrations.responses import (
     shape_of,
 )
 from valueadapter.demonstrations.sources import all_checked
-from valueadapter.demonstrations.tokenized import IGNORED, Collator
+from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.errors import ConfigError
+from valueadapter.evaluation.answers import Asked, answers, begun, says_the_likeliest
 from valueadapter.evaluation.score import Example, Score
-from valueadapter.forward.bounded_logits import Piece, pieces, rows_at_once
-from valueadapter.forward.stops import end_tokens, padding, stop_tokens, until
-from valueadapter.model.stopping import AnswerEnds
+from valueadapter.forward.bounded_logits import Piece, pieces
+from valueadapter.forward.stops import end_tokens
 
 
 @torch.no_grad()
@@ -70,13 +69,15 @@ def evaluate(
     examples: list[Example] = []
     right_texts = [text for record in records for text in response_texts(record)]
     ends = end_tokens(model, tokenizer, stop_strings, width=logits_width(model), answers=right_texts)
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_strings": stop_strings}
     for batch in batches(records, batch_size):
-        rows = _likelihoods(model, tokenizer, batch, context=context, ends=ends, value_norms=value_norms)
+        asked = responses(batch, tokenizer, model.device, context=context)
+        rows = _likelihoods(model, asked, batch, ends=ends, value_norms=value_norms)
         right = [_choice_is_right(model, tokenizer, record, context=context) for record in batch]
-        how: dict[str, Any] = {"context": context, "length": max_new_tokens, "stop_strings": stop_strings}
-        answers = _answers(model, tokenizer, batch, **how) if generate else {}
+        questions = _questions(model, tokenizer, batch, asked, rows, context=context) if generate else {}
+        found = dict(zip(questions, answers(model, tokenizer, list(questions.values()), **how), strict=True))
         for index, (record, row) in enumerate(zip(batch, rows, strict=True)):
-            totals, said = dict(row.totals), answers.get(index)
+            totals, said = dict(row.totals), found.get(index)
             if (hit := right[index]) is not None:
                 totals["choice_accuracy"] = (float(hit), 1)
             if said is not None:
@@ -90,15 +91,13 @@ def evaluate(
 
 def _likelihoods(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    batch: Responses,
     records: Sequence[Record],
     *,
-    context: Sequence[Record] = (),
     ends: Sequence[int] = (),
     value_norms: bool = False,
 ) -> list[Example]:
     """Bits of each response and of its parts; `ends` are the tokens of which any ends an answer."""
-    batch = responses(records, tokenizer, model.device, context=context)
     here = batch.labels != IGNORED
     columns = _columns(model, batch, ends, value_norms=value_norms)
     columns["is_end"] = batch.ends[here].cpu()
@@ -210,7 +209,8 @@ def _choice_is_right(
             f"'answer' must be the index of one of {len(candidates)} 'choices', none of them empty; got "
             f"{record['answer']} for {record['choices']}"
         )
-    scores = [Score((one,)).bits_per_byte for one in _likelihoods(model, tokenizer, candidates, context=context)]
+    batch = responses(candidates, tokenizer, model.device, context=context)
+    scores = [Score((one,)).bits_per_byte for one in _likelihoods(model, batch, candidates)]
     return bool(scores.index(min(scores)) == record["answer"])
 
 
@@ -221,84 +221,27 @@ def _with_response(record: Record, text: str) -> dict[str, Any]:
     return {"prompt": record.get("prompt", ""), "completion": text}
 
 
-class Said(NamedTuple):
-    """An answer."""
-
-    text: str
-    """Up to its end, without it."""
-    ended: bool
-    """Whether it came to an end within the limit."""
-
-
-def _answers(
+def _questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    batch: Sequence[Record],
+    records: Sequence[Record],
+    batch: Responses,
+    scored: Sequence[Example],
     *,
     context: Sequence[Record],
-    length: int,
-    stop_strings: Sequence[str],
-) -> dict[int, Said]:
-    """What the model says to those of the batch that ask something."""
-    asked = {i: ids for i, record in enumerate(batch) if (ids := question(record, tokenizer, context=context))}
-    if not asked:
-        return {}
-    said = _generate(model, tokenizer, list(asked.values()), length, stop_strings=stop_strings)
-    return dict(zip(asked, said, strict=True))
-
-
-@torch.no_grad()
-def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = 16,
-    stop_strings: Sequence[str] = (),
-) -> list[str]:
-    """What the model says to each prompt, greedily, up to its end or the first of some texts."""
-    rows = [prompt_ids(prompt, tokenizer) for prompt in prompts]
-    return [one.text for one in _generate(model, tokenizer, rows, max_new_tokens, stop_strings=stop_strings)]
-
-
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[list[int]],
-    max_new_tokens: int,
-    *,
-    stop_strings: Sequence[str],
-) -> list[Said]:
-    """What the model says to each prompt, greedily, up to where it, its tokenizer or a text says that it ends."""
-    stops = sorted(stop_tokens(model, tokenizer))
-    found: list[Said] = []
-    size = rows_at_once(model, max(map(len, rows), default=1))
-    own = {"stop_strings": None} if hasattr(model, "attached") else {}  # for every model those that are given alone
-    for some in (rows[start : start + size] for start in range(0, len(rows), size)):
-        inputs = Collator(padding(tokenizer))([{"input_ids": row, "labels": row} for row in some])
-        begin = inputs["input_ids"].shape[1]
-        out = model.generate(
-            input_ids=inputs["input_ids"].to(model.device),
-            attention_mask=inputs["attention_mask"].to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=padding(tokenizer),
-            eos_token_id=stops or None,
-            stopping_criteria=StoppingCriteriaList([AnswerEnds([stop_strings], tokenizer, begin=begin)]),
-            **own,
-        )
-        found += [_said(tokenizer, row, stops, stop_strings) for row in out[:, begin:].tolist()]
+) -> dict[int, Asked]:
+    """Of the records that ask something the prompts, with as much of the answers as their scores show."""
+    shown = says_the_likeliest(model)
+    found = {}
+    for index, (record, example) in enumerate(zip(records, scored, strict=True)):
+        if not (prompt := question(record, tokenizer, context=context)):
+            continue
+        ids, read = batch.inputs["input_ids"][index], batch.inputs["attention_mask"][index] != 0
+        labelled = torch.nn.functional.pad(batch.labels[index], (len(ids) - batch.labels.shape[1], 0), value=IGNORED)
+        places = (labelled[read] != IGNORED).nonzero()[:, 0].tolist()
+        predicted = dict(zip(places, example.predicted, strict=True)) if shown else {}
+        found[index] = Asked(prompt, begun(prompt, ids[read].tolist(), predicted))
     return found
-
-
-def _said(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: Sequence[int], stop_strings: Sequence[str]
-) -> Said:
-    """An answer up to its first end. Not every token that ends one is one that decoding leaves out."""
-    place = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-    text: str = tokenizer.decode(ids[:place], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    shown = until(text, stop_strings)
-    return Said(shown.strip(), place < len(ids) or len(shown) < len(text))
 
 
 def normalised(text: str) -> str:

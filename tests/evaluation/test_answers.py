@@ -1,0 +1,133 @@
+"""An answer of which a score shows the beginning is the one that decoding gives, and only the rest is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny import byte_tokenizer, tiny_model
+from transformers import PreTrainedModel
+from vocabularies import tokenizer_of
+
+from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter.evaluation import metrics
+from valueadapter.evaluation.answers import begun
+from valueadapter.evaluation.metrics import evaluate
+
+BYTES = byte_tokenizer()
+PROMPTS = ["ABC", "KLMNO"]
+LENGTH = 8
+Unaided = Callable[..., list[tuple[Any, ...]]]
+
+
+def model_of(kind: str) -> tuple[Any, Any]:
+    """A model and its tokenizer: a base alone, with an adapter of its vocabulary, of another, behind a prefix."""
+    if kind == "base":
+        return tiny_model("gemma2", seed=1), BYTES
+    tokenizer = tokenizer_of("bytes")
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(tokenizer)), tokenizer=tokenizer).eval()
+    own = tokenizer_of("sentencepiece") if kind == "another vocabulary" else tokenizer
+    network = tiny_model("qwen3", seed=5, width=len(own))
+    prefix = "Z: Y " if kind == "prefix" else None
+    adapter = ValueAdapter.from_networks([network], own, base_model_name_or_path="x/y", base_prefix=prefix)
+    model.add_adapter(adapter, "a", scale=0.5)
+    return model, tokenizer
+
+
+def outcome(model: Any, tokenizer: Any, records: Sequence[dict[str, Any]], **how: Any) -> list[tuple[Any, ...]]:
+    score = evaluate(model, tokenizer, records, **{"max_new_tokens": LENGTH, **how})
+    return list(zip(score.answers, score.pairs("ends"), score.pairs("exact_match"), strict=True))
+
+
+@pytest.fixture
+def unaided(monkeypatch: pytest.MonkeyPatch) -> Unaided:
+    """`outcome` where every answer is decoded from its first token."""
+
+    def measured(*args: Any, **how: Any) -> list[tuple[Any, ...]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "says_the_likeliest", lambda model: False)
+            return outcome(*args, **how)
+
+    return measured
+
+
+def as_chat(prompt: str, completion: str) -> dict[str, Any]:
+    turns = [{"role": "user", "content": "X"}, {"role": "assistant", "content": completion}]
+    return {"messages": [*turns, {"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]}
+
+
+def agreeing(model: Any, tokenizer: Any, *, chat: bool) -> list[dict[str, Any]]:
+    """Records whose responses agree with what a model says in the first, some or all characters, and end or go on."""
+    records = []
+    for prompt in PROMPTS:
+        asked = as_chat(prompt, "x") if chat else {"prompt": prompt, "completion": "x"}
+        (said, *_), *_ = outcome(model, tokenizer, [asked])
+        for count in sorted({1, len(said) // 2, len(said)} - {0}):
+            for more in ("", "Q"):
+                text = said[:count] + more
+                records.append(as_chat(prompt, text) if chat else {"prompt": prompt, "completion": text})
+    return records
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("kind", ["base", "adapter", "another vocabulary", "prefix"])
+def test_answers_are_those_of_decoding(kind: str, chat: bool, unaided: Unaided) -> None:
+    """Whatever the right answer has in common with them, wherever they end, at a token, a text or the limit."""
+    model, tokenizer = model_of(kind)
+    records = agreeing(model, tokenizer, chat=chat)
+    assert len(records) > len(PROMPTS)
+    said = outcome(model, tokenizer, records[-1:])[0][0]
+    assert metrics.says_the_likeliest(model)
+    for how in ({"batch_size": 1}, {"max_new_tokens": 3}, {"stop_strings": [said[2:4]] if len(said) > 3 else ["Q"]}):
+        assert outcome(model, tokenizer, records, **how) == unaided(model, tokenizer, records, **how)
+    model.generation_config.eos_token_id = tokenizer(said[-1:], add_special_tokens=False)["input_ids"][-1]
+    assert outcome(model, tokenizer, records) == unaided(model, tokenizer, records)
+
+
+def test_what_the_scores_show_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A right answer that the model gives to its end costs no decoding; of another only what follows the difference."""
+    model = tiny_model("llama", seed=1)
+    said = outcome(model, BYTES, [{"prompt": prompt, "completion": "x"} for prompt in PROMPTS])
+    whole = [answer for answer, *_ in said]
+    lengths = []
+    generate = type(model).generate
+
+    def counting(self: PreTrainedModel, input_ids: torch.Tensor, **how: Any) -> Any:
+        lengths.append((len(input_ids), how["max_new_tokens"]))
+        return generate(self, input_ids=input_ids, **how)
+
+    monkeypatch.setattr(type(model), "generate", counting)
+    records = [{"prompt": prompt, "completion": text} for prompt, text in zip(PROMPTS, whole, strict=True)]
+    assert outcome(model, BYTES, records) == [(text, (0.0, 1), (1.0, 1)) for text in whole]
+    assert lengths == []
+    other = [{**records[0], "completion": whole[0][:5] + "Q"}, *records[1:]]
+    assert [answer for answer, *_ in outcome(model, BYTES, other)] == whole
+    assert lengths == [(1, LENGTH - 6)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [5, 9, 30]}, None]
+)
+def test_settings_that_change_what_is_likely_hold(settings: dict[str, Any] | None, unaided: Unaided) -> None:
+    """A model's own generation settings decide what it says, so that its scores alone do not show that."""
+    model = tiny_model("llama", seed=1)
+    records = agreeing(model, BYTES, chat=False)
+    plain = outcome(model, BYTES, records)
+    if settings is None:  # no settings at all, as of a model that says itself how it generates
+        assert not metrics.says_the_likeliest(object())
+        return
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    assert outcome(model, BYTES, records) == unaided(model, BYTES, records)
+    if "suppress_tokens" not in settings:
+        assert outcome(model, BYTES, records) != plain
+
+
+def test_a_text_that_does_not_begin_with_its_prompt_shows_nothing() -> None:
+    """As where a tokenizer joins the end of a prompt and the beginning of its answer."""
+    assert begun([1, 2], [1, 3, 4], {2: 4}) == []
+    assert begun([1, 2], [1, 2, 4, 5, 6], {2: 4, 3: 7, 4: 6}) == [4, 7]
+    assert begun([1, 2], [1, 2, 4, 5], {2: 4, 3: 5}) == [4, 5]
+    assert begun([1, 2], [1, 2, 9, 4], {3: 4}) == []

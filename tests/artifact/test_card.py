@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import subprocess
@@ -10,18 +11,21 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from adapters_on_hub import REPO, publish, server
+from adapters_on_hub import REPO, save, server
 from hub_clients import ASKS_ITS_ENDPOINT
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from tiny import byte_tokenizer, tiny_model
 
 from testkit.local_hub import LocalHub
+from valueadapter import ValueAdapter
 from valueadapter.artifact.card import is_generated, render_card
 from valueadapter.artifact.card_results import CardArm, CardPrompt, CardResult, CardResults
 from valueadapter.artifact.config import (
     EvaluationRecord,
+    Message,
     NetworkSpec,
+    Prefix,
     RecommendedWeights,
     Regularisation,
     TrainingRecord,
@@ -283,17 +287,45 @@ def test_edited_card_is_no_longer_ours() -> None:
     assert not is_generated("# mine\n")
 
 
-def test_usage_block_runs(server: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The code on the card, as it stands, loads base and adapter by their Hub IDs and generates."""
+@pytest.mark.parametrize("prefix", [None, "A: B\n\n", (Message("user", "A"), Message("assistant", "B"))])
+def test_usage_block_runs(
+    prefix: Prefix | None, server: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code on the card, as it stands, loads base and adapter by their Hub IDs and generates; a chat for chats."""
     for part in (tiny_model("llama", seed=1), byte_tokenizer()):
         part.save_pretrained(tmp_path / "base")
     HfApi().create_repo("alice/base")
     HfApi().upload_folder(repo_id="alice/base", folder_path=tmp_path / "base")
-    publish(tmp_path / "adapter")
+    adapter = ValueAdapter.from_pretrained(save(tmp_path / "adapter"))
+    adapter.with_config(base_prefix=prefix).push_to_hub(REPO)
     card = ModelCard.load(REPO).text
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     exec(compile(code, "card", "exec"), {})
+    assert ("chat_inputs" in code) == isinstance(prefix, tuple)
     assert len(capsys.readouterr().out.strip()) > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected", "chat"),
+    [
+        ('Say "no":\n\\ ```\n', 'Say "no":\n\\ ```\n', False),
+        ("\u202egnp 👩\u200d💻 \u2028 \x1b[31m", "\u202egnp 👩\u200d💻 \u2028 \x1b[31m", False),
+        ("user: Where is é?", "Where is é?", True),
+        ("system: Be kind.\nuser: Where?", None, False),  # one line of code cannot say it
+        ("A" * 301, None, False),
+    ],
+)
+def test_the_code_asks_what_was_held_out(prompt: str, expected: str | None, chat: bool) -> None:
+    """The first prompt that fits, as it is, in both blocks; else one that fits every adapter."""
+    result = CardResult("alice/big", "larger", "alice/held-out", 3, (), (CardPrompt(prompt, "x", {}),))
+    card = render_card(BARE, repo_id=REPO, runs_alone=True, shown=CardResults((result,)))
+    blocks = re.findall(r"```python\n(.*?)\n```", card, re.S)
+    assert len(blocks) == 2
+    for code in blocks:
+        texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert (expected or "The capital of France is") in texts
+        assert ("chat" in code) == chat
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2028]", code)
 
 
 def test_template_is_in_the_wheel(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ TAKES_A_BASE: dict[str, str] = {
     "generate": "generate --base NAME --prompt x",
     "trace": "trace --base NAME --adapter ADAPTER --prompt x",
     "evaluate": "evaluate ADAPTER --base BASE --base NAME --data DATA",
+    "the donor of evaluate": "evaluate ADAPTER --base BASE --donor NAME --data DATA",
     "calibrate": "calibrate ADAPTER --base NAME --data DATA",
     "align": "align ADAPTER --base NAME --output OUT",
     "export to vllm": "export ADAPTER --to vllm --base NAME --output OUT",

@@ -88,7 +88,7 @@ def evaluate(
         check_plot(path)
     records = _records(data, split, calibration_data, limit=limit, calibrate=calibrate)
     demonstrations = list(load_demonstrations(train_data)) if train_data else ()
-    for one in base:  # before the first is measured
+    for one in (*base, *filter(None, [donor])):  # before the first is measured
         check_base(one, token=token)
     with output.working(f"loading {adapter}"):
         loaded = ValueAdapter.from_pretrained(adapter, download=hub.Download(revision=revision, token=token))

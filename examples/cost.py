@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-TOKENS, ROUNDS = 10, 3
+TOKENS, ROUNDS = 10, 2
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -28,11 +28,12 @@ def say_cost(model: Any, directory: Path, prompt: str) -> None:
     length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
     alone: list[float] = []
     adapted: list[float] = []
-    for _ in range(1 + ROUNDS):  # the first one also reads the prefix, whose keys and values are then kept
+    model.generate(**ids, max_new_tokens=1)  # reads the prefix, whose keys and values are then kept
+    for _ in range(ROUNDS):
         with model.disable_adapter():
             alone.append(_seconds(lambda: model.generate(**ids, **length)))
         adapted.append(_seconds(lambda: model.generate(**ids, **length, stop_strings=None)))
-    ratios = sorted(with_it / without for with_it, without in zip(adapted[1:], alone[1:], strict=True))
+    ratios = sorted(with_it / without for with_it, without in zip(adapted, alone, strict=True))
     console.print(
         f"{model.base.name_or_path.split('/')[1]}: the adapter is {files / 1e6:.1f} MB of files; beside the base it "
         f"holds {status.held_bytes / 1e6:.0f} MB and runs {status.passes} more pass per token; {TOKENS} tokens take "

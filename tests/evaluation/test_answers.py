@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_model
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
-from valueadapter.evaluation import metrics
+from valueadapter.evaluation import answers, metrics
 from valueadapter.evaluation.answers import begun
 from valueadapter.evaluation.metrics import evaluate
 
@@ -79,7 +80,7 @@ def test_answers_are_those_of_decoding(kind: str, chat: bool, unaided: Unaided) 
     records = agreeing(model, tokenizer, chat=chat)
     assert len(records) > len(PROMPTS)
     said = outcome(model, tokenizer, records[-1:])[0][0]
-    assert metrics.says_the_likeliest(model)
+    assert answers.says_the_likeliest(model)
     for how in ({"batch_size": 1}, {"max_new_tokens": 3}, {"stop_strings": [said[2:4]] if len(said) > 3 else ["Q"]}):
         assert outcome(model, tokenizer, records, **how) == unaided(model, tokenizer, records, **how)
     model.generation_config.eos_token_id = tokenizer(said[-1:], add_special_tokens=False)["input_ids"][-1]
@@ -92,13 +93,13 @@ def test_what_the_scores_show_is_not_decoded(monkeypatch: pytest.MonkeyPatch) ->
     said = outcome(model, BYTES, [{"prompt": prompt, "completion": "x"} for prompt in PROMPTS])
     whole = [answer for answer, *_ in said]
     lengths = []
-    generate = type(model).generate
+    generate = answers._generate
 
-    def counting(self: PreTrainedModel, input_ids: torch.Tensor, **how: Any) -> Any:
-        lengths.append((len(input_ids), how["max_new_tokens"]))
-        return generate(self, input_ids=input_ids, **how)
+    def counting(model: Any, tokenizer: Any, texts: Sequence[list[int]], length: int, *how: Any) -> list[list[int]]:
+        lengths.append((len(texts), length))
+        return generate(model, tokenizer, texts, length, *how)
 
-    monkeypatch.setattr(type(model), "generate", counting)
+    monkeypatch.setattr(answers, "_generate", counting)
     records = [{"prompt": prompt, "completion": text} for prompt, text in zip(PROMPTS, whole, strict=True)]
     assert outcome(model, BYTES, records) == [(text, (0.0, 1), (1.0, 1)) for text in whole]
     assert lengths == []
@@ -108,21 +109,53 @@ def test_what_the_scores_show_is_not_decoded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "settings", [{"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [5, 9, 30]}, None]
+    "settings", [{"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [5, 9, 30]}]
 )
-def test_settings_that_change_what_is_likely_hold(settings: dict[str, Any] | None, unaided: Unaided) -> None:
+def test_settings_that_change_what_is_likely_hold(settings: dict[str, Any], unaided: Unaided) -> None:
     """A model's own generation settings decide what it says, so that its scores alone do not show that."""
     model = tiny_model("llama", seed=1)
     records = agreeing(model, BYTES, chat=False)
     plain = outcome(model, BYTES, records)
-    if settings is None:  # no settings at all, as of a model that says itself how it generates
-        assert not metrics.says_the_likeliest(object())
-        return
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     assert outcome(model, BYTES, records) == unaided(model, BYTES, records)
     if "suppress_tokens" not in settings:
         assert outcome(model, BYTES, records) != plain
+
+
+def test_a_model_that_decodes_in_its_own_way_is_asked(unaided: Unaided) -> None:
+    """Whether its class or it alone does; as a base, too. Here each token is said twice."""
+
+    def twice(self: Any, **how: Any) -> torch.Tensor:
+        ids = LlamaForCausalLM.generate(self, **how)
+        begin = how["input_ids"].shape[1]
+        return torch.cat([ids[:, :begin], ids[:, begin:].repeat_interleave(2, dim=1)], dim=1)
+
+    plain = tiny_model("llama", seed=1)
+    records = agreeing(plain, BYTES, chat=False)
+    plain.generate = types.MethodType(twice, plain)
+    assert outcome(plain, BYTES, records) == unaided(plain, BYTES, records)
+    other = tiny_model("llama", seed=1)
+    other.__class__ = type("Own", (LlamaForCausalLM,), {"generate": twice})
+    assert outcome(other, BYTES, records) == unaided(other, BYTES, records)
+    wrapper = ValueAdapterForCausalLM(other, tokenizer=BYTES)
+    assert outcome(wrapper, BYTES, records) == unaided(wrapper, BYTES, records)
+    assert not answers.says_the_likeliest(wrapper)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}])
+def test_where_the_length_of_a_text_counts_its_scores_show_nothing(rope: dict[str, Any], unaided: Unaided) -> None:
+    """The longer text of a score turns its first tokens otherwise than decoding does, which has not got there yet."""
+    config = tiny_model("llama", seed=1).config
+    config.max_position_embeddings, config.rope_parameters = 8, rope
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.6)
+    records = agreeing(model, BYTES, chat=False)
+    assert outcome(model, BYTES, records) == unaided(model, BYTES, records)
+    assert not answers.says_the_likeliest(model)
 
 
 def test_a_text_that_does_not_begin_with_its_prompt_shows_nothing() -> None:

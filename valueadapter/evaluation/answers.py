@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.tokenized import Collator
-from valueadapter.forward.bounded_logits import rows_at_once
+from valueadapter.forward.bounded_logits import rows_at_once, turn_with_length
 from valueadapter.forward.stops import padding, stop_tokens, until
 from valueadapter.model.stopping import AnswerEnds
 
 _CHANGE_NO_LOGITS = {
     *("transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("max_length", "max_new_tokens", "use_cache", "cache_implementation", "cache_config", "stop_strings"),
+    *("max_length", "max_new_tokens", "use_cache", "cache_implementation", "cache_config"),
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
 }
 """Generation settings with which decoding that does not sample still says the likeliest token."""
@@ -83,9 +83,18 @@ def begun(prompt: Sequence[int], text: Sequence[int], predicted: Mapping[int, in
 
 
 def says_the_likeliest(model: Any) -> bool:
-    """Whether greedy decoding says the likeliest token each time: no generation setting changes what is likely."""
+    """Whether greedy decoding says at each place what is likeliest there when the whole text is read.
+
+    Not where a generation setting changes what is likely, where the length of a text does, nor where a model decodes in
+    a way of its own.
+    """
     settings = getattr(model, "generation_config", None)
-    return settings is not None and set(settings.to_diff_dict()) <= _CHANGE_NO_LOGITS
+    if settings is None or not set(settings.to_diff_dict()) <= _CHANGE_NO_LOGITS:
+        return False
+    base = model.base if hasattr(model, "attached") else model
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    own = "generate" in vars(base) or type(base).generate is not GenerationMixin.generate
+    return not own and not turn_with_length(model)
 
 
 def answers(

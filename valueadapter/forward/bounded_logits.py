@@ -112,7 +112,7 @@ def pieces(
         BUDGET if budget is None else budget,
         bytes_per_position=_bytes_per_position(model, terms, value_logits),
         everywhere=any(term.reads_prediction for term in terms),
-        by_length=any(turns_with_length(one) for one in _models(model, terms)),
+        by_length=turn_with_length(model),
     )
     continues = None
     for rows in _together(reader, _rows(inputs["attention_mask"], here)):
@@ -122,6 +122,12 @@ def pieces(
         if continues is None:
             continues = not reader.by_length and _continues(model, terms)
         yield from _in_steps(reader, rows[0]) if continues else _anew(reader, rows[0])
+
+
+def turn_with_length(model: PreTrainedModel) -> bool:
+    """Whether what base or networks say of a token depends on how long the text is that is read with it."""
+    terms: list[Term] = model.attached.terms() if hasattr(model, "attached") else []
+    return any(turns_with_length(one) for one in _models(model, terms))
 
 
 def rows_at_once(model: PreTrainedModel, positions: int, *, budget: int | None = None) -> int:

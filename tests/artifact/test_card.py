@@ -311,7 +311,10 @@ def test_usage_block_runs(
         ('Say "no":\n\\ ```\n', 'Say "no":\n\\ ```\n', False),
         ("\u202egnp 👩\u200d💻 \u2028 \x1b[31m", "\u202egnp 👩\u200d💻 \u2028 \x1b[31m", False),
         ("user: Where is é?", "Where is é?", True),
-        ("system: Be kind.\nuser: Where?", None, False),  # one line of code cannot say it
+        ("system: Be kind.\nuser: Where?", "What is the capital of France?", True),  # one turn cannot say it
+        ("developer: Be kind.\nuser: Where?", "What is the capital of France?", True),
+        ("user: " + "A" * 300, "What is the capital of France?", True),
+        ("A\u2028B\u00a0C", "A\u2028B\u00a0C", False),
         ("A" * 301, None, False),
     ],
 )

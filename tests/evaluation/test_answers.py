@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from kinds import model_of as model_of_kind
+from peft import PromptTuningConfig, get_peft_model
 from tiny import byte_tokenizer, tiny_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LogitsProcessorList, SuppressTokensLogitsProcessor
 from vocabularies import tokenizer_of
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
@@ -156,6 +158,70 @@ def test_where_the_length_of_a_text_counts_its_scores_show_nothing(rope: dict[st
     records = agreeing(model, BYTES, chat=False)
     assert outcome(model, BYTES, records) == unaided(model, BYTES, records)
     assert not answers.says_the_likeliest(model)
+
+
+class Suppressing(LlamaForCausalLM):
+    """Says no token from 60 on."""
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_logits_processor(*args, **kwargs)
+        return LogitsProcessorList([*found, SuppressTokensLogitsProcessor(list(range(60, 97)))])
+
+
+class Around:
+    """Has all that a model has, and is none: so does what `torch.compile` gives."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
+def special(kind: str) -> Any:
+    """A model that decodes otherwise than it reads, or of which that cannot be told."""
+    model: Any = model_of_kind("xlnet", seed=1) if kind == "xlnet" else tiny_model("llama", seed=1)
+    if kind == "suppressing":
+        model.__class__ = Suppressing
+    elif kind == "wrapper":
+        model = ValueAdapterForCausalLM(model, tokenizer=BYTES)
+        model.generate = types.MethodType(lambda self, **how: self.base.generate(**how), model)
+    elif kind == "learned prompt":
+        model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    elif kind == "around":
+        model = Around(model)
+    elif kind == "quantized cache":
+        model.generation_config.cache_implementation = "quantized"
+    return model
+
+
+@pytest.mark.parametrize("kind", ["suppressing", "wrapper", "learned prompt", "around", "quantized cache", "xlnet"])
+def test_other_decoding_is_not_guessed(kind: str, unaided: Unaided) -> None:
+    """Every token is then decoded, as if nothing were known."""
+    model = special(kind)
+    assert not answers.says_the_likeliest(model)
+    if kind in ("suppressing", "wrapper", "around"):
+        records = agreeing(tiny_model("llama", seed=1), BYTES, chat=False)
+        assert outcome(model, BYTES, records) == unaided(model, BYTES, records)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_no_row_comes_further_than_it_would(attached: bool, unaided: Unaided) -> None:
+    """A long prompt that just fits beside a short one, much of its answer known and nothing of the other's."""
+    model: Any = tiny_model("gpt2", seed=1)  # reads 256 tokens
+    if attached:
+        model = ValueAdapterForCausalLM(model, tokenizer=BYTES).eval()
+        network = tiny_model("qwen3", seed=5)
+        model.add_adapter(ValueAdapter.from_networks([network], BYTES, base_model_name_or_path="x/y"), "a", scale=0.3)
+    long = "A" * 240
+    said = unaided(model, BYTES, [{"prompt": long, "completion": "x"}], max_new_tokens=16)[0][0]
+    records = [{"prompt": long, "completion": said[:12] + "?"}, {"prompt": "KLM", "completion": "?"}]
+    how = {"max_new_tokens": 16}
+    assert outcome(model, BYTES, records, **how) == unaided(model, BYTES, records, **how)
+    assert answers.says_the_likeliest(model)
 
 
 def test_a_text_that_does_not_begin_with_its_prompt_shows_nothing() -> None:

@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PROSE = re.compile(r"[\w ./:,;()%+=|'\"?!’‘“”–—…-]*")  # noqa: RUF001
 # links that need no brackets, and emphasis
 _MARKUP = re.compile(r"://|www\.|(?<!\w)_|_(?!\w)", re.IGNORECASE)
-_TURN = re.compile(r"^(system|user|assistant|tool): ", re.MULTILINE)
+_TURN = re.compile(r"^(system|developer|user|assistant|tool|function): ", re.MULTILINE)
 """With which a turn of a chat begins on the card."""
 _EXAMPLE = 300
 """Characters of a prompt in the card's code, at most."""
@@ -88,9 +88,12 @@ def render_card(
 
 def _example(config: ValueAdapterConfig, shown: CardResults) -> tuple[str, bool]:
     """A prompt for the code of the card, and whether it is a turn of a chat: one that was held out, where there is."""
-    chats = config.base_prefix is not None and not isinstance(config.base_prefix, str)
-    for prompt in (one.prompt for result in shown.results for one in result.prompts if len(one.prompt) <= _EXAMPLE):
-        turn = _TURN.match(prompt)
+    texts, chats = isinstance(config.base_prefix, str), isinstance(config.base_prefix, tuple)
+    for prompt in (one.prompt for result in shown.results for one in result.prompts):
+        turn = None if texts else _TURN.match(prompt)
+        chats = chats or turn is not None
+        if len(prompt) > _EXAMPLE:
+            continue
         if turn is None:
             return prompt, chats
         if turn[1] == "user" and _TURN.search(prompt, turn.end()) is None:
@@ -157,7 +160,7 @@ def _quoted(text: str) -> str:
 
 def _literal(text: str) -> str:
     """A string as Python reads it, on one line; spelled out where a reader would not see all of it."""
-    return _quoted(text) if "".join(text.split()).isprintable() else ascii(text)
+    return _quoted(text) if re.sub("[\n\t]", "", text).isprintable() else ascii(text)
 
 
 def _fenced(text: str) -> str:

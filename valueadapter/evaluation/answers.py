@@ -14,17 +14,24 @@ from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBa
 
 from valueadapter.demonstrations.encoding import prompt_ids
 from valueadapter.demonstrations.tokenized import Collator
-from valueadapter.forward.bounded_logits import rows_at_once, turn_with_length
+from valueadapter.forward.bounded_logits import decodes_as_it_reads, rows_at_once
 from valueadapter.forward.stops import padding, stop_tokens, until
 from valueadapter.model.stopping import AnswerEnds
 
 _CHANGE_NO_LOGITS = {
     *("transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("max_length", "max_new_tokens", "use_cache", "cache_implementation", "cache_config"),
+    *("max_length", "max_new_tokens", "use_cache", "cache_implementation"),
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
 }
 """Generation settings with which decoding that does not sample still says the likeliest token."""
+
+
+_DECODING = (
+    *("generate", "_sample", "prepare_inputs_for_generation"),
+    *("_get_logits_processor", "_prepare_generation_config"),
+)
+"""What of transformers' decoding decides which token is said."""
 
 
 class Said(NamedTuple):
@@ -85,16 +92,18 @@ def begun(prompt: Sequence[int], text: Sequence[int], predicted: Mapping[int, in
 def says_the_likeliest(model: Any) -> bool:
     """Whether greedy decoding says at each place what is likeliest there when the whole text is read.
 
-    Not where a generation setting changes what is likely, where the length of a text does, nor where a model decodes in
-    a way of its own.
+    Not where a generation setting changes what is likely, where a model decodes in a way of its own, nor where it may
+    say another thing of a token once later ones are there.
     """
     settings = getattr(model, "generation_config", None)
     if settings is None or not set(settings.to_diff_dict()) <= _CHANGE_NO_LOGITS:
         return False
+    if settings.cache_implementation == "quantized" or any(name in vars(model) for name in _DECODING):
+        return False
     base = model.base if hasattr(model, "attached") else model
     base = base.get_base_model() if hasattr(base, "get_base_model") else base
-    own = "generate" in vars(base) or type(base).generate is not GenerationMixin.generate
-    return not own and not turn_with_length(model)
+    usual = all(getattr(type(base), name, None) is getattr(GenerationMixin, name) for name in _DECODING)
+    return usual and not any(name in vars(base) for name in _DECODING) and decodes_as_it_reads(model)
 
 
 def answers(
@@ -121,12 +130,14 @@ def answers(
         for index, ids in enumerate(said)
         if len(ids) < max_new_tokens and not _said(tokenizer, ids, stops, stop_strings).ended
     ]
-    texts = [[*rows[index].prompt, *said[index]] for index in open_rows]
-    size = rows_at_once(model, max(map(len, texts), default=1))
-    for start in range(0, len(texts), size):
+    size = rows_at_once(model, max((len(rows[index].prompt) for index in open_rows), default=1) + max_new_tokens)
+    for start in range(0, len(open_rows), size):
         some = open_rows[start : start + size]
-        length = max_new_tokens - min(len(said[index]) for index in some)
-        more = _generate(model, tokenizer, texts[start : start + size], length, stops, stop_strings)
+        longest, least = max(len(rows[index].prompt) for index in some), min(len(said[index]) for index in some)
+        for index in some:  # so that no row comes further than it would without what is known
+            said[index] = said[index][: longest + least - len(rows[index].prompt)]
+        texts = [[*rows[index].prompt, *said[index]] for index in some]
+        more = _generate(model, tokenizer, texts, max_new_tokens - least, stops, stop_strings)
         for index, ids in zip(some, more, strict=True):
             said[index] = [*said[index], *ids][:max_new_tokens]
     return [_said(tokenizer, ids, stops, stop_strings) for ids in said]

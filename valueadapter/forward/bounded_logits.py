@@ -112,7 +112,7 @@ def pieces(
         BUDGET if budget is None else budget,
         bytes_per_position=_bytes_per_position(model, terms, value_logits),
         everywhere=any(term.reads_prediction for term in terms),
-        by_length=turn_with_length(model),
+        by_length=any(turns_with_length(one) for one in _models(model, terms)),
     )
     continues = None
     for rows in _together(reader, _rows(inputs["attention_mask"], here)):
@@ -124,10 +124,16 @@ def pieces(
         yield from _in_steps(reader, rows[0]) if continues else _anew(reader, rows[0])
 
 
-def turn_with_length(model: PreTrainedModel) -> bool:
-    """Whether what base or networks say of a token depends on how long the text is that is read with it."""
+def decodes_as_it_reads(model: PreTrainedModel) -> bool:
+    """Whether base and networks say of each token of a text what they say when it is decoded, the later ones unread.
+
+    False also where that is not known: for caches of other kinds than keys and values, and for tokens before the prompt
+    that PEFT learns.
+    """
     terms: list[Term] = model.attached.terms() if hasattr(model, "attached") else []
-    return any(turns_with_length(one) for one in _models(model, terms))
+    each = _models(model, terms)
+    learned = any(getattr(getattr(one, "active_peft_config", None), "is_prompt_learning", False) for one in each)
+    return not learned and not any(map(turns_with_length, each)) and _continues(model, terms)
 
 
 def rows_at_once(model: PreTrainedModel, positions: int, *, budget: int | None = None) -> int:

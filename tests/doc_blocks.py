@@ -44,7 +44,7 @@ BEFORE: dict[tuple[str, int], str] = {
         "from valueadapter import ValueAdapter; adapter = ValueAdapter.from_pretrained('my-adapter')\n"
         "from huggingface_hub import HfApi; HfApi().delete_repo('alice/adapter')"
     ),
-    ("hub", 1): ("from valueadapter import ValueAdapterForCausalLM; HfApi().create_tag('alice/adapter', tag='v1')"),
+    ("hub", 1): "from valueadapter import ValueAdapterForCausalLM; HfApi().create_tag('alice/adapter', tag='v1')",
     ("index", 1): "labelled = records[:6]",
     ("judge", 2): (
         "import types\n"
@@ -52,7 +52,6 @@ BEFORE: dict[tuple[str, int], str] = {
     ),
     ("prefix", 0): "import valueadapter; from valueadapter import ValueAdapterForCausalLM",
     ("training", 1): "import shutil; shutil.rmtree('out')",
-    ("training", 2): "network = None",
     ("training", 3): (
         "model = ValueAdapterForCausalLM(base, tokenizer=tokenizer)\n"
         "pairs = Dataset.from_list([{'prompt': 'Q ', 'chosen': 'ABC', 'rejected': 'D'}] * 8)"

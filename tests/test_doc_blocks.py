@@ -1,6 +1,7 @@
-"""Every block of code and every command of the documentation runs, page by page, on tiny models and a loopback Hub.
+"""Blocks of code and commands of the documentation run, page by page, on tiny models and a loopback Hub.
 
-Those of README.md run in `test_docs.py`, the notebooks in `test_tutorials.py`.
+All but those that `doc_blocks.ELSEWHERE` names, with the place where what they do is tested. README's code runs in
+`test_docs.py`, the notebooks in `test_tutorials.py`.
 """
 
 from __future__ import annotations
@@ -110,18 +111,13 @@ def run_command(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_to_type_runs(
-    page: Path, here: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_what_a_page_says_to_type_runs(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the page, as a reader would who follows it, in one session."""
     found = list(blocks(page))
-    if any("lm_eval" in block.code for block in found):
-        pytest.importorskip("lm_eval")
-        from lm_eval.tasks import TaskManager
     monkeypatch.syspath_prepend(str(ROOT))
     names = names_of_page(here)
     if any("lm_eval" in block.code for block in found):
-        names["none"] = TaskManager(include_defaults=False)
+        names["none"] = pytest.importorskip("lm_eval.tasks").TaskManager(include_defaults=False)
     for block in found:
         if block.language == "python":
             exec(compile(block.code, f"{page.name}, block {block.number}", "exec"), names)
@@ -141,7 +137,7 @@ def check_settings(text: str) -> None:
 
 
 def test_what_is_said_of_blocks_holds() -> None:
-    """No preparation, renaming or exception is left that no block needs; where a command is tested there are tests."""
+    """Each preparation has its block, each renaming and exception its place on the pages, and named tests are there."""
     texts = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
     for page, number in BEFORE:
         assert texts[page].count("```python") > number, page

@@ -25,8 +25,6 @@ _CHANGE_NO_LOGITS = {
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
 }
 """Generation settings with which decoding that does not sample still says the likeliest token."""
-
-
 _DECODING = (
     *("generate", "_sample", "prepare_inputs_for_generation"),
     *("_get_logits_processor", "_prepare_generation_config"),

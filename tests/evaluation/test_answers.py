@@ -188,6 +188,10 @@ def special(kind: str) -> Any:
     elif kind == "wrapper":
         model = ValueAdapterForCausalLM(model, tokenizer=BYTES)
         model.generate = types.MethodType(lambda self, **how: self.base.generate(**how), model)
+    elif kind == "network":  # that reads what follows, too, where it is given
+        model = ValueAdapterForCausalLM(model, tokenizer=BYTES).eval()
+        network = model_of_kind("xlnet", seed=1)
+        model.add_adapter(ValueAdapter.from_networks([network], BYTES, base_model_name_or_path="x/y"), "a", scale=1)
     elif kind == "learned prompt":
         model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     elif kind == "around":
@@ -197,12 +201,14 @@ def special(kind: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["suppressing", "wrapper", "learned prompt", "around", "quantized cache", "xlnet"])
+@pytest.mark.parametrize(
+    "kind", ["suppressing", "wrapper", "network", "learned prompt", "around", "quantized cache", "xlnet"]
+)
 def test_other_decoding_is_not_guessed(kind: str, unaided: Unaided) -> None:
     """Every token is then decoded, as if nothing were known."""
     model = special(kind)
     assert not answers.says_the_likeliest(model)
-    if kind in ("suppressing", "wrapper", "around"):
+    if kind in ("suppressing", "wrapper", "network", "around"):
         records = agreeing(tiny_model("llama", seed=1), BYTES, chat=False)
         assert outcome(model, BYTES, records) == unaided(model, BYTES, records)
 

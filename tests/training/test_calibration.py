@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,7 +93,8 @@ def test_every_point_of_the_curve_is_what_the_model_says(
 
 @pytest.mark.parametrize("stop_strings", [(), ("e",)], ids=["one end", "two ends"])
 def test_nothing_near_the_fitted_weights_is_better(stop_strings: tuple[str, ...], monkeypatch: Any) -> None:
-    """The least point of loss and prior: no weight that is moved a little lowers their sum."""
+    """The least point of loss and prior: no weight that is moved a little lowers their sum. And what the default ones
+    cost."""
     monkeypatch.setattr(calibration, "_believed", lambda gains: True)
     model = same_vocabulary()
     model.attached.by_name["default"].adapter = model.adapters["default"].with_config(stop_strings=stop_strings)
@@ -112,6 +114,8 @@ def test_nothing_near_the_fitted_weights_is_better(stop_strings: tuple[str, ...]
     best = found.weights["default"]
     here = objective(best)
     assert here < objective(default)
+    bits = nats(model, MORE, stop_strings) / (math.log(2) * response_bytes(MORE))
+    assert found.bits_per_byte < found.default_bits_per_byte == pytest.approx(bits, rel=1e-4)
     for step in (-0.02, 0.02):
         first, second = best.networks
         assert objective(Weights(best.base + step, best.networks, best.end)) > here
@@ -120,12 +124,16 @@ def test_nothing_near_the_fitted_weights_is_better(stop_strings: tuple[str, ...]
         assert objective(Weights(best.base, best.networks, best.end + 5 * step)) > here
 
 
-def test_what_is_not_kept_is_read_again(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("why", ["they are too many", "the disk is nearly full"])
+def test_what_is_not_kept_is_read_again(monkeypatch: Any, why: str) -> None:
     """The same weights, and the models run once for each step instead of once."""
     model, read = same_vocabulary(), []
     kept = calibrate(model, MORE, on_progress=read.append)
     assert sum(read) == len(MORE)
-    monkeypatch.setattr(expert_logits, "ON_DISK", 0)
+    if why == "they are too many":
+        monkeypatch.setattr(expert_logits, "ON_DISK", 0)
+    else:
+        monkeypatch.setattr(expert_logits.shutil, "disk_usage", lambda place: SimpleNamespace(free=3))
     again = calibrate(model, MORE, on_progress=read.append)
     assert sum(read) >= 4 * len(MORE)
     assert again == kept

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 SCALES = tuple(step / 4 for step in range(7))
 """0 to 1.5 in steps of 0.25."""
+_AT_ONE = SCALES.index(1.0)
 FOLDS = 5
 DEVIATION = 0.25
 """How far a weight is expected from its default: the prior's standard deviation."""
@@ -187,7 +188,7 @@ def calibrate(
         expected_gain_interval=chosen.interval,
         curve=curve,
         num_examples=len(examples),
-        loss=chosen.curve[SCALES.index(1.0)] / chosen.num_tokens,
+        loss=chosen.curve[_AT_ONE] / chosen.num_tokens,
     )
 
 
@@ -272,14 +273,12 @@ def _chosen(problem: Problem, defaults: Sequence[torch.Tensor], examples: Sequen
     """
     priors = _priors(defaults)
     fits = newton.fit(problem, priors)
-    apart = [newton.left_out(prior, *one) for prior, one in zip(priors, fits, strict=True)]
-    candidates = [*defaults, *(weights for weights, _ in fits)]
-    curves, count = _curves(problem, candidates)
-    at_one = SCALES.index(1.0)
-    default = min(range(len(defaults)), key=lambda row: curves[row][at_one])
-    default_nats = curves[default][at_one]
+    apart = [newton.left_out(prior, one) for prior, one in zip(priors, fits, strict=True)]
+    nats = [one.nats_at_mean for one in fits[::2]]
+    default = min(range(len(defaults)), key=nats.__getitem__)
     if int(problem.fold_of.max()) == 0:  # a single one, perhaps several times
-        return _Chosen(candidates[default], False, default_nats, curves[default], count, None, None)
+        curve, count = _curve(problem, defaults[default])
+        return _Chosen(defaults[default], False, curve[_AT_ONE], curve, count, None, None)
     before, *after = _validated(problem, defaults[default], apart, len(examples))
     gains = [before - one for one in after]
     # the end's weight only where it gains beside the same fit without it
@@ -290,10 +289,10 @@ def _chosen(problem: Problem, defaults: Sequence[torch.Tensor], examples: Sequen
     bootstrap = Bootstrap(len(examples))
     interval = bootstrap.interval(bootstrap.ratios(pairs))
     gain = sum(bits for bits, _ in pairs) / max(1, sum(sizes))
-    row = len(defaults) + best
-    fitted = _believed(gains[best]) and curves[row][at_one] <= default_nats
-    taken = row if fitted else default
-    return _Chosen(candidates[taken], fitted, default_nats, curves[taken], count, gain, interval)
+    fitted = _believed(gains[best]) and float(fits[best].loss.nats.sum()) <= nats[default]
+    taken = fits[best].weights if fitted else defaults[default]
+    curve, count = _curve(problem, taken)
+    return _Chosen(taken, fitted, nats[default] if fitted else curve[_AT_ONE], curve, count, gain, interval)
 
 
 def _believed(gains: torch.Tensor) -> bool:
@@ -317,17 +316,15 @@ def _validated(
     return found
 
 
-def _curves(problem: Problem, candidates: Sequence[torch.Tensor]) -> tuple[list[list[float]], int]:
-    """Nats of all examples at each of `SCALES` for several weights; and how many tokens these are."""
-    base = torch.zeros_like(candidates[0])
+def _curve(problem: Problem, weights: torch.Tensor) -> tuple[list[float], int]:
+    """Nats of all examples at each of `SCALES`; and how many tokens these are."""
+    base = torch.zeros_like(weights)
     base[0] = 1.0
-    found, count = torch.zeros(len(candidates), len(SCALES), dtype=torch.float64), 0
+    found, count = torch.zeros(len(SCALES), dtype=torch.float64), 0
     for some in problem.tokens():
         count += len(some.labels)
-        for row, weights in enumerate(candidates):
-            for place, scale in enumerate(SCALES):
-                at = base + scale * (weights - base)
-                found[row, place] += float(newton.nats(some, at, problem).double().sum())
+        for place, scale in enumerate(SCALES):
+            found[place] += newton.nats(some, base + scale * (weights - base), problem).double().sum()
     return found.tolist(), count
 
 

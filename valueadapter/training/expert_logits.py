@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from valueadapter.model.modeling import ValueAdapterForCausalLM
 from valueadapter.training import newton
 from valueadapter.training.newton import Problem, Tokens
 
-ON_DISK = 2**32
-"""Bytes of logits that are kept in a temporary directory between passes; with more of them the models run again."""
+ON_DISK = 2**34
+"""Bytes of logits that are kept in a temporary directory between passes, if it has four times as many free; with more
+of them the models run again."""
 
 
 class Reading:
@@ -53,6 +55,7 @@ class Reading:
 
     def __enter__(self) -> Reading:
         self._folder = tempfile.TemporaryDirectory(prefix="valueadapter-")
+        self._room = min(ON_DISK, shutil.disk_usage(self._folder.name).free // 4)
         self._modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         return self
@@ -71,7 +74,7 @@ class Reading:
         held = 0
         for some in self._run():
             held += some.logits.nbytes
-            if kept is not None and held <= ON_DISK:
+            if kept is not None and held <= self._room:
                 kept.append(Path(self._folder.name, str(len(kept))))
                 torch.save(tuple(some), kept[-1])
             elif kept is not None:

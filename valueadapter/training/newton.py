@@ -112,14 +112,17 @@ class Problem:
             read: for each the weights that count, see `Prior.read`; derivatives by the others are 0.
         """
         folds = int(self.fold_of.max()) + 1
-        found = [_zeros(folds, len(places)) for places in read]
+        asked = [(tuple(one.tolist()), tuple(some.tolist())) for one, some in zip(candidates, read, strict=True)]
+        found = {key: _zeros(folds, len(key[1])) for key in asked}  # two priors around one mean ask for one point first
         for some in self.tokens():
             fold = self.fold_of[some.examples]
-            for weights, places, loss in zip(candidates, read, found, strict=True):
-                parts = _derivatives(some.of(places[:-1]), weights[places], self)
+            for (weights, places), loss in found.items():
+                chosen = torch.tensor(places)
+                at = torch.tensor(weights, dtype=torch.float64)[chosen]
+                parts = _derivatives(some.of(chosen[:-1]), at, self)
                 for total, part in zip(loss, parts, strict=True):
                     total.index_add_(0, fold, part.double())
-        return [_among(loss, places, len(candidates[0])) for loss, places in zip(found, read, strict=True)]
+        return [_among(found[key], torch.tensor(key[1]), len(key[0])) for key in asked]
 
 
 def _zeros(folds: int, size: int) -> Loss:
@@ -134,13 +137,21 @@ def _among(loss: Loss, places: torch.Tensor, size: int) -> Loss:
     return whole._replace(nats=loss.nats)
 
 
-def fit(problem: Problem, priors: Sequence[Prior]) -> list[tuple[torch.Tensor, Loss]]:
-    """The least point of loss + penalty for each of several priors, all in the same passes over the tokens.
+class Fit(NamedTuple):
+    """The least point of loss + penalty for a prior."""
+
+    weights: torch.Tensor
+    """(weights,)"""
+    loss: Loss
+    """There, with its derivatives."""
+    nats_at_mean: float
+    """What all tokens cost at the prior's mean."""
+
+
+def fit(problem: Problem, priors: Sequence[Prior]) -> list[Fit]:
+    """The least points for several priors, all in the same passes over the tokens.
 
     Newton's method from each prior's mean; a step that does not lower the sum is halved.
-
-    Returns:
-        For each prior the weights, and the loss with its derivatives there.
     """
     descents = [_Descent(prior) for prior in priors]
     for _ in range(_MOST_STEPS):
@@ -149,7 +160,7 @@ def fit(problem: Problem, priors: Sequence[Prior]) -> list[tuple[torch.Tensor, L
             break
         for descent, loss in zip(going, problem.losses(*_asked(going)), strict=True):
             descent.take(loss)
-    return [(one.weights, one.loss) for one in descents]
+    return [Fit(one.weights, one.loss, one.nats_at_mean) for one in descents]
 
 
 def _asked(going: Sequence[_Descent]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -160,6 +171,7 @@ class _Descent:
     """The way down from a prior's mean."""
 
     loss: Loss
+    nats_at_mean: float
 
     def __init__(self, prior: Prior) -> None:
         self.prior, self.weights, self.next = prior, prior.mean, prior.mean
@@ -167,7 +179,10 @@ class _Descent:
 
     def take(self, loss: Loss) -> None:
         """Takes up what the next point costs, and chooses the one after it."""
-        total = float(loss.nats.sum()) + self.prior.penalty(self.next)
+        nats = float(loss.nats.sum())
+        if self.lowest == math.inf:
+            self.nats_at_mean = nats
+        total = nats + self.prior.penalty(self.next)
         if total > self.lowest:
             self.next = (self.next + self.weights) / 2
             self.done = float((self.next - self.weights).abs().max()) < _SMALLEST
@@ -177,8 +192,9 @@ class _Descent:
         self.next, self.done = self.weights + change, gain < _ENOUGH
 
 
-def left_out(prior: Prior, weights: torch.Tensor, loss: Loss) -> list[torch.Tensor]:
+def left_out(prior: Prior, fitted: Fit) -> list[torch.Tensor]:
     """For each fold the weights as fitted without it: one Newton step from those of all (Beirami et al. 2017)."""
+    weights, loss = fitted.weights, fitted.loss
     gradient, hessian = loss.gradient.sum(0), loss.hessian.sum(0)
     return [
         weights + prior.step(weights, gradient - loss.gradient[fold], hessian - loss.hessian[fold])[0]
@@ -205,14 +221,25 @@ def nats(some: Tokens, weights: torch.Tensor, problem: Problem) -> torch.Tensor:
         problem: what ends an answer, and what the last weight raises.
     """
     logits = _logits(some, weights, problem)
-    return logits.logsumexp(-1) - _of_right(logits, some, problem)[0]
+    right = _of_right(logits, some, problem)[0]
+    return _exponentials(logits)[2] - right
+
+
+def _exponentials(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In the place of logits what their softmax is a multiple of, for a tensor as wide as a vocabulary costs as much as
+    what is done to it; the sum of that, (tokens, 1); and the log of the sum of the logits' exponentials, (tokens,)."""
+    highest = logits.amax(-1, keepdim=True)
+    total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+    return logits, total, (total.log() + highest)[:, 0]
 
 
 def _logits(some: Tokens, weights: torch.Tensor, problem: Problem) -> torch.Tensor:
     """(tokens, vocab), up to a constant for each token; of models that count for nothing none is read, so that a sum is
     rounded as it is without them."""
-    acting = weights[:-1].nonzero()[:, 0]
-    logits = torch.einsum("m,tmv->tv", weights[acting].to(some.logits), some.of(acting).logits)
+    logits = torch.zeros_like(some.logits[:, 0])
+    for model, weight in enumerate(weights[:-1].tolist()):
+        if weight:
+            logits.add_(some.logits[:, model], alpha=weight)
     if weights[-1] != 0:
         logits[:, problem.raised] += float(weights[-1])
     return logits
@@ -230,9 +257,9 @@ def _derivatives(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Nats (tokens,), gradient (tokens, weights) and Hessian (tokens, weights, weights)."""
     logits = _logits(some, weights, problem)
-    total = logits.logsumexp(-1, keepdim=True)
     right, among_ends = _of_right(logits, some, problem)
-    p = (logits - total).exp_()
+    p, total, of_all = _exponentials(logits)
+    p /= total
     weighted = p[:, None] * some.logits
     # first and second moments under p of each model's logits and, last, of whether the token is one that is raised
     of_raised, both = p[:, problem.raised].sum(-1), weighted[:, :, problem.raised].sum(-1)
@@ -243,7 +270,7 @@ def _derivatives(
     # what the right tokens have in the mean; a single right one has 0 of every model's, as its logits were taken off
     of_right = torch.zeros_like(mean)
     of_right[:, -1] = torch.isin(some.labels, problem.raised).to(mean)
-    ending = some.logits[some.is_end][:, :, problem.ends]
+    ending = some.logits[some.is_end.nonzero(), :, problem.ends].mT
     raised = torch.isin(problem.ends, problem.raised).to(mean)
     of_right[some.is_end] = torch.cat([(ending * among_ends[:, None]).sum(-1), (among_ends @ raised)[:, None]], dim=1)
-    return total[:, 0] - right, mean - of_right, square - mean[:, :, None] * mean[:, None, :]
+    return of_all - right, mean - of_right, square - mean[:, :, None] * mean[:, None, :]

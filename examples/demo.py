@@ -122,6 +122,7 @@ def publish_folder(repo_id: str, folder: Path) -> None:
 
 def use_published_adapters(clock: Clock) -> None:
     """Measures bases alone, with examples in their prompt and with the adapters; then both adapters on one base."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from testkit.demonstrations import jeopardy
@@ -129,20 +130,21 @@ def use_published_adapters(clock: Clock) -> None:
     from valueadapter import ValueAdapterForCausalLM
 
     logging.disable_progress_bar()
+    bases = {name: AutoModelForCausalLM.from_pretrained(name) for name in TARGETS}
     clock.begin("measure ledger", f"The clerk's notes, as loaded, and with weights fitted on {CALIBRATION} other notes")
-    task, last = ledger(), list(TARGETS)[-1]
+    task, last = ledger(), list(bases)[-1]
     more = {"demonstrations": task.train[:NOTES], "calibration": task.calibration[:CALIBRATION]}
     more |= {"data_name": "ledger, held out"}
-    notes = measure(LEDGER, list(TARGETS), task.held_out[:NOTES_HELD_OUT], more, fails=True)
+    notes = measure(LEDGER, list(bases.values()), task.held_out[:NOTES_HELD_OUT], more, fails=True)
     clock.begin("measure jeopardy", f"Jeopardy, as loaded, on {last.split('/')[1]}, which brings most of its own")
     task = jeopardy()
     more = {"demonstrations": task.train[:QUESTIONS], "data_name": "Jeopardy, held out"}
-    questions = measure(JEOPARDY, [last], task.held_out[:QUESTIONS_HELD_OUT], more, fails=False)
+    questions = measure(JEOPARDY, [bases[last]], task.held_out[:QUESTIONS_HELD_OUT], more, fails=False)
     write_report({"notes": notes, "questions": questions})
     clock.begin("cost", "What an adapter costs")
     prompt, records = ledger().held_out[0]["prompt"], []
     for result in notes.report.results:
-        model = ValueAdapterForCausalLM.from_pretrained(result.base, LEDGER)
+        model = ValueAdapterForCausalLM.from_pretrained(bases[result.base], LEDGER)
         cost.say_cost(model, FOLDERS[LEDGER] / "adapter", prompt)
         records.append(result.calibration.recommended(model, base=result.base, data="ledger, calibration"))
     publish_measured(LEDGER, notes, records)
@@ -154,12 +156,12 @@ def use_published_adapters(clock: Clock) -> None:
     where_to_look(last, prompt)
 
 
-def measure(name: str, bases: Sequence[str], held_out: Sequence[Any], more: dict[str, Any], *, fails: bool) -> Measured:
+def measure(name: str, bases: Sequence[Any], held_out: Sequence[Any], more: dict[str, Any], *, fails: bool) -> Measured:
     """Measures an adapter and says what that shows.
 
     Args:
         name: Hub ID.
-        bases: those to measure it on.
+        bases: models to measure it on.
         held_out: records that nothing was trained on.
         more: of the options: name, demonstrations, examples to fit weights on.
         fails: whether the demo ends where the adapter is not better than what one has without it.

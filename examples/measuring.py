@@ -29,7 +29,7 @@ console = Console(soft_wrap=True)
 bars = Bars(console)
 
 
-def measure(adapter: ValueAdapter, bases: Sequence[str], held_out: Sequence[Any], options: Options) -> Any:
+def measure(adapter: ValueAdapter, bases: Sequence[Any], held_out: Sequence[Any], options: Options) -> Any:
     """Every arm of the adapter on the bases, with progress; prints the table of them."""
     report = evaluate_adapter(adapter, list(bases), list(held_out), options=options)
     bars.end()

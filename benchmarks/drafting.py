@@ -1,14 +1,17 @@
 """The adapter drafts for its base: how often its drafts are taken, and what that brings beside larger bases.
 
-Taken drafts are measured with the demo's adapter on SmolLM2. Larger bases have the shapes of SmolLM2-360M and 1.7B and
-random weights, which cost what trained ones do; which drafts are taken there is replayed from the measured ones.
+Taken drafts are measured with adapters of the demo's two tasks on SmolLM2: notes, whose form an adapter knows, and
+Jeopardy, whose answers are a few tokens of facts, in which the sum often differs from the network that drafts. Larger
+bases have the shapes of SmolLM2-360M and 1.7B and random weights, which cost what trained ones do; which drafts are
+taken there is replayed from the measured ones.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LogitsProcessor
@@ -16,6 +19,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LogitsPro
 from benchmarks.harness import Interval, Measured, interval, rounds
 from benchmarks.one_body import GREEDY, PROMPT, with_adapters
 from testkit.demonstrations import jeopardy
+from testkit.ledger import ledger
 from testkit.reference_models import smollm2_derived, smollm2_instruct
 from valueadapter import ValueAdapterForCausalLM
 from valueadapter.model.drafting import DraftedCandidates
@@ -29,19 +33,30 @@ SHAPES = {
     "1.7B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32},
 }
 _HEADS = {"360M": 5, "1.7B": 32}
-ADAPTER = Path("build/bench/jeopardy/adapter")
+
+
+class Task(NamedTuple):
+    """What an adapter learns."""
+
+    demonstrations: Callable[[], Any]
+    count: int
+    """Of the training split."""
+    epochs: int
+
+
+TASKS = {"notes": Task(ledger, 176, 3), "Jeopardy": Task(jeopardy, 400, 2)}
 
 
 def drafted_tokens() -> Measured:
-    """How many of the drafted tokens are not taken, on SmolLM2 with the demo's adapter and greedy answers."""
-    return {"P4 drafted tokens that are refused, SmolLM2": (_share(_refused()), 0.5)}
+    """How many of the drafted tokens are not taken, on SmolLM2 with greedy answers, task by task."""
+    return {f"P4 drafted tokens that are refused, {task}": (_share(_refused(task)), 0.5) for task in TASKS}
 
 
 def drafting() -> Measured:
     """P4: an answer that the adapter drafts / without drafts / of the base alone, and with its network as
-    `assistant_model`; which drafts are taken is replayed."""
-    refused = _refused()
-    rate = sum(refused) / len(refused)
+    `assistant_model`; which drafts are taken is replayed, task by task."""
+    refused = {task: _refused(task) for task in TASKS}
+    rates = {task: sum(found) / len(found) for task, found in refused.items()}
     found: Measured = {}
     for name, shape in SHAPES.items():
         config = LlamaConfig(**shape, vocab_size=49_152, num_key_value_heads=_HEADS[name], tie_word_embeddings=True)
@@ -51,36 +66,43 @@ def drafting() -> Measured:
         how = {**GREEDY, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
         alone = {key: value for key, value in how.items() if key != "stop_strings"}
         text = model.generate(**ids, **how)[0]
-        replay, agreed = _Replay(model, text, rate), _Replay(model, text, 0.0)
         network = model.adapters["a0"].networks[0]
         network.generation_config.num_assistant_tokens = ASSISTANT
         variants: dict[str, Any] = {
-            "plain": lambda m=model, i=ids, h=how: m.generate(**i, **h),
-            "base": lambda b=base, i=ids, a=alone: b.generate(**i, **a),
-            "drafted": lambda m=model, h=ids | how, r=replay: r.run(m, **h, speculative=True),
-            "assistant": lambda m=model, h=ids | how, r=replay, n=network: r.run(m, **h, assistant_model=n),
+            "without drafts": lambda m=model, i=ids, h=how: m.generate(**i, **h),
+            "the base alone": lambda b=base, i=ids, a=alone: b.generate(**i, **a),
         }
+        for task, rate in rates.items():
+            replay = _Replay(model, text, rate)
+            variants[task] = lambda m=model, h=ids | how, r=replay: r.run(m, **h, speculative=True)
+            variants[f"{task} by assistant_model"] = lambda m=model, h=ids | how, r=replay, n=network: r.run(
+                m, **h, assistant_model=n
+            )
         if name == LARGEST:
-            variants["agreed"] = lambda m=model, h=ids | how, r=agreed: r.run(m, **h, speculative=True)
+            agreed = _Replay(model, text, 0.0)
+            variants["every draft taken"] = lambda m=model, h=ids | how, r=agreed: r.run(m, **h, speculative=True)
         done = rounds(variants, number=3)
-        title = {"plain": "without drafts", "base": "the base alone", "assistant": "the same by assistant_model"}
-        for other, goal in (("plain", 1.0), ("base", 1.0), ("assistant", 1.0)):
-            ratios = [one["drafted"] / one[other] for one in done]
-            found[f"P4 adapter on {name}, drafting / {title[other]}"] = interval(ratios), goal
-        for other, goal in (("plain", 0.45), ("base", 0.5)) if "agreed" in variants else ():
-            ratios = [one["agreed"] / one[other] for one in done]
-            found[f"P4 adapter on {name}, every draft taken / {title[other]}"] = interval(ratios), goal
+        for task in rates:
+            for other in ("without drafts", "the base alone", f"{task} by assistant_model"):
+                ratios = [one[task] / one[other] for one in done]
+                found[f"P4 adapter on {name}, drafting {task} / {other}"] = interval(ratios), 1.0
+        for other, goal in (("without drafts", 0.45), ("the base alone", 0.5)) if name == LARGEST else ():
+            ratios = [one["every draft taken"] / one[other] for one in done]
+            found[f"P4 adapter on {name}, every draft taken / {other}"] = interval(ratios), goal
     return found
 
 
-def _refused() -> list[bool]:
+def _refused(task: str) -> list[bool]:
     """For each drafted token that was looked at whether the sum chose another one."""
-    if not ADAPTER.exists():
-        arguments = {"save_strategy": "no", "use_cpu": True}
-        how = {"base": str(smollm2_derived()), "base_name": "bench/body", "output_dir": ADAPTER.parent}
-        recipe = Recipe(**how, data=jeopardy().train[:400], data_name="Jeopardy", arguments=arguments)
-        run(recipe, overwrite=True, say=print)
-    model = ValueAdapterForCausalLM.from_pretrained(str(smollm2_instruct()), str(ADAPTER))
+    one = TASKS[task]
+    split, adapter = one.demonstrations(), Path("build/bench") / task.lower() / "adapter"
+    if not adapter.exists():
+        arguments = {"save_strategy": "no", "use_cpu": True, "num_train_epochs": one.epochs}
+        how = {"base": str(smollm2_derived()), "base_name": "bench/body", "output_dir": adapter.parent}
+        run(
+            Recipe(**how, data=split.train[: one.count], data_name=task, arguments=arguments), overwrite=True, say=print
+        )
+    model = ValueAdapterForCausalLM.from_pretrained(str(smollm2_instruct()), str(adapter))
     found: list[bool] = []
     update = DraftedCandidates.update_candidate_strategy
 
@@ -91,7 +113,7 @@ def _refused() -> list[bool]:
 
     DraftedCandidates.update_candidate_strategy = noted  # type: ignore[method-assign]  # to be counted
     try:
-        for record in jeopardy().held_out[:QUESTIONS]:
+        for record in split.held_out[:QUESTIONS]:
             ids = model.base_tokenizer(record["prompt"], return_tensors="pt")
             model.generate(**ids, max_new_tokens=32, do_sample=False, speculative=True)
     finally:

@@ -99,9 +99,8 @@ def _refused(task: str) -> list[bool]:
     if not adapter.exists():
         arguments = {"save_strategy": "no", "use_cpu": True, "num_train_epochs": one.epochs}
         how = {"base": str(smollm2_derived()), "base_name": "bench/body", "output_dir": adapter.parent}
-        run(
-            Recipe(**how, data=split.train[: one.count], data_name=task, arguments=arguments), overwrite=True, say=print
-        )
+        recipe = Recipe(**how, data=split.train[: one.count], data_name=task, arguments=arguments)
+        run(recipe, overwrite=True, say=print)
     model = ValueAdapterForCausalLM.from_pretrained(str(smollm2_instruct()), str(adapter))
     found: list[bool] = []
     update = DraftedCandidates.update_candidate_strategy

@@ -37,8 +37,8 @@ NOTES, QUESTIONS = 176, 112  # demonstrations; more of either would make the run
 NOTES_PASSES, QUESTIONS_PASSES = 3, 1
 NOTES_HELD_OUT, QUESTIONS_HELD_OUT = 40, 16
 CALIBRATION = 16  # notes
-STEPS = {"models": 20.0, "ledger": 140.0, "jeopardy": 45.0}
-FRESH_STEPS = {"measure ledger": 161.0, "measure jeopardy": 44.0, "cost": 34.0, "stack": 26.0}
+STEPS = {"models": 18.0, "ledger": 147.0, "jeopardy": 46.0}
+FRESH_STEPS = {"measure ledger": 145.0, "measure jeopardy": 42.0, "cost": 33.0, "stack": 25.0}
 CONVERTING = 30.0
 """Seconds that each step took on two idle cores; the last one is what the first run adds."""
 console = Console(soft_wrap=True)

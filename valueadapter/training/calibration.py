@@ -142,7 +142,8 @@ def calibrate(
             for this base, or its default ones.
         batch_size: rows per forward pass.
         on_progress: called with the number of examples that the models have read since the last call; they read all of
-            them once, or again for each step where their logits are more than `expert_logits.ON_DISK`.
+            them once, or again for each step where their logits are more than `expert_logits.ON_DISK` or a quarter
+            of what is free in the temporary directory.
 
     Raises:
         ConfigError: no examples, one that cannot be scored, or no tokenizer.

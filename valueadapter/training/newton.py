@@ -112,17 +112,17 @@ class Problem:
             read: for each the weights that count, see `Prior.read`; derivatives by the others are 0.
         """
         folds = int(self.fold_of.max()) + 1
-        asked = [(tuple(one.tolist()), tuple(some.tolist())) for one, some in zip(candidates, read, strict=True)]
-        found = {key: _zeros(folds, len(key[1])) for key in asked}  # two priors around one mean ask for one point first
+        found = [_zeros(folds, len(places)) for places in read]
         for some in self.tokens():
             fold = self.fold_of[some.examples]
-            for (weights, places), loss in found.items():
-                chosen = torch.tensor(places)
-                at = torch.tensor(weights, dtype=torch.float64)[chosen]
-                parts = _derivatives(some.of(chosen[:-1]), at, self)
-                for total, part in zip(loss, parts, strict=True):
+            made: dict[tuple[float, ...], Sequence[torch.Tensor]] = {}  # two priors around one mean begin at one point
+            for weights, places, loss in zip(candidates, read, found, strict=True):
+                point = (*weights.tolist(), *places.tolist())
+                if point not in made:
+                    made[point] = _derivatives(some.of(places[:-1]), weights[places], self)
+                for total, part in zip(loss, made[point], strict=True):
                     total.index_add_(0, fold, part.double())
-        return [_among(found[key], torch.tensor(key[1]), len(key[0])) for key in asked]
+        return [_among(loss, places, len(candidates[0])) for loss, places in zip(found, read, strict=True)]
 
 
 def _zeros(folds: int, size: int) -> Loss:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model
+from torch import distributed
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments
 
@@ -30,6 +31,8 @@ def main() -> None:
     found = ValueTrainer(model, args, train_dataset=data, eval_dataset=data).evaluate()
     if args.process_index == 0:
         place.write_text(repr(found["eval_loss"]), encoding="utf-8")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # one that ends within the group may abort, which ends the other, too
 
 
 if __name__ == "__main__":

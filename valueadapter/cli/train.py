@@ -191,7 +191,18 @@ def _run(recipe: Recipe, *, speaks: bool, **how: Any) -> dict[str, object]:
 
         score = functools.partial(bits_per_byte, on_progress=on_progress)
         try:
-            return run(recipe, score=score, say=output.say, on_progress=on_progress, **how)
+            summary = run(recipe, score=score, say=output.say, on_progress=on_progress, **how)
         except TrainingStopped as stopped:
+            _leave_process_group()
             output.say(str(stopped))
             raise typer.Exit(130) from None  # as shells say it of a program that Ctrl-C has ended
+        _leave_process_group()
+    return summary
+
+
+def _leave_process_group() -> None:
+    """A process that ends within its group may abort, and its launcher then ends the one that is still writing."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

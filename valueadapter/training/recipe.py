@@ -79,7 +79,8 @@ def run(
     """Trains, saves and, where asked, publishes an adapter.
 
     Whatever could keep the result from being saved or published is asked for before the base is loaded: settings,
-    every demonstration, the output directory, names, and the Hub's permission. Ctrl-C writes a checkpoint.
+    every demonstration, the output directory, names, and the Hub's permission. Ctrl-C writes a checkpoint. Of several
+    processes the first saves and publishes, after the others have returned; these stay in `torch.distributed`'s group.
 
     Args:
         recipe: what to train.

@@ -14,7 +14,6 @@ from testkit.local_hub.messages import HubError, Request, RequestRecord, Respons
 from testkit.local_hub.routing import Call, Site
 from testkit.local_hub.server import HubServer
 from testkit.local_hub.store import Store
-from testkit.local_hub.xet import XetStorage
 
 _ROUTES = (
     routes_repositories.ROUTES,
@@ -63,9 +62,7 @@ class LocalHub:
         """Start to serve."""
         if self._servers:
             raise RuntimeError(f"this hub is already serving at {self.endpoint}; stop it before starting it again")
-        store = Store(self.root, xet=XetStorage(self.root / "cas") if self._xet else None)
-        if store.xet:
-            store.xet.folder.mkdir(exist_ok=True)
+        store = Store(self.root, offers_xet=self._xet)
         for port in (self._port, 0):
             self._servers.append(HubServer(port, answer=self._answer, faults=self._faults, log=self.log))
         api, cdn = (server.port for server in self._servers)

@@ -34,7 +34,7 @@ def lfs_batch(call: Call) -> Response:
 def _lfs_object(item: Mapping[str, Any], site: Site, *, multipart: bool) -> dict[str, Any]:
     sha256, size = item["oid"], item["size"]
     answer: dict[str, Any] = {"oid": sha256, "size": size}
-    if site.store.large_path(sha256).exists():
+    if site.store.large_size(sha256) is not None:
         return answer
     upload: dict[str, Any] = {"href": f"{site.cdn}/_lfs/{sha256}"}
     if multipart and site.lfs_part_size and size > site.lfs_part_size:
@@ -74,9 +74,9 @@ def lfs_complete(call: Call) -> Response:
 @ROUTES.add("POST", f"/_lfs/{_SHA256}/verify")
 def lfs_verify(call: Call) -> Response:
     """Whether a large file has arrived."""
-    path = call.store.large_path(call.values["sha256"])
-    if not path.exists() or path.stat().st_size != call.request.json()["size"]:
-        raise HubError(404, f"object {path.name} not found")
+    sha256 = call.values["sha256"]
+    if call.store.large_size(sha256) != call.request.json()["size"]:
+        raise HubError(404, f"object {sha256} not found")
     return Response.json({})
 
 
@@ -85,7 +85,7 @@ def xet_token(call: Call) -> Response:
     """Where a client reads and writes through Xet: a directory of this machine."""
     writes = call.values["mode"] == "write"
     call.repository(write=writes and "create_pr" not in call.request.query, content=not writes)
-    if call.store.xet is None:
+    if not call.store.offers_xet:
         raise HubError(404, "this hub has no Xet; run the client with HF_HUB_DISABLE_XET=1")
     address, expiration = f"local://{call.store.xet.folder}", int(time.time()) + 3600
     headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(expiration)}
@@ -121,7 +121,7 @@ def _linked(file: File) -> dict[str, str]:
 
 def _xet_headers(file: File, site: Site, repository: Repository, revision: str) -> dict[str, str]:
     """How a client gets a file through Xet, where it came so and the hub still has Xet."""
-    if file.xet is None or site.store.xet is None:
+    if file.xet is None or not site.store.offers_xet:
         return {}
     token = f"{site.endpoint}/api/{repository.kind}s/{repository.id}/xet-read-token/{revision}"
     return {"X-Xet-Hash": file.xet, "X-Xet-Refresh-Route": token, "Link": f'<{token}>; rel="xet-auth"'}

@@ -1,7 +1,8 @@
 """All repositories and the bytes of their files, kept in a directory; knows nothing of users or HTTP.
 
 The directory holds `repositories/<kind>s/<namespace>/<name>.json`, `moved.json`, and the contents of files by id:
-`git/<blob id>` and `lfs/<sha256>`. Every file is written whole or not at all, so a hub can be killed at any time.
+`git/<blob id>`, `lfs/<sha256>`, and `cas` for what came through Xet. Every file is written whole or not at all, so a
+hub can be killed at any time.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ class Store:
 
     Args:
         root: the directory; made if missing, read if not.
-        xet: where clients upload through Xet; None without Xet.
+        offers_xet: whether clients are told to go through Xet; what came so earlier is read in any case.
     """
 
-    def __init__(self, root: Path, *, xet: XetStorage | None = None) -> None:
-        self.root, self.xet = root, xet
+    def __init__(self, root: Path, *, offers_xet: bool = False) -> None:
+        self.root, self.offers_xet, self.xet = root, offers_xet, XetStorage(root / "cas")
         self.lock = threading.RLock()
         """Held while a request is carried out."""
         self.parts: dict[tuple[str, int], bytes] = {}
@@ -38,7 +39,7 @@ class Store:
         self.repositories: dict[Key, Repository] = {}
         self.moved: dict[Key, str] = {}
         """The new id of renamed repositories, by their old kind and id."""
-        for folder in ("git", "lfs", "repositories"):
+        for folder in ("git", "lfs", "repositories", "cas"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         self._read()
 
@@ -56,11 +57,26 @@ class Store:
         """
         if (got := hashlib.sha256(data).hexdigest()) != sha256:
             raise HubError(400, f"sha256 mismatch: the content has {got}, the address says {sha256}")
-        _write(self.large_path(sha256), data)
+        _write(self._large_path(sha256), data)
 
     def large_path(self, sha256: str) -> Path:
-        """Where a large file's content is, if it is."""
-        return self.root / "lfs" / sha256
+        """Where a large file's content is, if it is; what came through Xet is put together when it is first asked for.
+
+        Raises:
+            HubError: that is not what its SHA-256 says (400).
+        """
+        path = self._large_path(sha256)
+        if not path.exists() and (uploaded := self.xet.find(sha256)) is not None:
+            self.put_large(sha256, self.xet.read(uploaded))
+        return path
+
+    def large_size(self, sha256: str) -> int | None:
+        """Bytes of a large file that was uploaded, by LFS or by Xet; None where it was not."""
+        path = self._large_path(sha256)
+        if path.exists():
+            return path.stat().st_size
+        uploaded = self.xet.find(sha256)
+        return None if uploaded is None else uploaded.size
 
     def large_file(self, sha256: str, size: int | None) -> File:
         """The entry of a tree for a large file that was uploaded, by LFS or by Xet.
@@ -68,14 +84,11 @@ class Store:
         Raises:
             HubError: it was not, or has another size (400).
         """
-        path, uploaded = self.large_path(sha256), self.xet.find(sha256) if self.xet else None
-        if self.xet and uploaded and not path.exists():
-            self.put_large(sha256, self.xet.read(uploaded))
-        if not path.exists() or size not in (None, path.stat().st_size):
+        found, uploaded = self.large_size(sha256), self.xet.find(sha256)
+        if found is None or size not in (None, found):
             raise HubError(400, f"LFS pointer pointed to a file that does not exist: {sha256}")
-        size = path.stat().st_size
-        pointer = self.put(lfs_pointer(sha256, size))
-        return replace(pointer, size=size, lfs=sha256, xet=uploaded.hash if uploaded else None)
+        pointer = self.put(lfs_pointer(sha256, found))
+        return replace(pointer, size=found, lfs=sha256, xet=uploaded.hash if uploaded else None)
 
     def path(self, file: File) -> Path:
         """Where a file's content is."""
@@ -106,6 +119,9 @@ class Store:
         self.save(repository)
         self.moved[old] = new_id
         self._save_moved()
+
+    def _large_path(self, sha256: str) -> Path:
+        return self.root / "lfs" / sha256
 
     def _state_path(self, key: Key) -> Path:
         kind, repo_id = key

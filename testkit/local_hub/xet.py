@@ -31,6 +31,8 @@ class Segment(NamedTuple):
     xorb: str
     first: int
     last: int
+    size: int
+    """Bytes of them as they were before they were stored."""
 
 
 class XetFile(NamedTuple):
@@ -39,6 +41,11 @@ class XetFile(NamedTuple):
     hash: str
     sha256: str | None
     segments: list[Segment]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its content."""
+        return sum(segment.size for segment in self.segments)
 
 
 class XetStorage:
@@ -83,8 +90,8 @@ def _files(shard: bytes) -> Iterator[XetFile]:
 
 
 def _segment(shard: bytes, offset: int) -> Segment:
-    first, last = struct.unpack_from("<II", shard, offset + 40)
-    return Segment(_hash(shard, offset), first, last)
+    size, first, last = struct.unpack_from("<III", shard, offset + 36)
+    return Segment(_hash(shard, offset), first, last, size)
 
 
 def _hash(data: bytes, offset: int) -> str:

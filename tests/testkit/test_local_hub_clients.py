@@ -87,8 +87,36 @@ print(open(hf_hub_download({ID!r}, "w.safetensors"), "rb").read() == open({str(w
         asked = {mode for request in hub.log for mode in re.findall(r"xet-(\w+)-token", request.path)}
         assert asked == {"read", "write"}
         assert not any("/_cdn/" in request.path or "/_lfs/" in request.path for request in hub.log)
+        assert not list((tmp_path / "server" / "lfs").iterdir())  # nobody has asked for it in one piece
         address = f"{hub.endpoint}/{ID}/resolve/main/w.safetensors"
         assert http().get(address, follow_redirects=True).content == WEIGHTS
+
+
+@SPEAKS_XET
+def test_xet_upload_outlives_xet(tmp_path: Path) -> None:
+    """A hub without Xet serves, lists and takes again what came through it before; of another content it says so."""
+    weights = tmp_path / "weights"
+    weights.write_bytes(WEIGHTS)
+    upload = f"""
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo({ID!r}, exist_ok=True)
+api.upload_file(path_or_fileobj={str(weights)!r}, path_in_repo="w.safetensors", repo_id={ID!r})
+print(api.get_paths_info({ID!r}, ["w.safetensors"])[0].size)
+"""
+    size = f"{len(WEIGHTS)}\n"
+    with LocalHub(tmp_path / "server", xet=True) as hub:
+        assert run(hub, upload, "hf_alice") == size
+    with LocalHub(tmp_path / "server") as hub:
+        assert run(hub, upload, "hf_alice") == size
+        address = f"{hub.endpoint}/{ID}/resolve/main/w.safetensors"
+        assert http().get(address, follow_redirects=True).content == WEIGHTS
+        (kept,) = (tmp_path / "server" / "lfs").iterdir()
+        kept.unlink()
+        for stored in (tmp_path / "server" / "cas").rglob("default.*"):
+            stored.write_bytes(stored.read_bytes().replace(WEIGHTS[100:120], bytes(20)))
+        assert http().get(address, follow_redirects=True).status_code == 400
+        assert not kept.exists()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

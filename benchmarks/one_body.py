@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.harness import Interval, Measured, interval, rounds
+from benchmarks.harness import Interval, Measured, interval, ratios, rounds
 from testkit.reference_models import gemma_3_270m, smollm2_derived, smollm2_instruct
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM
 from valueadapter.adapter.lora import build_lora_network
@@ -35,8 +35,8 @@ def default_adapter() -> Measured:
             "base": lambda m=model, i=ids, a=alone: m.base.generate(**i, **a),
             "adapter": lambda m=model, i=ids: m.generate(**i, **GREEDY),
         }
-        ratios = [done["adapter"] / done["base"] for done in rounds(variants, number=7)]
-        found[f"P13 default adapter on {name} / {name} alone"] = interval(ratios), goal
+        each = [done["adapter"] / done["base"] for done in rounds(variants, number=7)]
+        found[f"P13 default adapter on {name} / {name} alone"] = interval(each), goal
         found[f"P13 held beside {name} / one body"] = _exactly(_bodies(model)), 1.05
     found["P13 held beside its training base / one body"] = _exactly(_bodies(_model(str(smollm2_derived()), 1))), 0.05
     return found
@@ -68,8 +68,22 @@ def mixed_batch() -> Measured:
         "one": lambda: model.generate(**ids, adapter_names=["a0"] * 8, **GREEDY),
         "four": lambda: model.generate(**ids, adapter_names=["a0", "a1", "a2", None] * 2, **GREEDY),
     }
-    ratios = [done["four"] / done["one"] for done in rounds(variants, number=5)]
-    return {"P15 eight rows with four choices / with one": (interval(ratios), 1.3)}
+    return {"P15 eight rows with four choices / with one": (ratios(variants, number=5)["four"], 1.3)}
+
+
+def products() -> Measured:
+    """Products of several rows with the body's weights / of one row, which no pass of several rows can be below."""
+    body = AutoModelForCausalLM.from_pretrained(smollm2_derived())
+    linears = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
+    goals = {2: 1.07, 4: 1.3}
+    inputs = {rows: {one.in_features: torch.randn(rows, one.in_features) for one in linears} for rows in (1, *goals)}
+    variants = {
+        str(rows): lambda given=given: [one(given[one.in_features]) for one in linears]
+        for rows, given in inputs.items()
+    }
+    with torch.no_grad():
+        found = ratios(variants, number=15)
+    return {f"products of {rows} rows / of one row": (found[str(rows)], goal) for rows, goal in goals.items()}
 
 
 def with_default_adapter(base: str) -> ValueAdapterForCausalLM:
@@ -116,4 +130,4 @@ def _exactly(value: float) -> Interval:
     return value, value, value
 
 
-GROUPS = (default_adapter, adapters_of_one_body, mixed_batch)
+GROUPS = (default_adapter, adapters_of_one_body, mixed_batch, products)

@@ -39,7 +39,6 @@ BEFORE: dict[tuple[str, int], str] = {
     ),
     ("alignment", 0): "from valueadapter import ValueAdapterForCausalLM",
     ("evaluation", 0): "train, others, held_out = records[:20], records[20:26], records[26:]",
-    ("export", 1): "input_ids, scores = inputs['input_ids'], model(**inputs).logits[:, -1]",
     ("hub", 0): (
         "from valueadapter import ValueAdapter; adapter = ValueAdapter.from_pretrained('my-adapter')\n"
         "from huggingface_hub import HfApi; HfApi().delete_repo('alice/adapter')"

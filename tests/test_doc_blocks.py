@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
-from adapters_on_hub import hub_of_alice
+from adapters_on_hub import hub_of_alice, pair
 from datasets import Dataset
 from doc_blocks import BEFORE, ELSEWHERE, IN_TESTS, PAGES, RENAMED, ROOT, blocks, commands
 from hub_clients import ASKS_ITS_ENDPOINT
 from huggingface_hub import HfApi
 from tiny import tiny_model
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 from vocabularies import tokenizer_of
 
-from valueadapter import ValueAdapter
 from valueadapter.cli.app import app
 
 pytestmark = [ASKS_ITS_ENDPOINT, pytest.mark.filterwarnings("default")]
@@ -36,6 +36,7 @@ BASES |= {
     "larger-model": "bytes",
     "other-family": "coarse bytes",
 }
+PREFIX = "Q 8 ABC \n\nQ 9 ABC \n\n"
 ADAPTERS = {"adapter": 2, "style": 3, "style-2": 4, "facts": 5}
 
 
@@ -58,14 +59,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files that the pages name; the adapters as they were published first."""
-    commit = HfApi().model_info("acme/base-model").sha
+    base = AutoModelForCausalLM.from_pretrained("acme/base-model")
     for name, seed in ADAPTERS.items():
-        width = len(tokenizer_of("bytes"))
-        network = tiny_model("llama", seed=seed, width=width)
-        network.config.max_position_embeddings = 4096
-        adapter = ValueAdapter.from_networks(
-            [network], tokenizer_of("bytes"), base_model_name_or_path="acme/base-model", base_model_revision=commit
-        )
+        adapter = pair(base, tokenizer_of("bytes"), "acme/base-model", seed=seed, prefix=PREFIX)
         HfApi().delete_repo(f"alice/{name}", missing_ok=True)
         adapter.push_to_hub(f"alice/{name}")
     adapter.save_pretrained(tmp_path / "my-adapter")

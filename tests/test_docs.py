@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapters_on_hub import pair
 from adapters_on_hub import server as server
 from huggingface_hub import HfApi
 from tiny import byte_tokenizer, tiny_model
@@ -36,9 +37,7 @@ def test_the_readmes_code_runs(
     HfApi().upload_folder(repo_id="acme/base-model", folder_path=tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     for name, seed in (("alice/adapter", 2), ("alice/another", 3)):
-        network = tiny_model("llama", seed=seed)
-        adapter = ValueAdapter.from_networks([network], byte_tokenizer(), base_model_name_or_path="acme/base-model")
-        adapter.push_to_hub(name)
+        pair(base, byte_tokenizer(), "acme/base-model", seed=seed, prefix="Q: A\n\n").push_to_hub(name)
     code = "".join(re.findall(r"```python\n(.*?)```", README, re.S)).replace("org/", "acme/").replace("user/", "alice/")
     for model in ("HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-3-270m"):
         code = code.replace(model, "acme/base-model")

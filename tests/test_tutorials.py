@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from adapters_on_hub import pair
 from adapters_on_hub import server as server
 from huggingface_hub import HfApi, hf_api
 from tiny import tiny_model
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from vocabularies import tokenizer_of
 
 from testkit.local_hub import LocalHub
 from testkit.notebooks import as_markdown, read, run, write
-from valueadapter import ValueAdapter
 from valueadapter.adapter.lora import build_lora_network
 
 PRINTS = re.compile(r"print\(|say=print")
@@ -40,13 +40,11 @@ def published(server: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tokenizer = tokenizer_of("bytes")
     commit = publish_model("acme/small", tokenizer, tmp_path / "small", seed=1)
     publish_model("acme/other", tokenizer_of("sentencepiece"), tmp_path / "other", seed=4)
+    base = AutoModelForCausalLM.from_pretrained("acme/small")
     for name, seed in (("alice/capitals", 2), ("alice/sums", 3)):
-        network = tiny_model("llama", seed=seed, width=len(tokenizer))
-        network.config.max_position_embeddings = 2048
-        ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="acme/small").push_to_hub(name)
-    lora = build_lora_network(
-        tiny_model("llama", seed=1, width=len(tokenizer)), rank=2, name="acme/small", revision=commit
-    )
+        prefix = "Question: A\nAnswer: B\n\n" if name == "alice/capitals" else None
+        pair(base, tokenizer, "acme/small", seed=seed, prefix=prefix).push_to_hub(name)
+    lora = build_lora_network(base, rank=2, name="acme/small", revision=commit)
     lora.save_pretrained(tmp_path / "lora", save_embedding_layers=False)
     HfApi().create_repo("alice/capitals-lora")
     HfApi().upload_folder(repo_id="alice/capitals-lora", folder_path=tmp_path / "lora")

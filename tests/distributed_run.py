@@ -15,7 +15,6 @@ from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model
 
 from valueadapter import ValueAdapter, ValueAdapterForCausalLM, ValueTrainer, ValueTrainingArguments, build_network
-from valueadapter.adapter.causal_lm import set_trainable
 from valueadapter.adapter.lora import build_lora_network
 
 ROWS = [{"prompt": f"Q{i % 7}", "completion": "ABC"[i % 3] * (1 + i % 5)} for i in range(32)]
@@ -34,8 +33,6 @@ def wrapper(network: str, *, tied: bool = False) -> ValueAdapterForCausalLM:
         reading = {"base_prefix": "Q: A\n\n", "reads_prefix": [True, True]} if network == "lora behind a prefix" else {}
         adapter = ValueAdapter.from_networks([lora, base], tokenizer, coefficients=[1, -1], **named, **reading)
     model.add_adapter(adapter, "default", is_trainable=True)
-    for frozen in adapter.networks[1:]:
-        set_trainable(frozen, False)
     return model
 
 

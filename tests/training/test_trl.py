@@ -13,7 +13,14 @@ from tiny import SIZE, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, build_network
+from valueadapter import (
+    UnsupportedModeError,
+    ValueAdapter,
+    ValueAdapterForCausalLM,
+    build_lora_network,
+    build_network,
+)
+from valueadapter.artifact import verification
 from valueadapter.model import joint_head
 
 pytestmark = [
@@ -99,6 +106,55 @@ def test_sft_loss_is_that_behind_the_base_prefix(base: str, tmp_path: Path, toke
     assert abs(float(found) - without) > 1e-2
 
 
+def pair(tokenizer: PreTrainedTokenizerFast, base: str) -> ValueAdapterForCausalLM:
+    """As the recipe makes an adapter: a LoRA of a model less that model, behind a prefix which all read."""
+    small = tiny_model(base, seed=2)
+    lora = build_lora_network(small, rank=2, name="alice/small", revision="0" * 40)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    how: dict[str, Any] = {"coefficients": [1.0, -0.6], "base_prefix": "!!##!!", "reads_prefix": [True, True]}
+    adapter = ValueAdapter.from_networks([lora, small], tokenizer, base_model_name_or_path="alice/small", **how)
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer)
+    model.add_adapter(adapter, "default", scale=0.7, is_trainable=True)
+    return model
+
+
+@pytest.mark.parametrize("base", ["llama", "gemma3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_of_the_recipe_is_trained_on(
+    base: str, checkpointing: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Behind its prefix, with the loss and gradients of whole logits; of its weights the LoRA's change."""
+    model = pair(tokenizer, base)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = sft(model, tmp_path, tokenizer, gradient_checkpointing=checkpointing)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model.eval()
+    found = trainer.compute_loss(model, dict(batch))
+    found.backward()
+    gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    model.zero_grad()
+    expected = model(**batch).loss
+    expected.backward()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    own = dict(model.named_parameters())
+    assert gradients
+    assert all("lora_" in name for name in gradients)
+    for name, mine in gradients.items():
+        torch.testing.assert_close(mine, own[name].grad, atol=1e-4, rtol=1e-3)
+    model.zero_grad()
+    trainer.train()
+    after = model.state_dict()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    config = verification.verify(tmp_path / "checkpoint-4")
+    assert (config.base_prefix, [one.reads_prefix for one in config.networks]) == ("!!##!!", [True, True])
+
+
 def test_sft_trains_the_network_alone_and_its_checkpoints_load(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -143,6 +199,17 @@ def test_resuming_is_an_error_and_no_fresh_start(tmp_path: Path, tokenizer: PreT
     trainer.train()
     with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_dpo_trains_an_adapter_of_the_recipe(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Against itself as it was: at log 2, then below."""
+    model = pair(tokenizer, "llama")
+    how = DPOConfig(**settings(tmp_path), precompute_ref_log_probs=True)
+    trainer = DPOTrainer(model, args=how, train_dataset=PAIRS, processing_class=tokenizer)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(0.693147, abs=1e-4)
+    assert losses[-1] < 0.66
 
 
 @pytest.mark.parametrize("by", ["wrapper", "base"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -114,6 +114,12 @@ def set_trainable(network: PreTrainedModel, trainable: bool) -> None:
             network.set_requires_grad(name, requires_grad=trainable)
     else:
         network.requires_grad_(trainable)
+
+
+def to_train(networks: Sequence[PreTrainedModel], coefficients: Sequence[float]) -> list[PreTrainedModel]:
+    """Those of an adapter's networks that its training changes: what has a LoRA and is added, or all without any."""
+    added = [one for one, weight in zip(networks, coefficients, strict=True) if weight > 0]
+    return [one for one in added if isinstance(getattr(one, "peft_config", None), dict)] or list(networks)
 
 
 def not_of_a_network(model: PreTrainedModel) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.causal_lm import execution_device, is_placed, set_trainable
+from valueadapter.adapter.causal_lm import execution_device, is_placed, set_trainable, to_train
 from valueadapter.adapter.combining import combined
 from valueadapter.adapter.model_state import same_model, settings_of
 from valueadapter.adapter.shared_tensors import make_own, move, swap_weights
@@ -65,7 +65,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
             scale: how strongly it acts; the adapter's own recommendation by default.
             base_prefix: what only the base reads before the prompt: the adapter's own by default, text or chat
                 messages in its place, or None for nothing.
-            is_trainable: whether its weights take gradients.
+            is_trainable: whether its weights take gradients: those of LoRAs in networks that are added, or without
+                any such LoRA all.
             hotswap: put its weights into the networks of the attached adapter of this name, see `hotswap_adapter`.
             download: `revision, subfolder, token, cache_dir, local_files_only, force_download`.
 
@@ -127,10 +128,12 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         # what another adapter holds, perhaps to train it, stays as it is
         new = [network for network in adapter.networks if id(network) not in held]
         move([network for network in new if not is_placed(network)], device=device, dtype=self.base.dtype)
+        counts = [network.coefficient for network in adapter.config.networks]
+        trained = set(map(id, to_train(adapter.networks, counts))) if is_trainable else set()
         for network in new:
-            if is_trainable:
+            if id(network) in trained:
                 make_own(network)
-            set_trainable(network, is_trainable)
+            set_trainable(network, id(network) in trained)
         if not is_trainable:
             check_effect(adapter, adapter_name)
             adapter = self._sharing(adapter)

@@ -137,8 +137,6 @@ class HeadMethods(WrappedModel):
                 return f"base and adapter '{term.name}' have different vocabularies"
             if term.connection != "residual":
                 return f"the networks of '{term.name}' read what the base expects (connection {term.connection})"
-            if any(term.prefixes):
-                return f"the networks of '{term.name}' read the base prefix"
         if is_sharded(self.base) or any(is_sharded(network) for term in terms for network in term.networks):
             return "each process has a part of the weights (FSDP or ZeRO-3)"
         models = [("base", self.base), *((f"network of '{t.name}'", network) for t in terms for network in t.networks)]
@@ -181,10 +179,12 @@ class HeadMethods(WrappedModel):
                 hidden = [_after(prefix, **read)]
         width = logits_width(self.base)
         for term in terms:
-            for network in term.networks:
+            for part, network in zip(term.parts, term.networks, strict=True):
                 ids = readable(input_ids, network, width)
                 own = moved({**read, "input_ids": ids}, execution_device(network))
-                hidden.append(last_hidden_state(network, **own, use_cache=False).to(hidden[0].device))
+                before = term.prefix_of(part)
+                said = last_hidden_state(network, **own, use_cache=False) if before is None else _after(before, **own)
+                hidden.append(said.to(hidden[0].device))
         return torch.cat(hidden, dim=-1)
 
 

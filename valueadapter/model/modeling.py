@@ -126,7 +126,7 @@ class ValueAdapterForCausalLM(
             revision: branch, tag or commit of the adapter's repository (`base_revision` for the base's).
             adapter_name: the adapter's name on this model.
             tokenizer: the base's tokenizer; found by the base's name by default.
-            is_trainable: whether the adapter's weights take gradients.
+            is_trainable: whether the adapter's weights take gradients; see `load_adapter`.
             strict: refuse negative scales and weights.
             kwargs: `base_revision`; `subfolder`, `force_download` for the adapter; `token`, `cache_dir`,
                 `local_files_only` for both; anything else goes to the base's `from_pretrained` (`dtype`, `device_map`,

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from valueadapter import hub
-from valueadapter.adapter.causal_lm import longest_text, set_trainable
+from valueadapter.adapter.causal_lm import longest_text
 from valueadapter.adapter.lora import build_lora_network, merged
 from valueadapter.adapter.network_building import build_network
 from valueadapter.adapter.value_adapter import ValueAdapter
@@ -328,8 +328,6 @@ def _untrained(recipe: Recipe, plan: _Plan, say: Say) -> ValueAdapterForCausalLM
     if recipe.network == "lora" and here and plan.commit is not None:
         adapter = named_at(adapter, 1, repo=name, revision=plan.commit)
     model.add_adapter(adapter, "default", is_trainable=True)
-    for network in adapter.networks[1:]:
-        set_trainable(network, False)
     if plan.prefix is not None:
         tokens = len(prefix_ids(plan.prefix, plan.tokenizer))
         check_room(plan.data["input_ids"], tokens, longest_text(base))

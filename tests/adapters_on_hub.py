@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from bodies import as_trained
 from hub_clients import online
 from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from tiny import byte_tokenizer, tiny_model
@@ -17,7 +16,6 @@ from transformers.utils import hub as transformers_hub
 
 from testkit.local_hub import LocalHub
 from valueadapter import ValueAdapter, hub
-from valueadapter.adapter.lora import build_lora_network
 
 REPO = "alice/adapter"
 WEIGHTS = "value_network/model.safetensors"
@@ -78,14 +76,6 @@ def requests(server: LocalHub, method: str, part: str) -> list[str]:
 def pair(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_repo: str, *, seed: int, prefix: str | None = None
 ) -> ValueAdapter:
-    """An adapter as `train` makes them: a LoRA of a base on the Hub, less that base, and what both read first."""
+    """An adapter as `train` makes them from a base that is on the Hub."""
     commit = str(HfApi().model_info(base_repo).sha)
-    lora = build_lora_network(base, rank=2, name=base_repo, revision=commit)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in lora.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.5)
-    reading = {} if prefix is None else {"base_prefix": prefix, "reads_prefix": [True, True]}
-    named: dict[str, Any] = {"base_model_name_or_path": base_repo, "base_model_revision": commit, **reading}
-    return ValueAdapter.from_networks([lora, base], tokenizer, coefficients=[1, -1], **named)
+    return as_trained(base, tokenizer, seed=seed, prefix=prefix, name=base_repo, revision=commit)

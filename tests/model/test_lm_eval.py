@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bodies import as_trained
 from tiny import byte_tokenizer, tiny_model
 from vocabularies import tokenizer_of
 
@@ -22,6 +23,7 @@ from valueadapter.evaluation.metrics import evaluate
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("default")  # the harness's dependencies have deprecations of their own
 
+KINDS = ["same", "other", "pair", "pair, other"]
 QUESTIONS: list[dict[str, Any]] = [
     {"question": "ABC", "choices": ["DE", "X", "YZ"], "answer": 0},
     {"question": "F", "choices": ["A", "GHIJ"], "answer": 1},
@@ -38,12 +40,15 @@ def _quiet() -> Iterator[None]:
 
 
 def wrapped(kind: str) -> ValueAdapterForCausalLM:
-    """An adapter on a base of its own vocabulary, or of another."""
+    """An adapter on a base of its own vocabulary, or of another; a network, or a pair as `train` makes them."""
     mine = byte_tokenizer()
-    theirs = mine if kind == "same" else tokenizer_of("coarse bytes")
+    theirs = tokenizer_of("coarse bytes") if "other" in kind else mine
     model = ValueAdapterForCausalLM(tiny_model("llama", seed=1, width=len(theirs)), tokenizer=theirs)
-    network = tiny_model("gpt2", seed=2)
-    model.add_adapter(ValueAdapter.from_networks([network], mine, base_model_name_or_path="a/b"), "default")
+    if "pair" in kind:
+        adapter = as_trained(tiny_model("llama", seed=2), mine, seed=3, prefix="A: B C\n\n")
+    else:
+        adapter = ValueAdapter.from_networks([tiny_model("gpt2", seed=2)], mine, base_model_name_or_path="a/b")
+    model.add_adapter(adapter, "default")
     model.eval()
     return model
 
@@ -72,7 +77,7 @@ def run(model: ValueAdapterForCausalLM, task: dict[str, Any], batch_size: int) -
     return lm_eval.simple_evaluate(model=lm, tasks=[task], task_manager=none, log_samples=True, bootstrap_iters=0)
 
 
-@pytest.mark.parametrize("kind", ["same", "other"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_likelihoods_are_ours(tmp_path: Path, kind: str, batch_size: int) -> None:
     """Of every choice, and so is the accuracy."""
@@ -90,7 +95,7 @@ def test_likelihoods_are_ours(tmp_path: Path, kind: str, batch_size: int) -> Non
             assert likelihood == pytest.approx(-nats, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["same", "other"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_its_answers_are_ours(tmp_path: Path, kind: str) -> None:
     """Greedy generation through the harness says what `evaluate` says."""
     model = wrapped(kind)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bodies import as_trained
 from datasets import Dataset
 from tiny import SIZE, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
@@ -17,7 +18,6 @@ from valueadapter import (
     UnsupportedModeError,
     ValueAdapter,
     ValueAdapterForCausalLM,
-    build_lora_network,
     build_network,
 )
 from valueadapter.artifact import verification
@@ -107,16 +107,9 @@ def test_sft_loss_is_that_behind_the_base_prefix(base: str, tmp_path: Path, toke
 
 
 def pair(tokenizer: PreTrainedTokenizerFast, base: str) -> ValueAdapterForCausalLM:
-    """As the recipe makes an adapter: a LoRA of a model less that model, behind a prefix which all read."""
-    small = tiny_model(base, seed=2)
-    lora = build_lora_network(small, rank=2, name="alice/small", revision="0" * 40)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in lora.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    how: dict[str, Any] = {"coefficients": [1.0, -0.6], "base_prefix": "!!##!!", "reads_prefix": [True, True]}
-    adapter = ValueAdapter.from_networks([lora, small], tokenizer, base_model_name_or_path="alice/small", **how)
+    """An adapter as `train` makes them, to be trained on."""
+    how: dict[str, Any] = {"coefficients": [1.0, -0.6], "prefix": "!!##!!", "revision": "0" * 40, "size": 0.1}
+    adapter = as_trained(tiny_model(base, seed=2), tokenizer, seed=0, **how)
     model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer)
     model.add_adapter(adapter, "default", scale=0.7, is_trainable=True)
     return model

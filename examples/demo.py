@@ -37,9 +37,9 @@ NOTES, QUESTIONS = 176, 112  # demonstrations; more of either would make the run
 NOTES_PASSES, QUESTIONS_PASSES = 3, 1
 NOTES_HELD_OUT, QUESTIONS_HELD_OUT = 40, 16
 CALIBRATION = 16  # notes
-STEPS = {"models": 18.0, "ledger": 147.0, "jeopardy": 46.0}
-FRESH_STEPS = {"measure ledger": 145.0, "measure jeopardy": 42.0, "cost": 33.0, "stack": 25.0}
-CONVERTING = 30.0
+STEPS = {"models": 10.0, "ledger": 138.0, "jeopardy": 56.0}
+FRESH_STEPS = {"measure ledger": 152.0, "measure jeopardy": 47.0, "cost": 36.0, "stack": 28.0}
+CONVERTING = 38.0
 """Seconds that each step took on two idle cores; the last one is what the first run adds."""
 console = Console(soft_wrap=True)
 

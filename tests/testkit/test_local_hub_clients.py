@@ -70,18 +70,23 @@ def test_offline_program_lives_on_cache(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(hub.log) == requests
 
 
+def uploading(folder: Path) -> tuple[str, str]:
+    """A file, and a program that uploads it."""
+    weights = folder / "weights"
+    weights.write_bytes(WEIGHTS)
+    program = f"""
+import huggingface_hub as h
+h.create_repo({ID!r}, exist_ok=True)
+h.upload_file(path_or_fileobj={str(weights)!r}, path_in_repo="w.safetensors", repo_id={ID!r})
+"""
+    return str(weights), program
+
+
 @SPEAKS_XET
 def test_xet_upload_is_served_both_ways(tmp_path: Path) -> None:
     """What came through Xet goes out through Xet and through plain HTTP."""
-    weights = tmp_path / "weights"
-    weights.write_bytes(WEIGHTS)
-    upload = f"""
-from huggingface_hub import HfApi, hf_hub_download
-api = HfApi()
-api.create_repo({ID!r})
-api.upload_file(path_or_fileobj={str(weights)!r}, path_in_repo="w.safetensors", repo_id={ID!r})
-print(open(hf_hub_download({ID!r}, "w.safetensors"), "rb").read() == open({str(weights)!r}, "rb").read())
-"""
+    weights, upload = uploading(tmp_path)
+    upload += f"print(open(h.hf_hub_download({ID!r}, 'w.safetensors'), 'rb').read() == open({weights!r}, 'rb').read())"
     with LocalHub(tmp_path / "server", xet=True) as hub:
         assert run(hub, upload, "hf_alice") == "True\n"
         asked = {mode for request in hub.log for mode in re.findall(r"xet-(\w+)-token", request.path)}
@@ -95,15 +100,7 @@ print(open(hf_hub_download({ID!r}, "w.safetensors"), "rb").read() == open({str(w
 @SPEAKS_XET
 def test_xet_upload_outlives_xet(tmp_path: Path) -> None:
     """A hub without Xet serves, lists and takes again what came through it before; of another content it says so."""
-    weights = tmp_path / "weights"
-    weights.write_bytes(WEIGHTS)
-    upload = f"""
-from huggingface_hub import HfApi
-api = HfApi()
-api.create_repo({ID!r}, exist_ok=True)
-api.upload_file(path_or_fileobj={str(weights)!r}, path_in_repo="w.safetensors", repo_id={ID!r})
-print(api.get_paths_info({ID!r}, ["w.safetensors"])[0].size)
-"""
+    upload = uploading(tmp_path)[1] + f"print(h.HfApi().get_paths_info({ID!r}, ['w.safetensors'])[0].size)"
     size = f"{len(WEIGHTS)}\n"
     with LocalHub(tmp_path / "server", xet=True) as hub:
         assert run(hub, upload, "hf_alice") == size

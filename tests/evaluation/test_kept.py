@@ -194,8 +194,8 @@ def test_the_command_goes_on_after_it_was_killed(place: Path) -> None:
     """Killed without a warning in the middle of an arm; the next run measures what is left, and leaves nothing."""
     environment = {**os.environ, "HF_HOME": str(place / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
     slow = (
-        "import time\nfrom valueadapter.evaluation.answers import Decoder\nfinish = Decoder.finish\n"
-        "Decoder.finish = lambda self: (time.sleep(3), finish(self))\n"
+        "import time\nfrom valueadapter.evaluation import metrics\nasked = metrics.answers\n"
+        "metrics.answers = lambda *a, **k: (time.sleep(3), asked(*a, **k))[1]\n"
         "from valueadapter.cli import main\nmain()"
     )
     running = subprocess.Popen([sys.executable, "-c", slow, *words(place)], env=environment, stderr=subprocess.DEVNULL)

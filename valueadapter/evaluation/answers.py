@@ -59,11 +59,9 @@ def answer(
     stop_strings: Sequence[str] = (),
 ) -> list[str]:
     """What the model says to each prompt, greedily, up to its end or the first of some texts."""
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_strings": stop_strings}
-    decoder = Decoder(model, tokenizer, rows=max(1, len(prompts)), **how)
-    decoder.ask({number: Asked(prompt_ids(prompt, tokenizer)) for number, prompt in enumerate(prompts)})
-    decoder.finish()
-    return [decoder.said[number].text for number in range(len(prompts))]
+    rows = [Asked(prompt_ids(prompt, tokenizer)) for prompt in prompts]
+    found = answers(model, tokenizer, rows, max_new_tokens=max_new_tokens, stop_strings=stop_strings)
+    return [one.text for one in found]
 
 
 def begun(prompt: Sequence[int], text: Sequence[int], predicted: Mapping[int, int]) -> list[int]:
@@ -106,78 +104,41 @@ def says_the_likeliest(model: Any) -> bool:
     return usual and not any(name in vars(base) for name in _DECODING) and decodes_as_it_reads(model)
 
 
-class Decoder:
-    """Answers prompts as they come, greedily, up to where a model, its tokenizer or a text says that an answer ends.
-
-    Those of which more is to be said than is known are decoded together, as soon as there are enough of them.
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Asked],
+    *,
+    max_new_tokens: int,
+    stop_strings: Sequence[str],
+) -> list[Said]:
+    """What the model says to each prompt, greedily, up to where it, its tokenizer or a text says that it ends.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        rows: how many are decoded together at most.
+        rows: the prompts; what is known of an answer must be what this model says.
         max_new_tokens: length of an answer at most.
         stop_strings: texts that end an answer.
     """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        rows: int,
-        max_new_tokens: int,
-        stop_strings: Sequence[str],
-    ) -> None:
-        self.model, self.tokenizer, self.rows = model, tokenizer, rows
-        self.max_new_tokens, self.stop_strings = max_new_tokens, stop_strings
-        self.said: dict[int, Said] = {}
-        """Answers by the numbers of their prompts."""
-        self._open: dict[int, Asked] = {}
-        self._stops = stop_tokens(model, tokenizer)
-
-    @property
-    def waiting(self) -> int:
-        """Prompts that have no answer yet."""
-        return len(self._open)
-
-    def ask(self, rows: Mapping[int, Asked]) -> None:
-        """Takes up prompts, by number; what is known of an answer must be what this model says."""
-        for number, row in rows.items():
-            ids = list(row.begun)[: self.max_new_tokens]
-            known = self._as_text(ids)
-            if known.ended or len(ids) == self.max_new_tokens:
-                self.said[number] = known
-            else:
-                self._open[number] = row
-        while len(self._open) >= self.rows:
-            self._decode()
-
-    def finish(self) -> None:
-        """Answers what is waiting."""
-        while self._open:
-            self._decode()
-
-    def _decode(self) -> None:
-        """Answers those that wait longest, as many as are decoded together."""
-        longest = max(len(row.prompt) for row in self._open.values())
-        size = min(self.rows, rows_at_once(self.model, longest + self.max_new_tokens))
-        some = dict(list(self._open.items())[:size])
-        longest, least = max(len(row.prompt) for row in some.values()), min(len(row.begun) for row in some.values())
-        # so that no row comes further than it would without what is known
-        known = {number: list(row.begun)[: longest + least - len(row.prompt)] for number, row in some.items()}
-        texts = [[*row.prompt, *known[number]] for number, row in some.items()]
-        how = (self.max_new_tokens - least, self._stops, self.stop_strings)
-        more = _generate(self.model, self.tokenizer, texts, *how)
-        for number, ids in zip(some, more, strict=True):
-            self.said[number] = self._as_text([*known[number], *ids][: self.max_new_tokens])
-            del self._open[number]
-
-    def _as_text(self, ids: list[int]) -> Said:
-        """An answer up to its first end. Not every token that ends one is one that decoding leaves out."""
-        place = next((place for place, token in enumerate(ids) if token in self._stops), len(ids))
-        text: str = self.tokenizer.decode(ids[:place], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        shown = until(text, self.stop_strings)
-        return Said(shown.strip(), place < len(ids) or len(shown) < len(text))
+    stops = stop_tokens(model, tokenizer)
+    said = [list(row.begun)[:max_new_tokens] for row in rows]
+    open_rows = [
+        index
+        for index, ids in enumerate(said)
+        if len(ids) < max_new_tokens and not _said(tokenizer, ids, stops, stop_strings).ended
+    ]
+    size = rows_at_once(model, max((len(rows[index].prompt) for index in open_rows), default=1) + max_new_tokens)
+    for start in range(0, len(open_rows), size):
+        some = open_rows[start : start + size]
+        longest, least = max(len(rows[index].prompt) for index in some), min(len(said[index]) for index in some)
+        for index in some:  # so that no row comes further than it would without what is known
+            said[index] = said[index][: longest + least - len(rows[index].prompt)]
+        texts = [[*rows[index].prompt, *said[index]] for index in some]
+        more = _generate(model, tokenizer, texts, max_new_tokens - least, stops, stop_strings)
+        for index, ids in zip(some, more, strict=True):
+            said[index] = [*said[index], *ids][:max_new_tokens]
+    return [_said(tokenizer, ids, stops, stop_strings) for ids in said]
 
 
 def _generate(
@@ -204,3 +165,11 @@ def _generate(
     )
     found: list[list[int]] = out[:, begin:].tolist()
     return found
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: set[int], stop_strings: Sequence[str]) -> Said:
+    """An answer up to its first end. Not every token that ends one is one that decoding leaves out."""
+    place = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    text: str = tokenizer.decode(ids[:place], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    shown = until(text, stop_strings)
+    return Said(shown.strip(), place < len(ids) or len(shown) < len(text))

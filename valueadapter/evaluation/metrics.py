@@ -5,7 +5,6 @@ Knows nothing of adapters: every arm (base alone, small tuned model alone, base 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import string
@@ -30,7 +29,7 @@ from valueadapter.demonstrations.responses import (
 from valueadapter.demonstrations.sources import all_checked
 from valueadapter.demonstrations.tokenized import IGNORED
 from valueadapter.errors import ConfigError
-from valueadapter.evaluation.answers import Asked, Decoder, Said, begun, says_the_likeliest
+from valueadapter.evaluation.answers import Asked, answers, begun, says_the_likeliest
 from valueadapter.evaluation.score import Example, Score
 from valueadapter.forward.bounded_logits import Piece, pieces
 from valueadapter.forward.stops import end_tokens
@@ -71,40 +70,23 @@ def evaluate(
     right_texts = [text for record in records for text in response_texts(record)]
     ends = end_tokens(model, tokenizer, stop_strings, width=logits_width(model), answers=right_texts)
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_strings": stop_strings}
-    decoder, told = Decoder(model, tokenizer, rows=batch_size, **how), 0
     for batch in batches(records, batch_size):
         asked = responses(batch, tokenizer, model.device, context=context)
         rows = _likelihoods(model, asked, batch, ends=ends, value_norms=value_norms)
         right = [_choice_is_right(model, tokenizer, record, context=context) for record in batch]
-        if generate:
-            questions = _questions(model, tokenizer, batch, asked, rows, context=context)
-            decoder.ask({len(examples) + index: one for index, one in questions.items()})
-        examples += [
-            one if hit is None else dataclasses.replace(one, totals={**one.totals, "choice_accuracy": (float(hit), 1)})
-            for one, hit in zip(rows, right, strict=True)
-        ]
-        done = len(examples) - decoder.waiting
-        if on_progress is not None and done > told:
-            on_progress(done - told)
-        told = done
-    decoder.finish()
-    if on_progress is not None and len(examples) > told:
-        on_progress(len(examples) - told)
-    return Score(
-        tuple(
-            _answered(example, record, decoder.said.get(index))
-            for index, (example, record) in enumerate(zip(examples, records, strict=True))
-        )
-    )
-
-
-def _answered(example: Example, record: Record, said: Said | None) -> Example:
-    """What was measured, with the answer, where the record asks something."""
-    if said is None:
-        return example
-    hit = normalised(said.text) == normalised(response_texts(record)[-1])
-    totals = {**example.totals, "exact_match": (float(hit), 1), "ends": (float(said.ended), 1)}
-    return dataclasses.replace(example, totals=totals, answer=said.text)
+        questions = _questions(model, tokenizer, batch, asked, rows, context=context) if generate else {}
+        found = dict(zip(questions, answers(model, tokenizer, list(questions.values()), **how), strict=True))
+        for index, (record, row) in enumerate(zip(batch, rows, strict=True)):
+            totals, said = dict(row.totals), found.get(index)
+            if (hit := right[index]) is not None:
+                totals["choice_accuracy"] = (float(hit), 1)
+            if said is not None:
+                totals["exact_match"] = (float(normalised(said.text) == normalised(response_texts(record)[-1])), 1)
+                totals["ends"] = (float(said.ended), 1)
+            examples.append(Example(totals, row.predicted, None if said is None else said.text))
+        if on_progress is not None:
+            on_progress(len(batch))
+    return Score(tuple(examples))
 
 
 def _likelihoods(

@@ -79,6 +79,8 @@ class ValueLogitsProcessor(LogitsProcessor):
 
     def prefixed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(batch, seq) prompts behind the prefix; a token that begins a text stands there once."""
+        if not self.adapter.prefix:
+            return input_ids
         ids = self._without_start(input_ids)
         return torch.cat([ids.new_tensor(self.adapter.prefix).expand(len(ids), -1), ids], dim=1)
 

@@ -66,11 +66,13 @@ class XetStorage:
         """The content of a file.
 
         Raises:
-            HubError: it is stored in a way that is not known here (500).
+            HubError: it is not stored, or in a way that is not known here (500).
         """
         pieces: list[bytes] = []
         for segment in file.segments:
-            xorb = next(self.folder.rglob(f"default.{segment.xorb}"))
+            xorb = next(self.folder.rglob(f"default.{segment.xorb}"), None)
+            if xorb is None:
+                raise HubError(500, f"a client named the xorb {segment.xorb}, and has not stored it")
             pieces += list(_chunks(xorb.read_bytes(), segment.last))[segment.first :]
         return b"".join(pieces)
 

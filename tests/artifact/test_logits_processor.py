@@ -71,6 +71,7 @@ def test_a_prefix_is_in_the_prompt_or_an_error(base: str, starts: bool, tmp_path
     model.set_base_prefix(None)
     without = speak(plain, made(plain, tokenizer=tokenizer, base_prefix=None), ids)
     assert torch.equal(without, model.generate(ids, **GREEDY))
+    assert torch.equal(made(plain, tokenizer=tokenizer, base_prefix=None).prefixed(ids), ids)
 
 
 def test_beams_are_refused(exports: dict[str, Path]) -> None:

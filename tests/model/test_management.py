@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from bodies import as_trained
+from tiny import byte_tokenizer, tiny_model
 from torch._dynamo.testing import CompileCounter
 from vocabularies import tokenizer_of
 
@@ -254,6 +255,40 @@ def test_a_shared_network_is_not_swapped(model: ValueAdapterForCausalLM, make: M
     model.add_weighted_adapter(["b"], [1.0], "twin")
     with pytest.raises(ConfigError, match="another adapter shares a network with 'b'"):
         model.hotswap_adapter(make(30, "gpt2"), "b")
+
+
+def test_what_shares_its_body_alone_is_swapped() -> None:
+    """The best checkpoint of an adapter that is trained, beside a frozen one of its body, which keeps what it says."""
+    tokenizer, body, ids = byte_tokenizer(), tiny_model("llama", seed=2), torch.tensor([[5, 6, 7]])
+    model = ValueAdapterForCausalLM(tiny_model("llama", seed=1), tokenizer=tokenizer).eval()
+    for name, seed in (("a", 0), ("b", 3)):
+        adapter = as_trained(body, tokenizer, seed=seed, prefix=None)
+        model.add_adapter(adapter, name, scale=1.0, is_trainable=name == "a")
+    model.set_adapter("b")
+    before = model(ids).logits
+    new = as_trained(body, tokenizer, seed=8, prefix=None)
+    model.hotswap_adapter(new.copy(), "a", scale=1.0)
+    assert torch.equal(model(ids).logits, before)
+    model.set_adapter("a")
+    found = model(ids).logits
+    alone = ValueAdapterForCausalLM(model.base, tokenizer=tokenizer)
+    alone.add_adapter(new, "a", scale=1.0)
+    torch.testing.assert_close(found, alone(ids).logits)
+
+
+def test_training_nothing_is_an_error(model: ValueAdapterForCausalLM) -> None:
+    """What the adapter would train is another's, which is frozen; a copy is its own."""
+    body = tiny_model("llama", seed=2)
+    pair = as_trained(body, byte_tokenizer(), seed=0, prefix=None)
+    lora = ValueAdapter.from_networks(pair.networks[:1], byte_tokenizer(), base_model_name_or_path="a/b")
+    model.add_adapter(lora, "frozen")
+    with pytest.raises(ConfigError, match="would train nothing of 'new'"):
+        model.add_adapter(pair, "new", is_trainable=True)
+    assert "new" not in model.adapters
+    model.add_adapter(pair.copy(), "new", is_trainable=True)
+    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    assert trained
+    assert all("lora_" in name and ".new." in name for name in trained)
 
 
 # -- several at once ---------------------------------------------------------------------------------------------------

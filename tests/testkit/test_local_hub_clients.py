@@ -114,6 +114,9 @@ def test_xet_upload_outlives_xet(tmp_path: Path) -> None:
             stored.write_bytes(stored.read_bytes().replace(WEIGHTS[100:120], bytes(20)))
         assert http().get(address, follow_redirects=True).status_code == 400
         assert not kept.exists()
+        for stored in (tmp_path / "server" / "cas").rglob("default.*"):
+            stored.unlink()
+        assert http().get(address, follow_redirects=True).status_code == 500
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

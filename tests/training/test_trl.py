@@ -14,12 +14,7 @@ from tiny import SIZE, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from valueadapter import (
-    UnsupportedModeError,
-    ValueAdapter,
-    ValueAdapterForCausalLM,
-    build_network,
-)
+from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.artifact import verification
 from valueadapter.model import joint_head
 

@@ -105,7 +105,7 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
 
         Raises:
             AdapterNameError: the name is taken or not usable.
-            ConfigError: a prefix that is none, or that the base's tokenizer cannot take.
+            ConfigError: a prefix that is none, or that the base's tokenizer cannot take; nothing that could be trained.
             IncompatibleBaseError: a vocabulary that no map leads to, or the base's tokenizer is not known.
             UnsupportedModeError: a network of a kind that cannot read the base's text in tokens of its own.
             ConfigError: its value logits are NaN or infinite.
@@ -125,11 +125,17 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         device = execution_device(self.base)
         attached = self.attached.networks()
         held = set(map(id, attached))
+        counts = [network.coefficient for network in adapter.config.networks]
+        to_change = to_train(adapter.networks, counts) if is_trainable else []
+        if is_trainable and not any(id(one) not in held or _takes_gradients(one) for one in to_change):
+            raise ConfigError(
+                f"is_trainable=True would train nothing of '{adapter_name}': an attached adapter holds what it would "
+                "change, and is not trained. Attach adapter.copy()"
+            )
+        trained = set(map(id, to_change))
         # what another adapter holds, perhaps to train it, stays as it is
         new = [network for network in adapter.networks if id(network) not in held]
         move([network for network in new if not is_placed(network)], device=device, dtype=self.base.dtype)
-        counts = [network.coefficient for network in adapter.config.networks]
-        trained = set(map(id, to_train(adapter.networks, counts))) if is_trainable else set()
         for network in new:
             if id(network) in trained:
                 make_own(network)
@@ -173,7 +179,8 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         attached = self.attached.get(adapter_name)
         old = attached.adapter
         elsewhere = {id(n) for name, one in self.adapters.items() if name != adapter_name for n in one.networks}
-        if any(id(network) in elsewhere for network in old.networks):
+        pairs = zip(old.networks, adapter.networks, strict=False)  # of another number it does not fit, see below
+        if any(id(mine) in elsewhere and not same_model(mine, theirs) for mine, theirs in pairs):
             raise ConfigError(
                 f"another adapter shares a network with '{adapter_name}', whose weights would change too; delete "
                 f"'{adapter_name}' and load the new adapter under its name"
@@ -351,6 +358,10 @@ class AdapterMethods(StatusMethods, ChoosingMethods):
         check_name(name)
         if name in self.attached.by_name:
             raise AdapterNameError(f"an adapter '{name}' is attached already; choose another name or delete it first")
+
+
+def _takes_gradients(network: PreTrainedModel) -> bool:
+    return any(parameter.requires_grad for parameter in network.parameters())
 
 
 def _check_text_readers(adapter: ValueAdapter) -> None:

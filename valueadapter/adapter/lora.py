@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from valueadapter.artifact.config.number import whole
+from valueadapter.artifact.config.parts import COMMIT
 from valueadapter.errors import ConfigError
 
 
@@ -34,7 +35,7 @@ def build_lora_network(
         source: the causal language model that the LoRA is for. It is copied.
         rank: of the LoRA, on every linear layer of the body; at least 1.
         name: Hub ID of `source`, for the record in the LoRA's own configuration.
-        revision: its commit, 40 hex digits; without one the LoRA cannot be saved apart, see `merged`.
+        revision: its commit, 40 hex digits; without one the network is saved whole, with the LoRA in its weights.
         alpha: what the LoRA is scaled by, times the rank; twice the rank by default.
         target_modules: names of the linear layers that it is on, as `q_proj`; by default every one of the body.
 
@@ -125,6 +126,14 @@ def rank_of(network: PreTrainedModel) -> int | None:
     """The rank of a network's LoRA, or None where it has none."""
     configs = getattr(network, "peft_config", None)
     return next((one.r for one in configs.values() if hasattr(one, "r")), None) if isinstance(configs, dict) else None
+
+
+def is_unpinned(network: PreTrainedModel) -> bool:
+    """Whether a network is a LoRA (a `PeftModel`) whose base is not named at a commit."""
+    configs = getattr(network, "peft_config", None)
+    if not isinstance(configs, dict):
+        return False
+    return not all(COMMIT.fullmatch(str(config.revision)) for config in configs.values())
 
 
 def merged(network: PreTrainedModel) -> PreTrainedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +12,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from valueadapter.adapter.causal_lm import not_of_a_network
-from valueadapter.adapter.lora import has_injected_layers
+from valueadapter.adapter.lora import described, has_injected_layers, is_unpinned, merged
 from valueadapter.artifact import file_names
 from valueadapter.artifact.verification import checksums
 from valueadapter.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def save_network(
@@ -24,6 +28,9 @@ def save_network(
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, str]:
     """Writes a network as an ordinary transformers (or PEFT) checkpoint, its own weights or those of `state_dict`.
+
+    A LoRA is written alone where its base is named at a commit, from which the rest is loaded again; else the whole
+    network, with the LoRA in its weights, and the log says so.
 
     Returns:
         File name -> SHA-256 of the weight files.
@@ -36,6 +43,8 @@ def save_network(
             "PEFT has put LoRA into this network's layers; save it from the model that it is attached to: "
             "model.save_pretrained(directory)"
         )
+    if is_unpinned(network):
+        network, state_dict = _whole(network, state_dict), None
     if isinstance(getattr(network, "peft_config", None), dict):
         # "auto" would ask the Hub whether the base's embedding was resized; an adapter is saved offline too
         network.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
@@ -45,6 +54,20 @@ def save_network(
     (directory / file_names.GENERATION_CONFIG).unlink(missing_ok=True)
     (directory / file_names.CARD).unlink(missing_ok=True)  # PEFT writes a card of its own
     return checksums(directory)
+
+
+def _whole(network: PreTrainedModel, state_dict: dict[str, torch.Tensor] | None) -> PreTrainedModel:
+    """A copy of a LoRA network with the LoRA in its weights."""
+    logger.warning(
+        "%s: its base is not named at a commit of the Hub, from which others could load it, so that it is saved whole, "
+        "with the LoRA in its weights; build_lora_network(…, name=…, revision=…) names one, and then the LoRA is saved "
+        "alone",
+        described(network),
+    )
+    own = copy.deepcopy(network)
+    if state_dict is not None:
+        own.load_state_dict(state_dict)
+    return merged(own)
 
 
 @contextmanager

@@ -5,39 +5,21 @@ Knows PEFT's file of weights; nothing of what is trained or of artifacts.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.lora import merged
+from valueadapter.adapter.lora import is_unpinned
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
-from valueadapter.artifact.config.parts import COMMIT
 from valueadapter.errors import CheckpointError
-
-
-def is_unpinned_lora(network: PreTrainedModel) -> bool:
-    """Whether a network is a LoRA (a `PeftModel`) whose base is not named at a commit."""
-    configs = getattr(network, "peft_config", None)
-    if not isinstance(configs, dict):
-        return False
-    return not all(COMMIT.fullmatch(str(config.revision)) for config in configs.values())
 
 
 def unpinned_lora(adapter: ValueAdapter) -> PreTrainedModel | None:
     """The LoRA network whose base has no commit, so that no adapter can name it; None where there is none."""
-    return next((network for network in adapter.networks if is_unpinned_lora(network)), None)
-
-
-def with_lora_merged(adapter: ValueAdapter) -> ValueAdapter:
-    """The adapter with each LoRA that has no commit to name its base by in the weights of a copy of that base."""
-    if not any(is_unpinned_lora(network) for network in adapter.networks):
-        return adapter
-    networks = [merged(copy.deepcopy(one)) if is_unpinned_lora(one) else one for one in adapter.networks]
-    return ValueAdapter(adapter.config, networks, adapter.tokenizer, adapter.alignments)
+    return next((network for network in adapter.networks if is_unpinned(network)), None)
 
 
 def save_lora(network: PreTrainedModel, directory: Path) -> None:

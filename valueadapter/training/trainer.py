@@ -33,7 +33,7 @@ from valueadapter.training.arguments import ValueTrainingArguments
 from valueadapter.training.bases import SAMPLES, Keyed, public_name, same_vocabulary, tokenizer_of_base
 from valueadapter.training.checkpoints import take_weights
 from valueadapter.training.fast_path import HiddenStateLoss, hidden_state_loss
-from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora, with_lora_merged
+from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora
 from valueadapter.training.penalty import norm_penalty
 from valueadapter.training.sharding import (
     OPTIMIZER,
@@ -223,7 +223,7 @@ class ValueTrainer(Trainer):
         if self.args.should_save and lora is not None:
             save_lora(lora, place.with_name(file_names.CHECKPOINT_LORA))
         elif self.args.should_save:
-            with_lora_merged(adapter).save_pretrained(place)
+            adapter.save_pretrained(place)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 

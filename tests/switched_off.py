@@ -41,7 +41,7 @@ WARNINGS = {
     ".*gradient_checkpointing.*": "transformers.Trainer's own arguments",
     "Could not find a config file in  -": "PEFT before 0.21 alone, of a LoRA put into a network without a name",
     "The PEFT config's .base_model_name_or_path. was renamed": "the same, where it is saved under the network's name",
-    "Model has .tie_word_embeddings=True. and a tied layer": "PEFT before 0.21 alone, of a LoRA on an embedding",
+    "Model has .tie_word_embeddings=True. and a tied layer": "PEFT, which cannot merge such a LoRA; what saves it can",
     "Cannot enable progress bars": "a test that switches them on while the run has them off",
     "'pin_memory' argument is set": "accelerate's default, on a machine without a GPU",
     "You are trying to modify a model with PEFT": "the test does it twice on purpose",

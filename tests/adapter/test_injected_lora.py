@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -125,17 +124,18 @@ def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_tied_weights_take_no_lora(tmp_path: Path) -> None:
-    """Put into a weight that two layers share, it would change both."""
-    network = tiny_model("llama", seed=2)
-    network.config.tie_word_embeddings = True
-    network.tie_weights()
-    for target in ("lm_head", "embed_tokens"):
-        model = wrapper(copy.deepcopy(network))
-        with_lora(model, rf"value_networks\.default\.0\..*{target}")
-        with pytest.raises(ConfigError, match="tied"):
-            model.save_pretrained(tmp_path / "a")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_on_a_weight_that_two_layers_share_it_changes_its_own_layer(target: str, tmp_path: Path) -> None:
+    """The network is saved with two weights; the one that is attached keeps one."""
+    model = wrapper(tiny_model("llama", seed=2, tied=True))
+    with_lora(model, rf"value_networks\.default\.0\..*{target}")
+    names = list(model.state_dict())
+    model.save_pretrained(tmp_path / "a")
+    assert list(model.state_dict()) == names
+    own = model.adapters["default"].networks[0]
+    weights = [getattr(one, "weight", None) for one in (own.get_input_embeddings(), own.get_output_embeddings())]
+    assert weights[0] is weights[1]
+    torch.testing.assert_close(loaded_from(tmp_path / "a")(IDS).logits, model.eval()(IDS).logits)
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT:UserWarning")

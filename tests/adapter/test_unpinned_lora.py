@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bodies import as_trained
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
@@ -43,6 +45,32 @@ def test_what_is_saved_computes_the_same(
     loaded = wrapped(ValueAdapter.from_pretrained(tmp_path / "adapter"), tokenizer)
     assert not any("lora_" in name for name in loaded.state_dict())
     torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True. and a tied layer:UserWarning")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_on_a_weight_that_two_layers_share_it_changes_its_own_layer(
+    how: dict[str, Any], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The network is saved with two weights."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False, **how)
+    network = get_peft_model(tiny_model("llama", seed=2, tied=True), config)
+    for name, parameter in network.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.1
+    model = wrapped(ValueAdapter.from_networks([network], tokenizer, base_model_name_or_path="alice/base"), tokenizer)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = wrapped(ValueAdapter.from_pretrained(tmp_path / "adapter"), tokenizer)
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
 
 
 def test_a_pinned_one_is_saved_alone_without_a_word(

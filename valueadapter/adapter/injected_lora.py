@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from valueadapter.adapter.lora import has_injected_layers, quiet_peft
+from valueadapter.adapter.lora import has_injected_layers, quiet_peft, untie
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.config.parts import NetworkSpec
@@ -111,13 +110,8 @@ def _only_lora(network: PreTrainedModel) -> str:
 
 
 def _with_lora_in_weights(network: PreTrainedModel, name: str) -> PreTrainedModel:
-    held = Counter(id(weight) for _, weight in network.named_parameters(remove_duplicate=False))
+    untie(network)
     for path, layer in _tuned(network).items():
-        if held[id(layer.get_base_layer().weight)] > 1:
-            raise ConfigError(
-                f"the LoRA is on '{path}', whose weight the network uses in another layer too (tied), so that it "
-                "cannot be put into it; leave this layer out of target_modules"
-            )
         layer.merge(safe_merge=True, adapter_names=[name])
         network.set_submodule(path, layer.get_base_layer())
     return network

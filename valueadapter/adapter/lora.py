@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -140,5 +141,29 @@ def merged(network: PreTrainedModel) -> PreTrainedModel:
     """A LoRA network as an ordinary one, with the LoRA in its weights; another network as it is."""
     if not isinstance(getattr(network, "peft_config", None), dict):
         return network
+    untie(cast(Any, network).get_base_model())
     plain: PreTrainedModel = network.merge_and_unload()
+    if plain.get_input_embeddings().weight is plain.get_output_embeddings().weight:  # trained as one weight
+        plain.config.get_text_config().tie_word_embeddings = True
     return plain.eval()
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Gives each layer that PEFT has replaced a weight of its own where it is tied to another layer's, so that what was
+    trained can be put into it alone; embedding and head are then saved as two.
+
+    Args:
+        model: a causal language model; it is changed in place.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    held = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for module in list(model.modules()):
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        layer: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+        weight: Any = getattr(layer, "weight", None)
+        if held[id(weight)] > 1:
+            layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            model.config.get_text_config().tie_word_embeddings = False

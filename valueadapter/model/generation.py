@@ -245,10 +245,11 @@ class GenerationMethods(WrappedModel):
     def cache_of_call(
         self, use_cache: bool | None, cache: Cache | None, terms: list[Term]
     ) -> tuple[bool, ValueAdapterCache | None]:
-        """Whether a call keeps a cache, by default as the base and not in training; and that cache."""
+        """Whether a call keeps a cache, by default as this model or else its base is set; and that cache."""
         if use_cache is None:
-            own = bool(getattr(self.base.config.get_text_config(), "use_cache", True))
-            use_cache = own and not self.training and _without_cache(self.base, terms) is None
+            own = getattr(self.config, "use_cache", None)  # a Trainer sets it, whose packed rows a cache would join
+            own = getattr(self.base.config.get_text_config(), "use_cache", True) if own is None else own
+            use_cache = bool(own) and not self.training and _without_cache(self.base, terms) is None
         if not isinstance(cache, ValueAdapterCache):
             self.attached.bodies.check()
         return use_cache, self._cache_parts(cache, terms) if use_cache or cache is not None else None

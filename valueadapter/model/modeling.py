@@ -180,7 +180,8 @@ class ValueAdapterForCausalLM(
             cache: what an earlier call returned; an empty transformers cache also serves.
             inputs_embeds: (batch, seq, hidden) in place of `input_ids`, only while no adapter is active.
             labels: (batch, seq) token ids, -100 where there is no loss. The loss is in nats per token.
-            use_cache: whether to return a cache; by default as the base, and not in training.
+            use_cache: whether to return a cache; by default as `config.use_cache` says, or the base's, and not in
+                training.
             logits_to_keep: compute only the last N positions, or those of an index tensor; 0 computes all.
             output_value_logits: also return what was added to the base's logits; with "each" adapter by adapter, too,
                 or with "networks" what `base` and each network (`<adapter>.<index>`) say, before any weight.
@@ -206,6 +207,9 @@ class ValueAdapterForCausalLM(
             return forward_rows(self, rows, input_ids, attention_mask, position_ids, **asked)
         if input_ids is None and self.attached.terms():
             raise UnsupportedModeError(NO_IDS)
+        for name in ("output_hidden_states", "output_attentions"):  # of the base, also where this model is set to it
+            if kwargs.get(name) is None and getattr(self.config, name, False):
+                kwargs[name] = True
         self.attached.note_training()
         if value_loss is not None:
             return ValueAdapterOutput(value_loss(self.attached.terms()[0], input_ids, attention_mask, position_ids))

@@ -12,7 +12,7 @@ from bodies import as_trained
 from datasets import Dataset
 from tiny import SIZE, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from valueadapter import UnsupportedModeError, ValueAdapter, ValueAdapterForCausalLM, build_network
 from valueadapter.artifact import verification
@@ -187,6 +187,23 @@ def test_resuming_is_an_error_and_no_fresh_start(tmp_path: Path, tokenizer: PreT
     trainer.train()
     with pytest.raises(ValueError, match="Can't find a valid checkpoint"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_grpo_trains_an_adapter_of_the_recipe_on_what_it_says(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """It samples as it generates, and its LoRA alone learns from that."""
+    model = pair(tokenizer, "llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [float(sum(map(ord, text)) % 7) for text in completions]
+
+    how = {**settings(tmp_path), "max_steps": 1, "num_iterations": 1, "num_generations": 4, "max_completion_length": 6}
+    GRPOTrainer(model, reward, args=GRPOConfig(**how), train_dataset=DATA, processing_class=tokenizer).train()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
 
 
 def test_dpo_trains_an_adapter_of_the_recipe(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

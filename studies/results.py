@@ -108,6 +108,16 @@ def difference(arm: Result, other: Result, sizes: Sequence[int]) -> Estimate:
     return _estimate(_ratios(other, sizes) - _ratios(arm, sizes), float(other[TOTAL]) - float(arm[TOTAL]))
 
 
+def mean_difference(pairs: Sequence[tuple[Row, Row]]) -> Estimate | None:
+    """By how many bits per byte, as loaded and on average over pairs of the same examples, the first is better; None
+    where it is not known what each example cost."""
+    arms = [(one.result["default"], other.result["default"], one.sizes) for one, other in pairs]
+    if not all("examples" in arm for one, other, _ in arms for arm in (one, other)):
+        return None
+    ratios = [_ratios(other, sizes) - _ratios(one, sizes) for one, other, sizes in arms]
+    return _estimate(np.mean(ratios, axis=0), sum(difference(*each).value for each in arms) / len(arms))
+
+
 def _ratios(arm: Result, sizes: Sequence[int]) -> np.ndarray:
     """(resamples,) bits per byte."""
     return Bootstrap(len(sizes)).ratios(list(zip(arm["examples"], sizes, strict=True)))

@@ -128,14 +128,20 @@ def _is_of(key: str, result: Result) -> bool:
 
 
 def _published_part(result: Result) -> Result:
-    """A result without what each example cost, which is kept of arms that have intervals: those that also answer."""
+    """A result without what each example cost, which is kept of arms that have intervals: all those of cells that also
+    answer, of others the adapter as it is loaded.
+    """
     if "targets" not in result or result["settings"]["answered"]:
         return result
     targets = {
-        name: {key: _without_examples(arm) if isinstance(arm, dict) else arm for key, arm in arms.items()}
+        name: {key: _without_examples(arm) if _has_no_interval(key, arm) else arm for key, arm in arms.items()}
         for name, arms in result["targets"].items()
     }
-    return {**{key: value for key, value in result.items() if key != "sizes"}, "targets": targets, "sizes": []}
+    return {**result, "targets": targets}
+
+
+def _has_no_interval(name: str, arm: Any) -> bool:
+    return isinstance(arm, dict) and name != "default"
 
 
 def _without_examples(arm: Result) -> Result:

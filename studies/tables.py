@@ -21,7 +21,7 @@ from studies.plan import (
     of_task,
     reading,
 )
-from studies.results import TEXT, TOTAL, Estimate, Row, finished, newest, references_of, rows_of
+from studies.results import TEXT, TOTAL, Estimate, Row, finished, mean_difference, newest, references_of, rows_of
 from studies.store import Store
 from studies.targets import TARGETS
 
@@ -280,7 +280,7 @@ def readers(store: Store) -> str:
     ]
     rows = []
     for task in TASKS:
-        usual: dict[str, dict[int, float]] = {}
+        usual: dict[str, dict[int, Row]] = {}
         for use in READERS:
             cells = [reading(task, use, seed) for seed in SEEDS]
             known = {cell.seed: found for cell, found in finished(store, cells)}
@@ -289,23 +289,25 @@ def readers(store: Store) -> str:
                 continue
             shown = []
             for title, fits in bases:
-                values = {seed: next(row for row in found if fits(row)).bits("default") for seed, found in runs.items()}
-                shown.append(_off(values, usual.setdefault(title, values)))
+                own = {seed: next(row for row in found if fits(row)) for seed, found in runs.items()}
+                shown.append(_off(own, usual.setdefault(title, own)))
             rows.append([task, use, *shown, code(cells[0])])
     return folded(["task", "prefix use", *(title for title, _ in bases)], rows, named=2)
 
 
-def _off(values: Mapping[int, float], usual: Mapping[int, float]) -> str:
+def _off(own: Mapping[int, Row], usual: Mapping[int, Row]) -> str:
     """Each seed's value; how far their mean is from others' of the same seeds, and how far two seeds are apart."""
-    shown = ", ".join(map(bits, values.values()))
-    if values is usual:
+    shown = ", ".join(bits(row.bits("default")) for row in own.values())
+    if own is usual:
         return shown
-    both = values.keys() & usual.keys()
-    off = sum(values[seed] - usual[seed] for seed in both) / len(both)
+    both = [seed for seed in own if seed in usual]
+    off = sum(own[seed].bits("default") - usual[seed].bits("default") for seed in both) / len(both)
     text = f"{shown}: {abs(off):.3f} {'worse' if off > 0 else 'better'}"
+    if (found := mean_difference([(own[seed], usual[seed]) for seed in both])) is not None:
+        text += f" ({-found.high:+.3f} to {-found.low:+.3f})"
     if len(both) < len(SEEDS):
         return f"{text}, one seed"
-    apart = max(max(v.values()) - min(v.values()) for v in (values, usual))
+    apart = max(abs(each[0].bits("default") - each[1].bits("default")) for each in (own, usual))
     text += f", seeds {apart:.3f} apart"
     return f"**{text}**" if abs(off) > apart else text
 

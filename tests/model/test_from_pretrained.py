@@ -127,12 +127,15 @@ def test_a_damaged_lora_network_is_refused(base: str, tmp_path: Path, change: An
     """As for any other network: missing and extra tensors, and a base that is not pinned."""
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
     network = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("alice/base"), lora)
-    network.peft_config["default"].revision = "main"
-    with pytest.raises(ArtifactError, match="40-hex commit"):
-        adapter_of(network).save_pretrained(tmp_path / "a")
     network.peft_config["default"].revision = base
     adapter_of(network).save_pretrained(tmp_path / "a")
-    path = tmp_path / "a" / "value_network" / "adapter_model.safetensors"
+    settings = tmp_path / "a" / "value_network" / "adapter_config.json"
+    pinned = settings.read_text()
+    settings.write_text(pinned.replace(base, "main"))
+    with pytest.raises(ArtifactError, match="40-hex commit"):
+        ValueAdapter.from_pretrained(tmp_path / "a")
+    settings.write_text(pinned)
+    path = settings.with_name("adapter_model.safetensors")
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from valueadapter import ValueAdapter, ValueAdapterForCausalLM
+from valueadapter import ConfigError, ValueAdapter, ValueAdapterForCausalLM
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 DATA = Dataset.from_dict({"prompt": ["!#$%"] * 4, "completion": ["&'()"] * 4})
@@ -71,6 +72,37 @@ def test_on_a_weight_that_two_layers_share_it_changes_its_own_layer(
     model.save_pretrained(tmp_path / "adapter")
     loaded = wrapped(ValueAdapter.from_pretrained(tmp_path / "adapter"), tokenizer)
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_nothing_is_left_of_the_copy_that_is_saved(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Not even where adapters share their body, and without the garbage collector."""
+    body = tiny_model("llama", seed=2)
+    model = wrapped(as_trained(body, tokenizer, seed=0, prefix=None), tokenizer)
+    model.add_adapter(as_trained(body, tokenizer, seed=1, prefix=None), "other")
+    kind = type(body)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(one) is kind for one in gc.get_objects())
+        for place in ("a", "b"):
+            model.save_pretrained(tmp_path / place, adapter_name="other")
+        assert sum(type(one) is kind for one in gc.get_objects()) == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("revision", [None, "0" * 40])
+def test_one_that_is_switched_off_is_refused(
+    revision: str | None, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """It would act where it is loaded."""
+    adapter = as_trained(tiny_model("llama", seed=2), tokenizer, seed=0, prefix=None, revision=revision)
+    adapter.networks[0].base_model.disable_adapter_layers()
+    with pytest.raises(ConfigError, match="switched off"):
+        adapter.save_pretrained(tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+    adapter.networks[0].base_model.enable_adapter_layers()
+    adapter.save_pretrained(tmp_path / "adapter")
 
 
 def test_a_pinned_one_is_saved_alone_without_a_word(

@@ -146,6 +146,30 @@ def test_a_damaged_lora_network_is_refused(base: str, tmp_path: Path, change: An
         ValueAdapter.from_pretrained(tmp_path / "a")
 
 
+@pytest.mark.parametrize("names", [("mine",), ("default", "mine")])
+def test_the_lora_that_acts_is_saved_whatever_its_name(base: str, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Alone, and as the only one that a PEFT checkpoint has; of several that act none."""
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    network = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("alice/base"), lora, adapter_name=names[0])
+    for name in names[1:]:
+        network.add_adapter(name, lora)
+    network.set_adapter("mine")
+    for config in network.peft_config.values():
+        config.revision = base
+    adapter = adapter_of(network)
+    adapter.save_pretrained(tmp_path / "a")
+    assert {path.name for path in (tmp_path / "a" / "value_network").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    loaded = ValueAdapter.from_pretrained(tmp_path / "a")
+    assert torch.equal(loaded.networks[0](IDS).logits, network.eval()(IDS).logits)
+    if len(names) > 1:
+        network.base_model.set_adapter(list(names))
+        with pytest.raises(ConfigError, match=r"active in it are \['default', 'mine'\]"):
+            adapter.save_pretrained(tmp_path / "b")
+
+
 def test_a_base_may_be_a_peft_model(tmp_path: Path) -> None:
     """Value adapters add to a base that carries a LoRA of its own."""
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)

@@ -137,6 +137,33 @@ def is_unpinned(network: PreTrainedModel) -> bool:
     return not all(COMMIT.fullmatch(str(config.revision)) for config in configs.values())
 
 
+def active_lora(network: PreTrainedModel) -> str:
+    """The name of the LoRA with which a `PeftModel` computes.
+
+    Raises:
+        ConfigError: it computes with several.
+    """
+    names = list(cast(Any, network).active_adapters)
+    if len(names) != 1:
+        raise ConfigError(f"a network is saved with one LoRA; active in it are {names}. Choose it with set_adapter")
+    return str(names[0])
+
+
+def check_switched_on(network: PreTrainedModel) -> None:
+    """Refuses to save a LoRA that does nothing now, and would once it is loaded.
+
+    Raises:
+        ConfigError: it is switched off.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in network.modules()):
+        raise ConfigError(
+            "the LoRA of this network is switched off (disable_adapter_layers), and would act where it is loaded; "
+            "switch it on first (enable_adapter_layers), or save the network without it (unload)"
+        )
+
+
 def merged(network: PreTrainedModel) -> PreTrainedModel:
     """A LoRA network as an ordinary one, with the LoRA in its weights; another network as it is."""
     if not isinstance(getattr(network, "peft_config", None), dict):

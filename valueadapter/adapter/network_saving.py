@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from valueadapter.adapter.causal_lm import not_of_a_network
-from valueadapter.adapter.lora import described, has_injected_layers, is_unpinned, merged
+from valueadapter.adapter.lora import (
+    active_lora,
+    check_switched_on,
+    described,
+    has_injected_layers,
+    is_unpinned,
+    merged,
+)
+from valueadapter.adapter.shared_tensors import copy_of_its_own
 from valueadapter.artifact import file_names
 from valueadapter.artifact.verification import checksums
 from valueadapter.errors import ConfigError
@@ -36,24 +44,38 @@ def save_network(
         File name -> SHA-256 of the weight files.
 
     Raises:
-        ConfigError: PEFT has put LoRA into the network from outside, see `valueadapter.adapter.injected_lora`.
+        ConfigError: PEFT has put LoRA into the network from outside, see `valueadapter.adapter.injected_lora`; its own
+            LoRA is switched off, or is several that act together and cannot be written as one.
     """
     if has_injected_layers(network):
         raise ConfigError(
             "PEFT has put LoRA into this network's layers; save it from the model that it is attached to: "
             "model.save_pretrained(directory)"
         )
-    if is_unpinned(network):
-        network, state_dict = _whole(network, state_dict), None
-    if isinstance(getattr(network, "peft_config", None), dict):
-        # "auto" would ask the Hub whether the base's embedding was resized; an adapter is saved offline too
-        network.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
+    is_lora = isinstance(getattr(network, "peft_config", None), dict)
+    if is_lora:
+        check_switched_on(network)
+    if is_lora and not is_unpinned(network):
+        _save_lora(network, directory, state_dict)
     else:
+        network, state_dict = (_whole(network, state_dict), None) if is_lora else (network, state_dict)
         with _nothing_but_the_network(network):
             network.save_pretrained(directory, max_shard_size=max_shard_size, state_dict=state_dict)
     (directory / file_names.GENERATION_CONFIG).unlink(missing_ok=True)
     (directory / file_names.CARD).unlink(missing_ok=True)  # PEFT writes a card of its own
     return checksums(directory)
+
+
+def _save_lora(network: PreTrainedModel, directory: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
+    """Writes the LoRA that acts, whatever PEFT calls it, where PEFT looks for the only one."""
+    name = active_lora(network)
+    how: dict[str, Any] = {"selected_adapters": [name], "state_dict": state_dict}
+    # "auto" would ask the Hub whether the base's embedding was resized; an adapter is saved offline too
+    network.save_pretrained(directory, save_embedding_layers=False, **how)
+    if (apart := directory / name).is_dir():  # where PEFT puts one that is not called "default"
+        for path in apart.iterdir():
+            path.replace(directory / path.name)
+        apart.rmdir()
 
 
 def _whole(network: PreTrainedModel, state_dict: dict[str, torch.Tensor] | None) -> PreTrainedModel:
@@ -64,7 +86,7 @@ def _whole(network: PreTrainedModel, state_dict: dict[str, torch.Tensor] | None)
         "alone",
         described(network),
     )
-    own = copy.deepcopy(network)
+    own: PreTrainedModel = copy_of_its_own(network)
     if state_dict is not None:
         own.load_state_dict(state_dict)
     return merged(own)

@@ -97,6 +97,15 @@ def guard(model: nn.Module) -> None:
             vars(module)["merge"] = functools.partial(_merged_apart, module)
 
 
+def copy_of_its_own(model: nn.Module) -> Any:
+    """A copy that shares nothing, need not be guarded, and is gone as soon as nobody holds it."""
+    found = copy.deepcopy(model)
+    for module in found.modules():
+        for name in ("_apply", "merge"):
+            vars(module).pop(name, None)
+    return found
+
+
 def move(models: Sequence[nn.Module], **where: Any) -> None:
     """Moves or casts models that belong together, which go on sharing what they share with nobody else.
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from valueadapter.adapter.lora import active_lora, is_unpinned
 from valueadapter.adapter.network_loading import load_network
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names, verification
 from valueadapter.artifact.config import NetworkSpec, TrainingRecord, ValueAdapterConfig
 from valueadapter.artifact.network_files import OpenedNetwork
 from valueadapter.errors import ArtifactError, CheckpointError, ConfigError
-from valueadapter.training.lora_checkpoint import load_lora, unpinned_lora
+from valueadapter.training.trained_weights import check_shapes, load_trained
 
 
 def take_weights(own: ValueAdapter, checkpoint: Path) -> TrainingRecord | None:
@@ -21,7 +23,8 @@ def take_weights(own: ValueAdapter, checkpoint: Path) -> TrainingRecord | None:
 
     Args:
         own: the adapter being trained.
-        checkpoint: the Trainer's directory; its adapter, or its LoRA where the base has no commit, lies inside.
+        checkpoint: the Trainer's directory; its adapter lies inside, or what is trained of one that has a LoRA whose
+            base has no commit.
 
     Returns:
         The record of the training up to there, if the checkpoint has one.
@@ -29,8 +32,8 @@ def take_weights(own: ValueAdapter, checkpoint: Path) -> TrainingRecord | None:
     Raises:
         CheckpointError: anything is missing, damaged or does not fit; never a fresh start.
     """
-    if (lora := unpinned_lora(own)) is not None:
-        load_lora(lora, checkpoint / file_names.CHECKPOINT_LORA)
+    if any(map(is_unpinned, own.networks)):
+        load_trained(own.networks, checkpoint / file_names.CHECKPOINT_LORA)
         return None
     place = checkpoint / file_names.CHECKPOINT_ADAPTER
     try:
@@ -43,7 +46,7 @@ def take_weights(own: ValueAdapter, checkpoint: Path) -> TrainingRecord | None:
                 if held is None:
                     _check_named(spec, mine, place)
                 elif held.is_lora and hasattr(network, "peft_config"):  # the rest is pinned, and is there already
-                    load_lora(network, held.directory)
+                    _load_lora(network, held.directory, place)
                 else:
                     _load(held, network, place)
             return opened.config.training
@@ -78,12 +81,13 @@ def _check_named(spec: NetworkSpec, mine: NetworkSpec, place: Path) -> None:
 
 def _load(held: OpenedNetwork, network: PreTrainedModel, place: Path) -> None:
     saved = load_network(held, dtype=network.dtype).state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-    if expected != found:
-        name = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))[0]
-        raise CheckpointError(
-            f"checkpoint '{place}' does not fit the network: tensor '{name}' has shape {found.get(name)}, "
-            f"expected {expected.get(name)}. Build the network as it was built for that run"
-        )
+    check_shapes(place, saved, network.state_dict())
     network.load_state_dict(saved)
+
+
+def _load_lora(network: PreTrainedModel, directory: Path, place: Path) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict  # slow to import, and few trainings need it
+
+    saved, name = load_file(directory / file_names.PEFT_WEIGHTS), active_lora(network)
+    check_shapes(place, saved, get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False))
+    set_peft_model_state_dict(network, saved, adapter_name=name)

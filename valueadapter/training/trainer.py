@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME
 
-from valueadapter.adapter.lora import has_injected_layers, rank_of
+from valueadapter.adapter.lora import has_injected_layers, is_unpinned, rank_of
 from valueadapter.adapter.value_adapter import ValueAdapter
 from valueadapter.artifact import file_names
 from valueadapter.artifact.atomic_directory import check_target
@@ -33,7 +33,6 @@ from valueadapter.training.arguments import ValueTrainingArguments
 from valueadapter.training.bases import SAMPLES, Keyed, public_name, same_vocabulary, tokenizer_of_base
 from valueadapter.training.checkpoints import take_weights
 from valueadapter.training.fast_path import HiddenStateLoss, hidden_state_loss
-from valueadapter.training.lora_checkpoint import save_lora, unpinned_lora
 from valueadapter.training.penalty import norm_penalty
 from valueadapter.training.sharding import (
     OPTIMIZER,
@@ -45,6 +44,7 @@ from valueadapter.training.sharding import (
 )
 from valueadapter.training.state_store import Say
 from valueadapter.training.token_mean import TokenMean
+from valueadapter.training.trained_weights import save_trained
 from valueadapter.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -219,9 +219,9 @@ class ValueTrainer(Trainer):
         if _internal_call or output_dir is None:
             place = place / file_names.CHECKPOINT_ADAPTER
         adapter = self.trained_adapter()
-        lora = unpinned_lora(adapter) if _internal_call else None
-        if self.args.should_save and lora is not None:
-            save_lora(lora, place.with_name(file_names.CHECKPOINT_LORA))
+        apart = _internal_call and any(map(is_unpinned, adapter.networks))
+        if self.args.should_save and apart:
+            save_trained(adapter.networks, place.with_name(file_names.CHECKPOINT_LORA))
         elif self.args.should_save:
             adapter.save_pretrained(place)
         if self.args.push_to_hub and not _internal_call:
